@@ -1,0 +1,169 @@
+//! What a case expects of why502: the `[expect]` part of `case.toml`.
+
+use serde::Deserialize;
+
+/// The three sets of hooks, see design.md.
+pub(crate) const TIERS: [&str; 3] = ["full", "kprobe", "tracepoint"];
+
+/// Every stable cause name: a typing error in a case must not become a case that cannot fail.
+pub(crate) const CAUSES: [&str; 44] = [
+    "connect-refused-no-listener",
+    "connect-refused-by-peer",
+    "connect-refused-by-firewall",
+    "connect-timeout-firewall-drop",
+    "connect-timeout-no-answer",
+    "connect-timeout-backlog-full",
+    "connect-timeout-conntrack-full",
+    "host-unreachable",
+    "network-unreachable",
+    "local-port-exhausted",
+    "bind-failed",
+    "fd-limit",
+    "blocked-selinux",
+    "blocked-apparmor",
+    "blocked-bpf-lsm",
+    "blocked-cgroup-bpf",
+    "blocked-seccomp",
+    "unix-missing",
+    "unix-permission",
+    "unix-no-listener",
+    "unix-backlog-full",
+    "unix-not-a-socket",
+    "resolver-failed",
+    "no-resolver",
+    "upstream-closed-early",
+    "upstream-reset",
+    "upstream-died",
+    "keepalive-race",
+    "read-timeout",
+    "send-timeout",
+    "header-too-big",
+    "invalid-response",
+    "response-truncated",
+    "tls-to-plain-port",
+    "plain-to-tls-port",
+    "tls-handshake-failed",
+    "tls-handshake-timeout",
+    "tls-certificate-rejected",
+    "no-live-upstreams",
+    "upstream-returned-5xx",
+    "client-aborted",
+    "unexplained",
+    // Groups, for `never`: every cause that begins so.
+    "connect-timeout-*",
+    "connect-refused-*",
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Confidence {
+    Unexplained,
+    Likely,
+    Proven,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Floors {
+    pub(crate) full: Confidence,
+    pub(crate) kprobe: Confidence,
+    pub(crate) tracepoint: Confidence,
+}
+
+/// What why502 must and must not say. Either `cause` or `none = true`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Expect {
+    pub(crate) cause: Option<String>,
+    /// No incident at all.
+    #[serde(default)]
+    pub(crate) none: bool,
+    /// The least confidence, by tier.
+    pub(crate) confidence: Option<Floors>,
+    /// The most confidence the evidence allows (default proven).
+    pub(crate) at_most: Option<Confidence>,
+    /// Other causes that are tolerated, never as proven.
+    #[serde(default)]
+    pub(crate) cause_any: Vec<String>,
+    /// Causes of further incidents that are not counted (true, but of a later phase or another issue).
+    #[serde(default)]
+    pub(crate) allow: Vec<String>,
+    /// How many incidents; default 1 a request that is expected to fail, see `incidents()`.
+    pub(crate) incidents: Option<usize>,
+    pub(crate) incidents_min: Option<usize>,
+    pub(crate) incidents_max: Option<usize>,
+    /// Markers of configuration lines: each must be named by some incident.
+    #[serde(default)]
+    pub(crate) lines: Vec<String>,
+    /// Markers that no incident may name.
+    #[serde(default)]
+    pub(crate) not_lines: Vec<String>,
+    /// `upstream.address` must be one of these.
+    #[serde(default)]
+    pub(crate) addresses: Vec<String>,
+    /// `upstream.module` must be one of these.
+    #[serde(default)]
+    pub(crate) modules: Vec<String>,
+    /// Text in the evidence of some incident, case ignored.
+    #[serde(default)]
+    pub(crate) evidence_contains: Vec<String>,
+    #[serde(default)]
+    pub(crate) summary_contains: Vec<String>,
+    #[serde(default)]
+    pub(crate) evidence_kinds: Vec<String>,
+    /// Text that must be nowhere in the verdict.
+    #[serde(default)]
+    pub(crate) text_never: Vec<String>,
+    /// Causes that must not be said with any confidence.
+    #[serde(default)]
+    pub(crate) never: Vec<String>,
+    pub(crate) full: Option<TierExpect>,
+    pub(crate) kprobe: Option<TierExpect>,
+    pub(crate) tracepoint: Option<TierExpect>,
+}
+
+/// What one tier may say otherwise.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TierExpect {
+    /// Added to the tolerated causes.
+    #[serde(default)]
+    pub(crate) cause_any: Vec<String>,
+    pub(crate) at_most: Option<Confidence>,
+    pub(crate) incidents_min: Option<usize>,
+    pub(crate) incidents_max: Option<usize>,
+    /// The texts are not asked for.
+    #[serde(default)]
+    pub(crate) no_texts: bool,
+}
+
+impl Expect {
+    pub(crate) fn tier(&self, tier: &str) -> Option<&TierExpect> {
+        match tier {
+            "full" => self.full.as_ref(),
+            "kprobe" => self.kprobe.as_ref(),
+            _ => self.tracepoint.as_ref(),
+        }
+    }
+
+    pub(crate) fn floor(&self, tier: &str) -> Confidence {
+        match (&self.confidence, tier) {
+            (None, _) => Confidence::Unexplained,
+            (Some(f), "full") => f.full,
+            (Some(f), "kprobe") => f.kprobe,
+            (Some(f), _) => f.tracepoint,
+        }
+    }
+
+    /// The least and the most incidents that are right on this tier.
+    pub(crate) fn incidents(&self, tier: &str) -> (usize, usize) {
+        if self.none {
+            return (0, 0);
+        }
+        let exact = self.incidents.unwrap_or(1);
+        let of_tier = self.tier(tier);
+        let min = of_tier.and_then(|t| t.incidents_min).or(self.incidents_min).unwrap_or(exact);
+        let max = of_tier.and_then(|t| t.incidents_max).or(self.incidents_max).unwrap_or(exact);
+        (min, max.max(min))
+    }
+}

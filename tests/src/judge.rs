@@ -1,0 +1,283 @@
+//! The rules of judgement: what why502 said, against what the case expects. Pure.
+
+use crate::expect::{Confidence, Expect};
+use crate::nginx::Line;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How good the verdicts of a run were, one count for each incident.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Score {
+    /// The right cause, proven.
+    pub(crate) right: u32,
+    /// The right cause, likely.
+    pub(crate) likely: u32,
+    pub(crate) unexplained: u32,
+    /// Another cause, likely.
+    pub(crate) wrong: u32,
+    /// Another cause, proven: the worst.
+    pub(crate) false_proven: u32,
+    /// Expected incidents that never came.
+    pub(crate) missing: u32,
+}
+
+impl Score {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.right += other.right;
+        self.likely += other.likely;
+        self.unexplained += other.unexplained;
+        self.wrong += other.wrong;
+        self.false_proven += other.false_proven;
+        self.missing += other.missing;
+    }
+}
+
+/// The incidents that count, without those of the causes in `allow`.
+pub(crate) fn counted<'a>(expect: &Expect, incidents: &'a [Value]) -> Vec<&'a Value> {
+    incidents.iter().filter(|i| !expect.allow.iter().any(|a| a == text(i, "/cause"))).collect()
+}
+
+/// Judges the incidents of one case on one tier; no failures means pass.
+pub(crate) fn judge(
+    expect: &Expect,
+    tier: &str,
+    incidents: &[Value],
+    markers: &BTreeMap<String, Line>,
+) -> (Vec<String>, Score) {
+    let mut failures = Vec::new();
+    let mut score = Score::default();
+    for incident in incidents {
+        let cause = text(incident, "/cause");
+        if expect.never.iter().any(|never| matches(never, cause)) {
+            failures.push(format!("said {cause}, which must not be said here"));
+        }
+    }
+    let counted = counted(expect, incidents);
+    let (min, max) = expect.incidents(tier);
+    if counted.len() < min || counted.len() > max {
+        let causes: Vec<&str> = counted.iter().map(|i| text(i, "/cause")).collect();
+        failures.push(format!("{} incidents {causes:?}, expected {}", counted.len(), range(min, max)));
+    }
+    score.missing = u32::try_from(min.saturating_sub(counted.len())).unwrap_or(u32::MAX);
+    for incident in &counted {
+        verdict(expect, tier, incident, &mut failures, &mut score);
+        address(expect, incident, &mut failures);
+    }
+    if !counted.is_empty() {
+        lines(expect, &counted, markers, &mut failures);
+        texts(expect, tier, &counted, &mut failures);
+    }
+    (failures, score)
+}
+
+fn verdict(expect: &Expect, tier: &str, incident: &Value, failures: &mut Vec<String>, score: &mut Score) {
+    let cause = text(incident, "/cause");
+    let Some(confidence) = confidence(text(incident, "/confidence")) else {
+        failures.push(format!("confidence `{}` is none of ours", text(incident, "/confidence")));
+        return;
+    };
+    let right = expect.cause.as_deref() == Some(cause);
+    match (cause, right, confidence) {
+        ("unexplained", false, _) | (_, true, Confidence::Unexplained) => score.unexplained += 1,
+        (_, true, Confidence::Proven) => score.right += 1,
+        (_, true, Confidence::Likely) => score.likely += 1,
+        (_, false, Confidence::Proven) => score.false_proven += 1,
+        (_, false, _) => score.wrong += 1,
+    }
+    let of_tier = expect.tier(tier);
+    if right {
+        let floor = expect.floor(tier);
+        if confidence < floor {
+            failures.push(format!("{cause} is {confidence:?}, must be at least {floor:?}"));
+        }
+        if let Some(most) = of_tier.and_then(|t| t.at_most).or(expect.at_most)
+            && confidence > most
+        {
+            failures.push(format!("{cause} is {confidence:?}, the evidence allows {most:?} at most"));
+        }
+        return;
+    }
+    let mut tolerated = expect.cause_any.iter().chain(of_tier.iter().flat_map(|t| &t.cause_any));
+    if confidence == Confidence::Proven {
+        failures
+            .push(format!("FALSE PROVEN: {cause}, is {}", expect.cause.as_deref().unwrap_or("no incident")));
+    } else if !tolerated.any(|t| t == cause) {
+        failures.push(format!("wrong: {cause}, is {}", expect.cause.as_deref().unwrap_or("no incident")));
+    }
+}
+
+fn address(expect: &Expect, incident: &Value, failures: &mut Vec<String>) {
+    let address = text(incident, "/upstream/address");
+    if !expect.addresses.is_empty() && !expect.addresses.iter().any(|a| a == address) {
+        failures.push(format!("upstream.address is `{address}`, expected {:?}", expect.addresses));
+    }
+    let module = text(incident, "/upstream/module");
+    if !expect.modules.is_empty() && !expect.modules.iter().any(|m| m == module) {
+        failures.push(format!("upstream.module is `{module}`, expected {:?}", expect.modules));
+    }
+}
+
+fn lines(expect: &Expect, counted: &[&Value], markers: &BTreeMap<String, Line>, failures: &mut Vec<String>) {
+    for (marker, wanted) in
+        expect.lines.iter().map(|m| (m, true)).chain(expect.not_lines.iter().map(|m| (m, false)))
+    {
+        let Some((file, line)) = markers.get(marker) else {
+            failures.push(format!("the case has no line marked #@{marker}"));
+            continue;
+        };
+        let named = counted.iter().any(|incident| names_line(incident, file, *line));
+        if named != wanted {
+            let what = if wanted { "not named" } else { "named and innocent" };
+            failures.push(format!("config line {what}: {marker} = {}:{line}", file.display()));
+        }
+    }
+}
+
+fn names_line(incident: &Value, file: &Path, line: u64) -> bool {
+    let config = incident.get("config").and_then(Value::as_array);
+    config.into_iter().flatten().any(|entry| {
+        entry.get("line").and_then(Value::as_u64) == Some(line) && Path::new(text(entry, "/file")) == file
+    })
+}
+
+fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<String>) {
+    let join = |of: fn(&Value) -> String| counted.iter().map(|i| of(i)).collect::<Vec<_>>().join("\n");
+    let evidence = join(|i| entries(i, "evidence", "/text")).to_lowercase();
+    let summary = join(|i| text(i, "/summary").to_owned()).to_lowercase();
+    let kinds = join(|i| entries(i, "evidence", "/kind"));
+    let fixes = join(|i| entries(i, "fix", "/text")).to_lowercase();
+    for never in &expect.text_never {
+        let needle = never.to_lowercase();
+        if [&evidence, &summary, &fixes].iter().any(|t| t.contains(&needle)) {
+            failures.push(format!("`{never}` must not be said"));
+        }
+    }
+    if expect.tier(tier).is_some_and(|t| t.no_texts) {
+        return;
+    }
+    for (what, wanted, said) in
+        [("evidence", &expect.evidence_contains, &evidence), ("summary", &expect.summary_contains, &summary)]
+    {
+        for needle in wanted {
+            if !said.contains(&needle.to_lowercase()) {
+                failures.push(format!("the {what} does not say `{needle}`"));
+            }
+        }
+    }
+    for kind in &expect.evidence_kinds {
+        if !kinds.lines().any(|k| k == kind) {
+            failures.push(format!("no evidence of kind `{kind}`"));
+        }
+    }
+}
+
+fn entries(incident: &Value, list: &str, field: &str) -> String {
+    let list = incident.get(list).and_then(Value::as_array);
+    list.into_iter().flatten().map(|e| text(e, field)).collect::<Vec<_>>().join("\n")
+}
+
+/// A string field, empty when it is null or absent.
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or("")
+}
+
+fn confidence(name: &str) -> Option<Confidence> {
+    match name {
+        "proven" => Some(Confidence::Proven),
+        "likely" => Some(Confidence::Likely),
+        "unexplained" => Some(Confidence::Unexplained),
+        _ => None,
+    }
+}
+
+fn matches(pattern: &str, cause: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => cause.starts_with(prefix),
+        None => pattern == cause,
+    }
+}
+
+fn range(min: usize, max: usize) -> String {
+    if min == max { min.to_string() } else { format!("{min} to {max}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn expect(more: &str) -> Expect {
+        let text = format!(
+            "cause = 'fd-limit'\ncause_any = ['bind-failed']\nnever = ['connect-timeout-*']\n\
+             confidence = {{ full = 'proven', kprobe = 'proven', tracepoint = 'likely' }}\n{more}"
+        );
+        toml::from_str(&text).unwrap()
+    }
+
+    fn said(cause: &str, confidence: &str) -> Value {
+        json!({"cause": cause, "confidence": confidence, "summary": "EMFILE at 7",
+               "upstream": {"address": "127.0.0.1:3000"},
+               "config": [{"file": "/x/nginx.conf", "line": 4}],
+               "evidence": [{"kind": "errno", "text": "socket() said EMFILE"}], "fix": []})
+    }
+
+    #[track_caller]
+    fn check(more: &str, tier: &str, incidents: &[Value], says: &[&str]) -> Score {
+        let markers =
+            [("server".to_owned(), ("/x/nginx.conf".into(), 4)), ("no".to_owned(), ("/x/y".into(), 4))];
+        let (failures, score) = judge(&expect(more), tier, incidents, &markers.into());
+        assert_eq!(failures.len(), says.len(), "{failures:?}");
+        for (failure, says) in failures.iter().zip(says) {
+            assert!(failure.contains(says), "{failure} / {says}");
+        }
+        score
+    }
+
+    #[test]
+    fn right_and_wrong() {
+        let right = check("", "full", &[said("fd-limit", "proven")], &[]);
+        assert_eq!(right, Score { right: 1, ..Score::default() });
+        check("", "full", &[said("fd-limit", "likely")], &["at least Proven"]);
+        check("", "tracepoint", &[said("fd-limit", "likely")], &[]);
+        check("at_most = 'likely'", "tracepoint", &[said("fd-limit", "proven")], &["at most"]);
+        check("", "full", &[said("bind-failed", "likely")], &[]);
+        let worst = check("", "tracepoint", &[said("bind-failed", "proven")], &["FALSE PROVEN"]);
+        assert_eq!(worst.false_proven, 1);
+        check("", "full", &[said("no-resolver", "likely")], &["wrong"]);
+        check(
+            "tracepoint = { cause_any = ['no-resolver'] }",
+            "tracepoint",
+            &[said("no-resolver", "likely")],
+            &[],
+        );
+    }
+
+    #[test]
+    fn numbers() {
+        assert_eq!(check("", "full", &[], &["0 incidents"]).missing, 1);
+        check("", "full", &[said("fd-limit", "proven"), said("fd-limit", "proven")], &["2 incidents"]);
+        let extra = said("no-live-upstreams", "proven");
+        check("allow = ['no-live-upstreams']", "full", &[said("fd-limit", "proven"), extra], &[]);
+        check("", "full", &[said("connect-timeout-no-answer", "likely")], &["must not be said", "wrong"]);
+    }
+
+    #[test]
+    fn texts_and_lines() {
+        let one = [said("fd-limit", "proven")];
+        check(
+            "lines = ['server']\nevidence_contains = ['emfile']\nevidence_kinds = ['errno']",
+            "full",
+            &one,
+            &[],
+        );
+        check("lines = ['no']", "full", &one, &["not named"]);
+        check("not_lines = ['server']", "full", &one, &["innocent"]);
+        check("lines = ['absent']", "full", &one, &["#@absent"]);
+        check("summary_contains = ['x']", "full", &one, &["summary does not say"]);
+        check("summary_contains = ['x']\nfull = { no_texts = true }", "full", &one, &[]);
+        check("text_never = ['said emfile']", "full", &one, &["must not be said"]);
+        check("addresses = ['[::1]:3000']", "full", &one, &["upstream.address"]);
+        check("modules = ['grpc']", "full", &one, &["upstream.module"]);
+    }
+}

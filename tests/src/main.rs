@@ -1,0 +1,187 @@
+//! `faultlab`: makes nginx fail in known ways, in network namespaces of its own, and judges what why502 says.
+//!
+//! Without a subcommand it runs the cases; `leak` and `healthy` are the two long runs. See ../README.md.
+
+mod case;
+mod client;
+mod conntrack;
+mod expect;
+mod judge;
+mod listen;
+mod needs;
+mod net;
+mod nginx;
+mod packet;
+mod remote;
+mod report;
+mod run;
+mod scene;
+mod stress;
+mod sys;
+mod watch;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use watch::Program;
+
+#[derive(Debug, Parser)]
+#[command(about = "the fault lab of why502", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    program: ProgramArgs,
+    #[command(flatten)]
+    cases: CasesArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fail very many upstream connections and see that the connection map is empty again
+    Leak {
+        #[command(flatten)]
+        program: ProgramArgs,
+        #[command(flatten)]
+        load: LoadArgs,
+        /// Upstream connections, rounded up to a multiple of 100
+        #[arg(long, default_value_t = 1_000_000)]
+        connects: u64,
+        /// Entries that may be left in the map
+        #[arg(long, default_value_t = 0)]
+        baseline: u64,
+    },
+    /// Send healthy requests, a new upstream connection each, and see that why502 says nothing
+    Healthy {
+        #[command(flatten)]
+        program: ProgramArgs,
+        #[command(flatten)]
+        load: LoadArgs,
+        #[arg(long, default_value_t = 100_000)]
+        requests: u64,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Tier {
+    Auto,
+    Full,
+    Kprobe,
+    Tracepoint,
+}
+
+#[derive(Debug, Args)]
+struct ProgramArgs {
+    /// The why502 to judge
+    #[arg(long, value_name = "PATH")]
+    why502: Option<PathBuf>,
+    /// Without why502: see only that the faults are what they claim
+    #[arg(long, conflicts_with = "why502")]
+    no_why502: bool,
+    /// Hooks that why502 must use
+    #[arg(long, value_enum, default_value_t = Tier::Auto)]
+    tier: Tier,
+    /// A further argument for `why502 trace`
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    why502_arg: Vec<String>,
+    /// Multiply every bound (emulated guests: 10 to 20)
+    #[arg(long, default_value_t = 1.0)]
+    slow: f64,
+}
+
+#[derive(Debug, Args)]
+struct CasesArgs {
+    /// The folder of the cases
+    #[arg(long, value_name = "DIR")]
+    cases: Option<PathBuf>,
+    /// Only cases whose name contains this
+    #[arg(long = "case", value_name = "NAME")]
+    names: Vec<String>,
+    /// Cases side by side
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// How long to look for incidents that should not come
+    #[arg(long, default_value_t = 300, value_name = "MS")]
+    settle_ms: u64,
+    /// Print everything about passing cases too
+    #[arg(long, short)]
+    verbose: bool,
+    /// Write the outcomes and all incidents as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the outcomes as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct LoadArgs {
+    /// Client connections
+    #[arg(long, default_value_t = 4)]
+    clients: usize,
+}
+
+fn main() -> ExitCode {
+    match try_main() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            report::note(&format!("{error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn try_main() -> Result<bool> {
+    let cli = Cli::parse();
+    sys::catch_signals().context("cannot catch signals")?;
+    match cli.command {
+        None => {
+            let Some(dir) = cli.cases.cases else { bail!("name the folder of the cases with --cases DIR") };
+            run::run(&run::Options {
+                cases: dir,
+                names: cli.cases.names,
+                jobs: cli.cases.jobs,
+                slow: slow(&cli.program)?,
+                settle: Duration::from_millis(cli.cases.settle_ms),
+                verbose: cli.cases.verbose,
+                json: cli.cases.json,
+                junit: cli.cases.junit,
+                program: program(cli.program)?,
+            })
+        }
+        Some(Command::Leak { program, load, connects, baseline }) => {
+            stress::leak(&load_options(program, &load)?, connects, baseline)
+        }
+        Some(Command::Healthy { program, load, requests }) => {
+            stress::healthy(&load_options(program, &load)?, requests)
+        }
+    }
+}
+
+fn load_options(args: ProgramArgs, load: &LoadArgs) -> Result<stress::Options> {
+    Ok(stress::Options { slow: slow(&args)?, clients: load.clients, program: program(args)? })
+}
+
+fn slow(args: &ProgramArgs) -> Result<f64> {
+    if !(1.0..=1000.0).contains(&args.slow) {
+        bail!("--slow {}: use 1 to 1000", args.slow);
+    }
+    Ok(args.slow)
+}
+
+fn program(args: ProgramArgs) -> Result<Option<Program>> {
+    let tier = match args.tier {
+        Tier::Auto => "auto",
+        Tier::Full => "full",
+        Tier::Kprobe => "kprobe",
+        Tier::Tracepoint => "tracepoint",
+    };
+    match args.why502 {
+        Some(path) => Ok(Some(Program { path, tier: tier.to_owned(), extra: args.why502_arg })),
+        None if args.no_why502 => Ok(None),
+        None => bail!("name the program with --why502 PATH, or test the lab alone with --no-why502"),
+    }
+}

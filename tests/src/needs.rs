@@ -1,0 +1,55 @@
+//! What a case needs of the machine, and the reason when the machine has it not.
+
+use crate::net::command_ok;
+use crate::{nginx, sys};
+use std::path::Path;
+use std::process::Command;
+
+/// The first need that is not met, in words; None when the case can run.
+pub(crate) fn unmet(needs: &[String]) -> Option<String> {
+    needs.iter().find_map(|need| missing(need))
+}
+
+fn missing(need: &str) -> Option<String> {
+    let (kind, argument) = need.split_once(':').unwrap_or((need, ""));
+    let met = match kind {
+        "nft" => command_ok(Command::new("nft").args(["list", "tables"])).is_ok(),
+        "ipv6" => Path::new("/proc/net/if_inet6").exists(),
+        "tun" => {
+            load("tun");
+            std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok()
+        }
+        "conntrack" => {
+            load("nf_conntrack_netlink");
+            Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists()
+        }
+        "nginx-stream" => Path::new(nginx::STREAM_MODULE).exists(),
+        "sysctl" => Path::new("/proc/sys").join(argument).exists(),
+        "program" => std::env::var_os("PATH")
+            .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(argument).is_file())),
+        "kernel" => {
+            let least = sys::parse_release(argument);
+            return (sys::kernel() < least).then(|| format!("kernel {argument} or later is needed"));
+        }
+        _ => return Some(format!("unknown need `{need}`; the names are in src/needs.rs")),
+    };
+    (!met).then(|| format!("this machine has no {need}"))
+}
+
+/// Modules that no system call loads by itself. Built in or absent, the check after it tells.
+fn load(module: &str) {
+    let _ = command_ok(Command::new("modprobe").args(["-q", module]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons() {
+        assert_eq!(missing("program:sh"), None);
+        assert!(missing("program:no-such-program").is_some());
+        assert!(missing("kernel:99.0").unwrap().contains("99.0"));
+        assert!(missing("unicorn").unwrap().contains("unknown need"));
+    }
+}

@@ -1,0 +1,206 @@
+//! One nginx of a case: its prefix folder, its start, its processes and its logs.
+
+use crate::case::Nginx as Settings;
+use crate::listen;
+use crate::net::NetNs;
+use crate::sys;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+/// Debian's place of the stream module, which is a shared object there.
+pub(crate) const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// A configuration line: the file and the number from 1.
+pub(crate) type Line = (PathBuf, u64);
+
+#[derive(Debug)]
+pub(crate) struct Nginx {
+    dir: PathBuf,
+    child: Option<Child>,
+    /// The master, or the only process.
+    pub(crate) pid: u32,
+    /// The first worker, or the only process.
+    pub(crate) worker: u32,
+}
+
+impl Nginx {
+    /// Starts nginx in `web` and waits until it listens and its worker runs.
+    pub(crate) fn start(web: &NetNs, settings: &Settings, dir: &Path, bound: Duration) -> Result<Self> {
+        let text = config(settings);
+        std::fs::write(dir.join("nginx.conf"), text).context("cannot write nginx.conf")?;
+        let out = std::fs::File::create(dir.join("output"))?;
+        // The absolute path is what USR2 executes again.
+        let mut command = web.command("/usr/sbin/nginx");
+        if let Some(hosts) = &settings.etc_hosts {
+            let path = dir.join("hosts");
+            std::fs::write(&path, hosts)?;
+            sys::cover(&mut command, &path, Path::new("/etc/hosts"))?;
+        }
+        let child = command
+            .arg("-p")
+            .arg(dir)
+            .args(["-c", "nginx.conf", "-e", "error.log"])
+            .stdin(Stdio::null())
+            .stdout(out.try_clone()?)
+            .stderr(out)
+            .spawn()
+            .context("cannot start /usr/sbin/nginx; install nginx")?;
+        let mut nginx = Self { dir: dir.to_owned(), pid: child.id(), worker: 0, child: Some(child) };
+        let ready = sys::poll_until(bound, || nginx.ready(web, settings));
+        if !ready {
+            bail!("nginx did not start: {}{}", nginx.read("output"), nginx.read("error.log"));
+        }
+        Ok(nginx)
+    }
+
+    fn ready(&mut self, web: &NetNs, settings: &Settings) -> bool {
+        if settings.daemon {
+            let Ok(pid) = self.read("nginx.pid").trim().parse() else { return false };
+            self.pid = pid;
+        }
+        let Some(port) = settings.listen.rsplit(':').next().and_then(|p| p.parse::<u16>().ok()) else {
+            return false;
+        };
+        if !listen::sockets(&self.pid.to_string(), 0x0a).iter().any(|s| s.port == port) {
+            return false;
+        }
+        self.worker = if settings.master {
+            web.pids().into_iter().find(|pid| parent(*pid) == Some(self.pid)).unwrap_or(0)
+        } else {
+            self.pid
+        };
+        self.worker != 0
+    }
+
+    /// A file of the prefix as text; empty when there is none.
+    pub(crate) fn read(&self, name: &str) -> String {
+        std::fs::read(self.dir.join(name))
+            .map(|b| String::from_utf8_lossy(&b).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Ends every process of `web`, nginx and whatever the steps left running.
+    pub(crate) fn stop_all(web: &NetNs, bound: Duration) {
+        for signal in [libc::SIGTERM, libc::SIGKILL] {
+            for pid in web.pids() {
+                sys::kill(pid, signal);
+            }
+            if sys::poll_until(bound, || web.pids().is_empty()) {
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // The workers end with their master on SIGTERM; a namespace's drop kills what is left.
+            sys::kill(child.id(), libc::SIGTERM);
+            if !sys::poll_until(Duration::from_secs(3), || !matches!(child.try_wait(), Ok(None))) {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// A new folder that a worker of any user can enter, with the files of the case in it.
+pub(crate) fn prefix(dir: &Path, case: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir.join("tmp")).with_context(|| format!("cannot create {}", dir.display()))?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+    copy(case, dir)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            std::fs::create_dir_all(&target)?;
+            copy(&entry.path(), &target)?;
+        } else if entry.file_name() != "case.toml" {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where each `#@name` stands, in every file below `dir` that looks like configuration.
+pub(crate) fn markers(dir: &Path) -> Result<BTreeMap<String, Line>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "conf") {
+                let text = std::fs::read_to_string(&path)?;
+                for (line, name) in marked(&text) {
+                    found.insert(name.to_owned(), (path.clone(), line));
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn marked(text: &str) -> impl Iterator<Item = (u64, &str)> {
+    (1..).zip(text.lines()).flat_map(|(number, line)| {
+        line.split_ascii_whitespace().filter_map(move |word| Some((number, word.strip_prefix("#@")?)))
+    })
+}
+
+/// The parent of a process.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, so count from its closing parenthesis.
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+fn config(settings: &Settings) -> String {
+    let on = |flag| if flag { "on" } else { "off" };
+    let mut text = String::new();
+    if !settings.stream.is_empty() {
+        text += &format!("load_module {STREAM_MODULE};\n");
+    }
+    text += &format!(
+        "daemon {};\nmaster_process {};\nworker_processes {};\nuser {};\npid nginx.pid;\n\
+         error_log error.log info;\n{}\nevents {{ worker_connections 512; }}\n",
+        on(settings.daemon),
+        on(settings.master),
+        settings.workers,
+        settings.user,
+        settings.main.trim_end(),
+    );
+    text += "http {\n    access_log access.log;\n    client_body_temp_path tmp/body;\n";
+    for module in ["proxy", "fastcgi", "uwsgi", "scgi"] {
+        text += &format!("    {module}_temp_path tmp/{module};\n");
+    }
+    text += &format!("{}\n}}\n", settings.conf.trim_end());
+    if !settings.stream.is_empty() {
+        text += &format!("stream {{\n{}\n}}\n", settings.stream.trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks() {
+        let found: Vec<_> = marked("a;\nserver x; #@server\nb; #@b #@c\n").collect();
+        assert_eq!(found, [(2, "server"), (3, "b"), (3, "c")]);
+    }
+
+    #[test]
+    fn our_own_parent() {
+        assert_eq!(parent(std::process::id()), Some(std::os::unix::process::parent_id()));
+    }
+}

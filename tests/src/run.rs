@@ -1,0 +1,144 @@
+//! A run of the lab: the cases one after the other or side by side, under one why502.
+
+use crate::case::{self, Case};
+use crate::report::{self, Outcome};
+use crate::scene::{self, Seen, Setup};
+use crate::sys;
+use crate::watch::{End, Program, Start, Watch};
+use anyhow::{Result, ensure};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) cases: PathBuf,
+    pub(crate) names: Vec<String>,
+    pub(crate) jobs: usize,
+    pub(crate) slow: f64,
+    pub(crate) settle: Duration,
+    pub(crate) verbose: bool,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) junit: Option<PathBuf>,
+    /// None: the lab itself is tested, without why502.
+    pub(crate) program: Option<Program>,
+}
+
+/// Runs the cases; true when all is well.
+pub(crate) fn run(options: &Options) -> Result<bool> {
+    let mut cases = case::load_all(&options.cases)?;
+    for name in &options.names {
+        ensure!(cases.iter().any(|c| c.name.contains(name.as_str())), "no case is named like `{name}`");
+    }
+    if !options.names.is_empty() {
+        cases.retain(|c| options.names.iter().any(|name| c.name.contains(name.as_str())));
+    }
+    let attach = Duration::from_secs_f64(15.0 * options.slow);
+    let watch = match options.program.as_ref().map(|p| Watch::start(p, attach)).transpose()? {
+        Some(Start::Refused(why)) => return refused(&cases, options, &why),
+        Some(Start::Running(watch)) => Some(watch),
+        None => None,
+    };
+    let setup = Setup {
+        watch: watch.as_ref(),
+        slow: options.slow,
+        // Half of it is for why502's poll period, which is wall-clock time on every machine.
+        settle: options.settle.mul_f64(options.slow.min(3.0)),
+        verbose: options.verbose,
+    };
+    let mut done = play_all(&cases, options.jobs, &setup);
+    done.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+    let tier = watch.as_ref().map(|w| w.tier.clone()).unwrap_or_default();
+    let mut problems = Vec::new();
+    let mut summary = None;
+    if let Some(watch) = watch {
+        problems.extend(late(&watch, &done));
+        let End { summary: last, counts: _, problems: found, stderr } = watch.finish(attach);
+        if !found.is_empty() {
+            report::note(&format!("why502's stderr:\n{stderr}"));
+        }
+        problems.extend(found);
+        summary = last;
+    }
+    if sys::interrupted() {
+        problems.push("interrupted".to_owned());
+    }
+    let outcomes: Vec<Outcome> = done.into_iter().map(|(outcome, _)| outcome).collect();
+    finish(&outcomes, &tier, &problems, options, summary.as_ref())
+}
+
+fn finish(
+    outcomes: &[Outcome],
+    tier: &str,
+    problems: &[String],
+    options: &Options,
+    summary: Option<&serde_json::Value>,
+) -> Result<bool> {
+    if let Some(path) = &options.json {
+        report::json_file(path, tier, outcomes, summary)?;
+    }
+    if let Some(path) = &options.junit {
+        report::junit_file(path, tier, outcomes)?;
+    }
+    report::totals(outcomes, tier, problems);
+    Ok(problems.is_empty() && outcomes.iter().all(|o| o.failures.is_empty()))
+}
+
+/// The kernel offers no such tier: every case is skipped, by name.
+fn refused(cases: &[Case], options: &Options, why: &str) -> Result<bool> {
+    let tier = options.program.as_ref().map(|p| p.tier.as_str()).unwrap_or_default();
+    let reason = why.lines().last().unwrap_or("why502 cannot attach").to_owned();
+    report::note(&format!("why502 cannot attach (tier {tier}):\n{why}"));
+    let skip = |case: &Case| Outcome {
+        name: case.name.clone(),
+        skipped: Some(reason.clone()),
+        ..Outcome::default()
+    };
+    let outcomes: Vec<Outcome> = cases.iter().map(skip).collect();
+    for outcome in &outcomes {
+        report::outcome(outcome);
+    }
+    finish(&outcomes, "", &[], options, None)
+}
+
+fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, Seen)> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if sys::interrupted() {
+                        return;
+                    }
+                    let played = scene::run(case, setup);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    report::outcome(&played.0);
+                    done.push(played);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Incidents that came after their case was judged.
+fn late(watch: &Watch, done: &[(Outcome, Seen)]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (outcome, seen) in done {
+        let now = watch.incidents(&seen.pids);
+        for incident in now.iter().skip(seen.incidents) {
+            found.push(format!("incident after the end of {}: {incident}", outcome.name));
+        }
+    }
+    let judged: usize = done.iter().map(|(_, seen)| seen.incidents).sum();
+    let all = usize::try_from(watch.count()).unwrap_or(usize::MAX);
+    if all > judged + found.len() {
+        report::note(&format!(
+            "{} incidents of nginx processes that are not ours",
+            all - judged - found.len()
+        ));
+    }
+    found
+}

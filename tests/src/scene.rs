@@ -1,0 +1,336 @@
+//! One case from its first namespace to its judgement.
+
+use crate::case::{At, Case, Nginx as Settings, Request, Step};
+use crate::client::{self, Answer};
+use crate::conntrack;
+use crate::judge;
+use crate::listen::{self, Held};
+use crate::needs;
+use crate::net::{self, World};
+use crate::nginx::{self, Nginx};
+use crate::remote::Responder;
+use crate::report::Outcome;
+use crate::sys;
+use crate::watch::Watch;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+/// What all cases of a run share.
+#[derive(Debug)]
+pub(crate) struct Setup<'a> {
+    pub(crate) watch: Option<&'a Watch>,
+    /// Bounds are this many times longer (emulated guests).
+    pub(crate) slow: f64,
+    /// How long to look for incidents that should not come.
+    pub(crate) settle: Duration,
+    /// Leave the dump even when the case passes.
+    pub(crate) verbose: bool,
+}
+
+impl Setup<'_> {
+    pub(crate) fn bound(&self, seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds * self.slow)
+    }
+}
+
+/// What is looked at once more when the run ends.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) pids: BTreeSet<u32>,
+    pub(crate) incidents: usize,
+}
+
+/// Plays the case and judges it. Never fails itself: an error is a failed case.
+pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
+    let start = Instant::now();
+    let mut outcome = Outcome { name: case.name.clone(), ..Outcome::default() };
+    let mut seen = Seen::default();
+    if let Some(watch) = setup.watch
+        && !case.tiers.contains(&watch.tier)
+    {
+        outcome.skipped = Some(format!("not a case of the tier {}", watch.tier));
+        return (outcome, seen);
+    }
+    if let Some(why) = needs::unmet(&case.needs) {
+        outcome.skipped = Some(why);
+        return (outcome, seen);
+    }
+    let scratch = Scratch(std::env::temp_dir().join(format!("w502-{}", net::tag())));
+    if let Err(error) = play(case, setup, &scratch.0, &mut outcome, &mut seen) {
+        outcome.failures.push(format!("the lab: {error:#}"));
+    }
+    if !outcome.failures.is_empty() || setup.verbose {
+        dump(case, setup, &scratch.0, &mut outcome);
+    }
+    seen.incidents = outcome.incidents.len();
+    outcome.time = start.elapsed();
+    (outcome, seen)
+}
+
+/// The folder of a case's nginx; gone with it.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Everything alive; dropped in this order.
+struct Scene<'a> {
+    case: &'a Case,
+    setup: &'a Setup<'a>,
+    dir: &'a Path,
+    nginx: Vec<Nginx>,
+    background: Vec<Child>,
+    held: Vec<Held>,
+    _remote: Option<Responder>,
+    world: World,
+}
+
+fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen: &mut Seen) -> Result<()> {
+    let world = World::create(&case.hosts).context("namespaces")?;
+    let remote = case.remote.as_ref().map(|r| Responder::start(&world.web, r)).transpose()?;
+    let mut scene = Scene {
+        case,
+        setup,
+        dir,
+        nginx: Vec::new(),
+        background: Vec::new(),
+        held: Vec::new(),
+        _remote: remote,
+        world,
+    };
+    nginx::prefix(dir, &case.dir)?;
+    scene.steps(At::BeforeNginx)?;
+    scene.start(&case.nginx, dir, seen)?;
+    if let Some(second) = &case.second_nginx {
+        let dir = dir.join("second");
+        nginx::prefix(&dir, &case.dir)?;
+        scene.start(second, &dir, seen)?;
+    }
+    // Before any step changes a file: the lines are those of the configuration nginx has read.
+    let markers = nginx::markers(dir)?;
+    scene.steps(At::AfterNginx)?;
+    for (number, request) in case.request.iter().enumerate() {
+        scene.request(request, number == 0, outcome, seen)?;
+    }
+    scene.steps(At::AfterRequests)?;
+    scene.settle(outcome, seen);
+    Nginx::stop_all(&scene.world.web, setup.bound(5.0));
+    if let Some(watch) = setup.watch {
+        outcome.incidents = watch.incidents(&seen.pids);
+        let (failures, score) = judge::judge(&case.expect, &watch.tier, &outcome.incidents, &markers);
+        outcome.failures.extend(failures);
+        outcome.score = score;
+    }
+    scene.check_logs(outcome);
+    Ok(())
+}
+
+impl Scene<'_> {
+    fn see(&self, seen: &mut Seen) {
+        seen.pids.extend(self.world.web.pids());
+    }
+
+    fn start(&mut self, settings: &Settings, dir: &Path, seen: &mut Seen) -> Result<()> {
+        let nginx = Nginx::start(&self.world.web, settings, dir, self.setup.bound(10.0))?;
+        self.see(seen);
+        if let Some(watch) = self.setup.watch {
+            // why502 says on stderr when it follows a new master. If it does not, two of its poll periods must do.
+            let pid = nginx.pid;
+            sys::poll_until(self.setup.settle, || watch.names_process(pid));
+        }
+        self.nginx.push(nginx);
+        Ok(())
+    }
+
+    fn steps(&mut self, at: At) -> Result<()> {
+        for step in self.case.step.iter().filter(|s| s.at == at) {
+            self.step(step).with_context(|| format!("step {step:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step) -> Result<()> {
+        let bound = self.setup.bound(10.0);
+        let ns = self.world.get(&step.r#in)?;
+        if let Some(listen) = &step.listen {
+            self.held.push(listen::listen(ns, listen, 4, bound)?);
+        } else if let Some(connect) = &step.connect {
+            self.held.push(listen::connect(ns, connect)?);
+        } else if step.fill_conntrack {
+            conntrack::fill(ns)?;
+        } else if let Some(command) = &step.run {
+            let mut child = self.shell(&step.r#in, command)?;
+            if step.background {
+                self.background.push(child);
+                return Ok(());
+            }
+            let mut status = None;
+            if !sys::poll_until(bound, || {
+                status = child.try_wait().ok().flatten();
+                status.is_some()
+            }) {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            let output = std::fs::read_to_string(self.dir.join("step.out")).unwrap_or_default();
+            match status {
+                Some(status) => ensure!(status.success(), "{status}: {output}"),
+                None => bail!("not done in {} s: {output}", bound.as_secs()),
+            }
+        } else if let Some(command) = &step.wait {
+            let done = || {
+                let child = self.shell(&step.r#in, command).and_then(|mut child| Ok(child.wait()?));
+                child.is_ok_and(|status| status.success())
+            };
+            ensure!(sys::poll_until(bound, done), "it never came true");
+        }
+        Ok(())
+    }
+
+    fn shell(&self, host: &str, command: &str) -> Result<Child> {
+        let output = std::fs::File::create(self.dir.join("step.out"))?;
+        let first = self.nginx.first();
+        self.world
+            .get(host)?
+            .command("sh")
+            .args(["-euc", command])
+            .current_dir(self.dir)
+            .env("DIR", self.dir)
+            .env("CASE", &self.case.dir)
+            .env("NGINX_PID", first.map_or(0, |n| n.pid).to_string())
+            .env("WORKER_PID", first.map_or(0, |n| n.worker).to_string())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .context("cannot start sh")
+    }
+
+    fn request(
+        &mut self,
+        request: &Request,
+        first: bool,
+        outcome: &mut Outcome,
+        seen: &mut Seen,
+    ) -> Result<()> {
+        let bound = self.setup.bound(20.0);
+        let worker = self.nginx.first().map_or(0, |n| n.worker);
+        let wanted = request.clone();
+        let fd = self.world.web.fd();
+        let thread = std::thread::spawn(move || -> Result<Vec<Answer>> {
+            sys::enter(fd).context("setns")?;
+            let _idle = if wanted.fill_worker_fds {
+                client::fill_fds(&wanted.to, worker, bound)?
+            } else {
+                Vec::new()
+            };
+            Ok(client::send(&wanted, bound))
+        });
+        let mut steps = Ok(());
+        if first && self.case.step.iter().any(|s| s.at == At::Connecting) {
+            let who = worker.to_string();
+            let connecting = sys::poll_until(bound, || !listen::sockets(&who, 2).is_empty());
+            steps = if connecting {
+                self.steps(At::Connecting)
+            } else {
+                Err(anyhow::anyhow!("nginx never was in SYN_SENT"))
+            };
+        }
+        // The thread's own bounds end it; the processes that come and go meanwhile are ours to see.
+        sys::poll_until(bound * (request.count + 1), || {
+            self.see(seen);
+            thread.is_finished()
+        });
+        let Ok(answers) = thread.join() else { bail!("the client thread panicked") };
+        steps?;
+        for answer in answers? {
+            let (status, seconds) = (answer.status, answer.time.as_secs_f64());
+            outcome.dump += &format!(
+                "client: {} {} status {status:?} after {seconds:.3} s\n",
+                request.method, request.path
+            );
+            if let Some(error) = &answer.error
+                && !request.may_fail
+            {
+                outcome.failures.push(format!("{}: {error}", request.path));
+            } else if request.expect_status.is_some() && answer.status != request.expect_status {
+                let (got, wanted) = (answer.status, request.expect_status);
+                outcome.failures.push(format!("{}: status {got:?}, expected {wanted:?}", request.path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the incidents that should come, then a while for those that should not.
+    fn settle(&self, outcome: &mut Outcome, seen: &mut Seen) {
+        self.see(seen);
+        let Some(watch) = self.setup.watch else { return };
+        let (min, max) = self.case.expect.incidents(&watch.tier);
+        let mut count = || {
+            self.see(seen);
+            let incidents: Vec<Value> = watch.incidents(&seen.pids);
+            judge::counted(&self.case.expect, &incidents).len()
+        };
+        let start = Instant::now();
+        if sys::poll_until(self.setup.bound(3.0), || count() >= min) {
+            sys::poll_until(self.setup.settle, || count() > max);
+        }
+        outcome.dump += &format!("waited {:.2} s for incidents\n", start.elapsed().as_secs_f64());
+    }
+
+    fn check_logs(&self, outcome: &mut Outcome) {
+        let logs: String = self.nginx.iter().map(|n| n.read("error.log")).collect();
+        for wanted in &self.case.expect_log {
+            if !logs.contains(wanted) {
+                outcome.failures.push(format!("the lab: nginx's error log does not say `{wanted}`"));
+            }
+        }
+        for bad in ["[emerg]", "[alert] "] {
+            // A killed worker is an alert and may be the case itself.
+            if let Some(line) = logs.lines().find(|l| l.contains(bad) && !l.contains("exited on signal")) {
+                outcome.dump += &format!("nginx complains: {line}\n");
+            }
+        }
+    }
+}
+
+impl Drop for Scene<'_> {
+    fn drop(&mut self) {
+        // Its own process group and namespace: the namespace's drop ends grandchildren.
+        for mut child in self.background.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn dump(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome) {
+    let mut text = format!("{}: {}\nkernel {:?}\n", case.name, case.about, sys::kernel());
+    text += &outcome.dump;
+    for incident in &outcome.incidents {
+        text += &format!("incident: {incident:#}\n");
+    }
+    for name in ["nginx.conf", "error.log", "access.log", "output", "second/error.log", "step.out"] {
+        if let Ok(bytes) = std::fs::read(dir.join(name))
+            && !bytes.is_empty()
+        {
+            text += &format!("--- {name}\n{}", String::from_utf8_lossy(&bytes));
+        }
+    }
+    if let Some(watch) = setup.watch {
+        let stderr = watch.stderr();
+        let lines: Vec<&str> = stderr.lines().collect();
+        text += &format!(
+            "--- why502's stderr, the end\n{}\n",
+            lines[lines.len().saturating_sub(30)..].join("\n")
+        );
+    }
+    outcome.dump = text;
+}

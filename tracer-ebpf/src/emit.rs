@@ -1,0 +1,329 @@
+//! Building records in the ring buffer.
+
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use tracer_ebpf::{
+    Addr, Attempt, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent, drop_class, flag, kind,
+    stage,
+};
+
+use crate::{
+    kernel::{self, AF_INET6, read},
+    maps::{COUNTERS, EVENTS, FLOWS, GIVEN_UP, LSM, PEERS, SHARED, setting},
+};
+
+/// Do not wake the reader: it polls. A wake-up a record costs about 10 µs in a storm of failures.
+const BPF_RB_NO_WAKEUP: u64 = 1;
+/// Wake the reader now: used for process events alone, which are rare and must not wait.
+const BPF_RB_FORCE_WAKEUP: u64 = 2;
+
+/// How long after giving up an attempt nginx's close of the client's socket is taken to belong to it;
+/// both happen in one call of ngx_http_upstream_check_broken_connection. 20 ms allow for preemption.
+pub(crate) const CLIENT_WATCH_NS: u64 = 20_000_000;
+
+/// connect() returns microseconds after its socket was closed inside; one second allows for preemption.
+const SYNC_WINDOW_NS: u64 = 1_000_000_000;
+
+/// `PF_EXITING` of include/linux/sched.h, the same since 2.6.
+const PF_EXITING: u32 = 0x4;
+
+#[inline(always)]
+pub(crate) fn count(f: impl FnOnce(&mut Counters)) {
+    if let Some(c) = COUNTERS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element; a nested program on the same CPU can at worst lose a count.
+        f(unsafe { &mut *c });
+    }
+}
+
+/// Clears `N` words; written out because LLVM would call a byte-wise `memset`.
+#[inline(always)]
+unsafe fn clear<const N: usize>(dst: *mut u64) {
+    for i in 0..N {
+        // SAFETY: the caller owns N words at dst.
+        unsafe { core::ptr::write_volatile(dst.add(i), 0) };
+    }
+}
+
+/// Copies `N` words, as [`clear`].
+#[inline(always)]
+unsafe fn copy<const N: usize>(dst: *mut u64, src: *const u64) {
+    for i in 0..N {
+        // SAFETY: the caller owns N words at dst and may read N words at src.
+        unsafe { core::ptr::write_volatile(dst.add(i), core::ptr::read_volatile(src.add(i))) };
+    }
+}
+
+/// What the emitting hook knows and the socket does not.
+pub(crate) struct End {
+    pub stage: u8,
+    pub old_state: u8,
+    pub shutdown: u8,
+    pub ret: i32,
+    pub sk_err: i32,
+    pub flags: u32,
+    pub lsm_ret: i32,
+}
+
+/// Sends the story of one failed attempt. `sk` is 0 if there is no socket.
+#[inline(always)]
+pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
+    count(|c| c.failed += 1);
+    let Some(mut entry) = EVENTS.reserve::<Attempt>(0) else {
+        count(|c| c.lost += 1);
+        return;
+    };
+    let a = entry.as_mut_ptr();
+    let now = now_ns();
+    let mut flags = conn.flags | end.flags;
+    // SAFETY: `a` points to size_of::<Attempt>() reserved bytes, 8-byte aligned; every byte is written by
+    // `clear` before single fields are set through raw pointers.
+    unsafe {
+        clear::<{ size_of::<Attempt>() / 8 }>(a.cast());
+        (*a).kind = kind::ATTEMPT;
+        (*a).start_ns = conn.start_ns;
+        (*a).end_ns = now;
+        (*a).established_ns = conn.established_ns;
+        (*a).rst_ns = conn.rst_ns;
+        (*a).sk = sk;
+        (*a).daddr = conn.daddr;
+        (*a).tgid = conn.tgid;
+        (*a).ret = end.ret;
+        (*a).lsm_ret = end.lsm_ret;
+        (*a).dport = conn.dport;
+        (*a).family = conn.family;
+        (*a).stage = end.stage;
+        (*a).old_state = end.old_state;
+        (*a).shutdown = end.shutdown;
+        (*a).rst_ttl = conn.rst_ttl;
+        (*a).sk_err = end.sk_err;
+        if end.shutdown == 3 {
+            flags |= flag::APP_CLOSED;
+            let task_flags: u32 = read(bpf_get_current_task(), setting!(task_flags));
+            if task_flags & PF_EXITING != 0 {
+                flags |= flag::TASK_EXITING;
+            }
+        }
+        if sk != 0 {
+            let family = conn.family;
+            let saddr =
+                kernel::sock_addr(sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr));
+            let sport = u16::from_be(read(sk, setting!(inet_sport)));
+            let netns = kernel::sock_netns(sk);
+            (*a).saddr = saddr;
+            (*a).sport = sport;
+            (*a).netns = netns;
+            (*a).sk_err_soft = read(sk, setting!(sk_err_soft));
+            (*a).retransmits = if end.stage == stage::SYN_SENT {
+                u16::from(read::<u8>(sk, setting!(icsk_retransmits)))
+            } else {
+                read::<u32>(sk, setting!(total_retrans)) as u16
+            };
+            (*a).bytes_acked = read(sk, setting!(bytes_acked));
+            (*a).bytes_received = read(sk, setting!(bytes_received));
+            if end.stage >= stage::SYN_SENT {
+                let key = FlowKey { saddr, daddr: conn.daddr, sport, dport: conn.dport };
+                flags |= merge_flow(&raw mut (*a).evidence, &key, conn.start_ns, netns);
+                if flags & flag::ICMP == 0 && family != AF_INET6 {
+                    flags |= error_queue(&raw mut (*a).evidence, sk);
+                }
+            }
+        }
+        (*a).flags = flags;
+    }
+    entry.submit(BPF_RB_NO_WAKEUP);
+    count(|c| c.sent += 1);
+}
+
+/// Moves what the packet-level hooks saw of this flow into the record; the flags that then hold.
+///
+/// # Safety
+/// `dst` points to a writable `Evidence`.
+#[inline(always)]
+unsafe fn merge_flow(dst: *mut Evidence, key: &FlowKey, start_ns: u64, netns: u32) -> u32 {
+    let Some(ev) = FLOWS.get_ptr(key) else {
+        return 0;
+    };
+    let mut flags = 0;
+    // SAFETY: a live element of an LRU map; if it is recycled meanwhile the time stamps below, which are
+    // checked by user space again, no longer fit.
+    unsafe {
+        let local = is_loopback(&key.daddr);
+        let ns = (*ev).drop_netns;
+        if (*ev).drop_last_ns != 0
+            && (*ev).drop_last_ns >= start_ns
+            && (!local || ns == 0 || ns == netns)
+        {
+            flags |= flag::DROP;
+        }
+        if (*ev).icmp_ns != 0 && (*ev).icmp_ns >= start_ns {
+            flags |= flag::ICMP;
+        }
+        if (*ev).overflow_ns != 0
+            && (*ev).overflow_ns >= start_ns
+            && (!local || (*ev).backlog_netns == netns)
+        {
+            flags |= flag::LISTEN_OVERFLOW;
+        }
+        if flags != 0 {
+            copy::<{ size_of::<Evidence>() / 8 }>(dst.cast(), ev.cast());
+        }
+    }
+    // A later connection may reuse the ports.
+    let _ = FLOWS.remove(key);
+    flags
+}
+
+/// 127.0.0.0/8 or ::1: addresses that every network namespace has.
+#[inline(always)]
+fn is_loopback(addr: &Addr) -> bool {
+    (addr[10] == 0xff && addr[12] == 127) || (addr[10] == 0 && addr[0] == 0 && addr[15] == 1)
+}
+
+/// The ICMP error that waits in the socket's error queue: an IPv4 error that arrived while connect() held
+/// the socket never sets sk_err (net/ipv4/tcp_ipv4.c, tcp_v4_err), it is only queued.
+///
+/// # Safety
+/// `dst` points to a writable `Evidence`.
+#[inline(always)]
+unsafe fn error_queue(dst: *mut Evidence, sk: u64) -> u32 {
+    const SO_EE_ORIGIN_ICMP: u8 = 2;
+    let head = sk + u64::from(setting!(sk_error_queue));
+    let links: [u64; 2] = read(head, 0);
+    if links[1] == head || links[1] == 0 {
+        return 0;
+    }
+    let skb = links[1];
+    // struct sock_extended_err (uapi/linux/errqueue.h): errno u32, origin u8, type u8, code u8.
+    let ee: [u8; 8] = read(skb, setting!(skb_cb) + setting!(serr_ee));
+    if ee[4] != SO_EE_ORIGIN_ICMP {
+        return 0;
+    }
+    // SAFETY: dst is writable by this function's contract.
+    unsafe {
+        (*dst).icmp_type = ee[5];
+        (*dst).icmp_code = ee[6];
+        (*dst).icmp_sender = kernel::ip_source(kernel::network_header(skb));
+        (*dst).icmp_ns = now_ns();
+    }
+    flag::ICMP | flag::ICMP_FROM_QUEUE
+}
+
+/// The clock of all records.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: no arguments, no side effects.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Remembers that this worker gave up an attempt, so that its next close of a client's socket can be seen.
+#[inline(always)]
+pub(crate) fn watch_client(sk: u64, tgid: u32) {
+    let now = now_ns();
+    let value = GivenUp { sk, end_ns: now, closed_sk: 0 };
+    if GIVEN_UP.insert(tgid, value, 0).is_ok()
+        && let Some(shared) = SHARED.get_ptr_mut(0)
+    {
+        // SAFETY: an element of an array map; a lost race with another CPU shortens the window at worst.
+        unsafe { (*shared).watch_until_ns = now + CLIENT_WATCH_NS };
+    }
+}
+
+/// The end of the client-watch window, 0 if there is none: what the hot path looks at.
+#[inline(always)]
+pub(crate) fn watching_until() -> u64 {
+    // SAFETY: an element of an array map, plain integers.
+    SHARED.get_ptr(0).map_or(0, |s| unsafe { core::ptr::read_volatile(&raw const (*s).watch_until_ns) })
+}
+
+/// Opens the window in which a record waits for the return of its connect().
+#[inline(always)]
+pub(crate) fn await_connect_return() {
+    if let Some(shared) = SHARED.get_ptr_mut(0) {
+        // SAFETY: an integer of an array element; the later of two writers wins, which is right.
+        unsafe { (*shared).sync_until_ns = now_ns() + SYNC_WINDOW_NS };
+    }
+}
+
+/// Takes the security hook's refusal of this thread's connect(), if there was one.
+#[inline(always)]
+pub(crate) fn take_lsm(pid_tgid: u64) -> Option<i32> {
+    // SAFETY: an i32 copied at once.
+    let ret = unsafe { LSM.get(pid_tgid) }.copied()?;
+    let _ = LSM.remove(pid_tgid);
+    Some(ret)
+}
+
+/// Tells user space of a process; `urgent` wakes it at once.
+#[inline(always)]
+pub(crate) fn proc_event(change: u32, tgid: u32, parent: u32, comm: [u8; 16], urgent: bool) {
+    let Some(mut entry) = EVENTS.reserve::<ProcEvent>(0) else {
+        count(|c| c.proc_lost += 1);
+        return;
+    };
+    entry.write(ProcEvent { kind: kind::PROC, change, tgid, parent, time_ns: now_ns(), comm });
+    entry.submit(if urgent { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
+}
+
+/// Asks user space to look at the listener while a handshake is still unanswered.
+#[inline(always)]
+pub(crate) fn hint(sk: u64, conn: &Conn) {
+    let Some(mut entry) = EVENTS.reserve::<Hint>(0) else {
+        count(|c| c.hints_lost += 1);
+        return;
+    };
+    entry.write(Hint {
+        kind: kind::HINT,
+        tgid: conn.tgid,
+        time_ns: now_ns(),
+        sk,
+        daddr: conn.daddr,
+        dport: conn.dport,
+        _pad: [0; 6],
+    });
+    entry.submit(BPF_RB_NO_WAKEUP);
+}
+
+/// An all-zero value for new entries of `FLOWS`: in read-only data, since 200 bytes of stack are dear.
+static ZERO: Evidence = {
+    // SAFETY: integers only.
+    unsafe { core::mem::zeroed() }
+};
+
+/// The evidence entry of a flow, if its far end is an upstream peer of a watched process.
+#[inline(always)]
+pub(crate) fn flow_entry(key: &FlowKey) -> Option<*mut Evidence> {
+    let peer = PeerKey { addr: key.daddr, port: key.dport, _pad: 0 };
+    PEERS.get_ptr(peer)?;
+    if let Some(found) = FLOWS.get_ptr_mut(key) {
+        return Some(found);
+    }
+    FLOWS.insert(key, &ZERO, 0).ok()?;
+    FLOWS.get_ptr_mut(key)
+}
+
+/// Classifies a drop reason by the bit sets in the settings.
+#[inline(always)]
+pub(crate) fn class_of(reason: u32) -> Option<u8> {
+    if reason >= 256 {
+        return None;
+    }
+    let bit = 1u64 << (reason & 63);
+    let word = (reason >> 6) as usize & 3;
+    let mut class = 1;
+    while class < drop_class::COUNT {
+        if word_of(class, word) & bit != 0 {
+            return Some(class as u8);
+        }
+        class += 1;
+    }
+    (word_of(0, word) & bit != 0).then_some(drop_class::OTHER)
+}
+
+#[inline(always)]
+fn word_of(class: usize, word: usize) -> u64 {
+    match word {
+        0 => setting!(reasons[class][0]),
+        1 => setting!(reasons[class][1]),
+        2 => setting!(reasons[class][2]),
+        _ => setting!(reasons[class][3]),
+    }
+}

@@ -1,0 +1,231 @@
+//! Reading the running kernel's structures through the offsets in `SETTINGS`.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid, bpf_get_current_task,
+    generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs},
+};
+use tracer_ebpf::{Addr, FlowKey, NONE};
+
+use crate::maps::setting;
+
+pub(crate) const AF_INET: u16 = 2;
+pub(crate) const AF_INET6: u16 = 10;
+
+/// Reads a `T` of plain integers at `base + off`; all zeroes if the address is bad (the helper clears
+/// the destination then), so a wild pointer can at worst lose evidence.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(base: u64, off: u32) -> T {
+    // SAFETY: T is made of integers (all callers); the helper writes size_of::<T>() bytes in every case.
+    unsafe {
+        let mut value = core::mem::MaybeUninit::<T>::uninit();
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            (base + u64::from(off)) as *const core::ffi::c_void,
+        );
+        value.assume_init()
+    }
+}
+
+/// As [`read`], from the current process's memory.
+#[inline(always)]
+pub(crate) fn read_user<T: Copy>(addr: u64) -> T {
+    // SAFETY: as in `read`.
+    unsafe {
+        let mut value = core::mem::MaybeUninit::<T>::uninit();
+        bpf_probe_read_user(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            addr as *const core::ffi::c_void,
+        );
+        value.assume_init()
+    }
+}
+
+#[inline(always)]
+pub(crate) fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// Writes `::ffff:a.b.c.d` for an address in network order.
+#[inline(always)]
+pub(crate) fn mapped(v4: u32) -> Addr {
+    let b = v4.to_ne_bytes();
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, b[0], b[1], b[2], b[3]]
+}
+
+/// Destination (or, with the other offsets, source) address of a socket.
+#[inline(always)]
+pub(crate) fn sock_addr(sk: u64, family: u16, v4_off: u32, v6_off: u32) -> Addr {
+    if family == AF_INET6 { read::<Addr>(sk, v6_off) } else { mapped(read::<u32>(sk, v4_off)) }
+}
+
+/// Inode number of the network namespace of a socket; 0 if it cannot be read.
+#[inline(always)]
+pub(crate) fn sock_netns(sk: u64) -> u32 {
+    let net: u64 = read(sk, setting!(skc_net));
+    if net == 0 { 0 } else { read(net, setting!(net_inum)) }
+}
+
+/// Inode number of the network namespace in which a packet is; 0 if it cannot be told.
+#[inline(always)]
+pub(crate) fn skb_netns(skb: u64, sk: u64) -> u32 {
+    if sk != 0 {
+        return sock_netns(sk);
+    }
+    let dev: u64 = read(skb, setting!(skb_dev));
+    if dev == 0 {
+        return 0;
+    }
+    let net: u64 = read(dev, setting!(dev_net));
+    if net == 0 { 0 } else { read(net, setting!(net_inum)) }
+}
+
+/// The user-space registers that the current task entered the kernel with, as a kernel address.
+#[inline(always)]
+fn user_regs() -> u64 {
+    // SAFETY: helpers without memory arguments; the result is only read through probe_read_kernel.
+    unsafe {
+        if setting!(has_task_pt_regs) != 0 {
+            bpf_task_pt_regs(bpf_get_current_task_btf()) as u64
+        } else {
+            // Before 5.15 the frame lies at the very top of the stack (arch/x86 task_pt_regs; the FRED
+            // padding came with 6.9).
+            let stack: u64 = read(bpf_get_current_task(), setting!(task_stack));
+            stack + u64::from(setting!(thread_size)) - u64::from(setting!(regs_size))
+        }
+    }
+}
+
+/// First two arguments of the system call numbered `nr`, if that is what the current task is in. (32-bit
+/// callers come through another number: they are left out rather than misread.)
+#[inline(always)]
+pub(crate) fn syscall_args(nr: u32) -> Option<(u64, u64)> {
+    let regs = user_regs();
+    let actual: u64 = read(regs, setting!(regs_nr));
+    if actual != u64::from(nr) {
+        return None;
+    }
+    Some((read(regs, setting!(regs_arg0)), read(regs, setting!(regs_arg1))))
+}
+
+/// The TCP socket behind a file descriptor of the current task; 0 if it is none.
+#[inline(always)]
+pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
+    const IPPROTO_TCP: u16 = 6;
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let files: u64 = read(task, setting!(task_files));
+    let fdt: u64 = read(files, setting!(files_fdt));
+    let max: u32 = read(fdt, setting!(fdt_max_fds));
+    if fd >= max {
+        return 0;
+    }
+    let array: u64 = read(fdt, setting!(fdt_fd));
+    let file: u64 = read(array + u64::from(fd) * 8, 0);
+    if file == 0 {
+        return 0;
+    }
+    let socket: u64 = read(file, setting!(file_private));
+    let sk: u64 = read(socket, setting!(socket_sk));
+    if sk == 0 {
+        return 0;
+    }
+    let proto = if setting!(sk_protocol_size) == 2 {
+        read::<u16>(sk, setting!(sk_protocol))
+    } else {
+        u16::from(read::<u8>(sk, setting!(sk_protocol)))
+    };
+    if proto == IPPROTO_TCP { sk } else { 0 }
+}
+
+pub(crate) const TH_SYN: u8 = 0x02;
+pub(crate) const TH_RST: u8 = 0x04;
+pub(crate) const TH_ACK: u8 = 0x10;
+
+/// Where the parts of a packet lie: what it takes to read its flow in either direction without copying
+/// the headers to the 512 bytes of stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Segment {
+    v6: bool,
+    ip: u64,
+    tcp: u64,
+    pub flags: u8,
+}
+
+/// Finds the TCP header of the packet whose IP header lies at kernel address `ip` (RFC 791, RFC 8200, RFC
+/// 9293). None for anything but TCP directly behind the IP header.
+#[inline(always)]
+pub(crate) fn segment_at(ip: u64) -> Option<Segment> {
+    const IPPROTO_TCP: u8 = 6;
+    let first: u8 = read(ip, 0);
+    let (v6, proto, tcp) = match first >> 4 {
+        4 => (false, read::<u8>(ip, 9), ip + u64::from(first & 15) * 4),
+        6 => (true, read::<u8>(ip, 6), ip + 40),
+        _ => return None,
+    };
+    (proto == IPPROTO_TCP).then(|| Segment { v6, ip, tcp, flags: read(tcp, 13) })
+}
+
+impl Segment {
+    /// True for the SYN of a handshake, false for a SYN-ACK or RST on the way back, None for the rest.
+    #[inline(always)]
+    pub(crate) fn forward(&self) -> Option<bool> {
+        if self.flags & (TH_SYN | TH_ACK | TH_RST) == TH_SYN {
+            Some(true)
+        } else if self.flags & (TH_SYN | TH_RST) != 0 {
+            Some(false)
+        } else {
+            None
+        }
+    }
+
+    #[inline(always)]
+    fn addr(&self, v4: u32, v6: u32) -> Addr {
+        if self.v6 { read(self.ip, v6) } else { mapped(read(self.ip, v4)) }
+    }
+
+    /// The address of the connecting (`true`) or the listening side.
+    #[inline(always)]
+    pub(crate) fn client_addr(&self, forward: bool, client: bool) -> Addr {
+        if forward == client { self.addr(12, 8) } else { self.addr(16, 24) }
+    }
+
+    /// The port of the connecting (`true`) or the listening side.
+    #[inline(always)]
+    pub(crate) fn client_port(&self, forward: bool, client: bool) -> u16 {
+        u16::from_be(read(self.tcp, if forward == client { 0 } else { 2 }))
+    }
+
+    /// The flow as the connecting side sees it.
+    #[inline(always)]
+    pub(crate) fn flow(&self, forward: bool) -> FlowKey {
+        FlowKey {
+            saddr: self.client_addr(forward, true),
+            daddr: self.client_addr(forward, false),
+            sport: self.client_port(forward, true),
+            dport: self.client_port(forward, false),
+        }
+    }
+}
+
+/// Kernel address of a packet's network header.
+#[inline(always)]
+pub(crate) fn network_header(skb: u64) -> u64 {
+    let head: u64 = read(skb, setting!(skb_head));
+    let offset: u16 = read(skb, setting!(skb_network_header));
+    head + u64::from(offset)
+}
+
+/// Source address of the IP header at `ip`.
+#[inline(always)]
+pub(crate) fn ip_source(ip: u64) -> Addr {
+    let first: u8 = read(ip, 0);
+    if first >> 4 == 6 { read::<Addr>(ip, 8) } else { mapped(read::<u32>(ip, 12)) }
+}
+
+/// True if a field exists on this kernel.
+#[inline(always)]
+pub(crate) fn has(offset: u32) -> bool {
+    offset != NONE
+}

@@ -1,0 +1,597 @@
+//! The wire contract between the BPF object and `why502`: every struct that crosses the border.
+//!
+//! All types are `repr(C)`, of fixed-width fields with explicit padding, and their sizes are asserted, so
+//! that both compilers agree. An address is always 16 bytes; IPv4 is stored as `::ffff:a.b.c.d`, so one
+//! key type serves both families. Ports are in host byte order. Times are `bpf_ktime_get_ns()`
+//! (CLOCK_MONOTONIC, nanoseconds); 0 means "did not happen".
+#![no_std]
+
+/// Version of this contract, the first field of [`Settings`]; both sides are built together, so a
+/// mismatch can only come from a damaged recording.
+pub const WIRE_VERSION: u32 = 1;
+
+/// Stack depth kept with a dropped packet: enough to reach the IP-layer function that names the hook.
+pub const DROP_STACK_DEPTH: usize = 10;
+
+/// Kinds of record in the ring buffer (the first four bytes of each).
+pub mod kind {
+    /// An [`Attempt`](super::Attempt): a failed connection attempt.
+    pub const ATTEMPT: u32 = 1;
+    /// A [`ProcEvent`](super::ProcEvent): a watched process forked, executed a program or ended.
+    pub const PROC: u32 = 2;
+    /// A [`Hint`](super::Hint): a first SYN went unanswered; look at the listener now, not in a minute.
+    pub const HINT: u32 = 3;
+    /// A [`ClientGone`](super::ClientGone): the worker gave up an attempt because its client had left.
+    pub const CLIENT_GONE: u32 = 4;
+}
+
+/// Where an attempt ended.
+pub mod stage {
+    /// `socket()` failed: no socket exists, the destination is unknown.
+    pub const SOCKET: u8 = 1;
+    /// `bind()` failed; `saddr`/`sport` hold the address asked for.
+    pub const BIND: u8 = 2;
+    /// `connect()` failed before a SYN could be sent (routing, security hooks, ports).
+    pub const CONNECT: u8 = 3;
+    /// The socket was in SYN_SENT.
+    pub const SYN_SENT: u8 = 4;
+    /// The connection was established.
+    pub const ESTABLISHED: u8 = 5;
+}
+
+/// Bits of [`Attempt::flags`] and [`Conn::flags`].
+pub mod flag {
+    /// A RST arrived for this socket (`tcp_reset`).
+    pub const RST_IN: u32 = 1 << 0;
+    /// The socket was closed inside `connect()`; the errno comes from the return of the system call.
+    pub const SYNC_CLOSED: u32 = 1 << 1;
+    /// The application (nginx) closed the socket.
+    pub const APP_CLOSED: u32 = 1 << 2;
+    /// The closing task was exiting.
+    pub const TASK_EXITING: u32 = 1 << 3;
+    /// The peer sent FIN first.
+    pub const PEER_FIN: u32 = 1 << 4;
+    /// The connection began before why502 was attached: `start_ns` is unknown.
+    pub const UNKNOWN_START: u32 = 1 << 5;
+    /// [`Attempt::icmp_type`] and what follows is valid.
+    pub const ICMP: u32 = 1 << 6;
+    /// The ICMP error came from the socket's error queue (its sender is the outer IP header's source).
+    pub const ICMP_FROM_QUEUE: u32 = 1 << 7;
+    /// The drop fields are valid: this host freed a packet of the handshake.
+    pub const DROP: u32 = 1 << 8;
+    /// The accept queue of a listener on this machine was full when the SYN came.
+    pub const LISTEN_OVERFLOW: u32 = 1 << 9;
+    /// [`Attempt::lsm_ret`] is valid: the security hook on connect was seen to answer.
+    pub const LSM: u32 = 1 << 10;
+    /// The kernel was asked for the errno of `connect()` (the exit hook was attached).
+    pub const CONNECT_RET: u32 = 1 << 11;
+    /// [`Attempt::rst_ttl`] is valid.
+    pub const RST_TTL: u32 = 1 << 12;
+    /// A SYN of this attempt was retransmitted.
+    pub const SYN_RETRANSMIT: u32 = 1 << 13;
+}
+
+/// Bits of [`Evidence::flags`].
+pub mod drop_flag {
+    /// The packet was on its way back (SYN-ACK or RST towards nginx).
+    pub const REPLY: u32 = 1 << 0;
+    /// The packet had a conntrack entry; the flow key is the entry's original tuple.
+    pub const CONNTRACK: u32 = 1 << 1;
+    /// The kernel gave a drop reason (since 5.17); else the place in the kernel was judged.
+    pub const HAS_REASON: u32 = 1 << 2;
+    /// The packet carried its socket (on the way out).
+    pub const HAS_SK: u32 = 1 << 3;
+}
+
+/// What a drop means, judged in the kernel from reason or location; stable across kernels, unlike
+/// `enum skb_drop_reason`.
+pub mod drop_class {
+    /// Not in one of the classes below; the raw reason number tells more.
+    pub const OTHER: u8 = 0;
+    /// A netfilter hook refused the packet (`SKB_DROP_REASON_NETFILTER_DROP`).
+    pub const NETFILTER: u8 = 1;
+    /// No socket wanted the packet (`SKB_DROP_REASON_NO_SOCKET`).
+    pub const NO_SOCKET: u8 = 2;
+    /// Reverse path filter.
+    pub const RPFILTER: u8 = 3;
+    /// A cgroup egress or socket filter program.
+    pub const BPF: u8 = 4;
+    /// Traffic control (tc).
+    pub const TC: u8 = 5;
+    /// Neighbour discovery failed (`NEIGH_FAILED`, `NEIGH_QUEUEFULL`).
+    pub const NEIGH: u8 = 6;
+    /// No route for the packet.
+    pub const NO_ROUTE: u8 = 7;
+    /// IPsec policy.
+    pub const XFRM: u8 = 8;
+    /// The final ACK met a full accept queue (`TCP_LISTEN_OVERFLOW`).
+    pub const LISTEN_OVERFLOW: u8 = 9;
+    /// Number of classes.
+    pub const COUNT: usize = 10;
+}
+
+/// Role of a watched process.
+pub mod role {
+    /// Executed a program with an nginx-like name; not recorded until its executable is verified.
+    pub const UNVERIFIED: u32 = 0;
+    /// nginx: master, worker or single process.
+    pub const NGINX: u32 = 1;
+}
+
+/// What happened to a process.
+pub mod proc_change {
+    /// A watched process created this one.
+    pub const FORK: u32 = 1;
+    /// This process executed a new program.
+    pub const EXEC: u32 = 2;
+    /// This process ended.
+    pub const EXIT: u32 = 3;
+}
+
+/// A 16-byte address (network order; IPv4 mapped).
+pub type Addr = [u8; 16];
+
+/// One connection of a watched process while it is open; value of the map keyed by `struct sock *`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Conn {
+    /// CLOSE → SYN_SENT.
+    pub start_ns: u64,
+    /// SYN_SENT → ESTABLISHED.
+    pub established_ns: u64,
+    /// Arrival of a RST.
+    pub rst_ns: u64,
+    /// Destination as nginx asked for it (before any DNAT).
+    pub daddr: Addr,
+    /// Thread group id of the worker, in the initial PID namespace.
+    pub tgid: u32,
+    /// [`flag`] bits.
+    pub flags: u32,
+    /// Destination port.
+    pub dport: u16,
+    /// AF_INET or AF_INET6.
+    pub family: u16,
+    /// TTL or hop limit of the RST, if [`flag::RST_TTL`].
+    pub rst_ttl: u8,
+    /// Padding.
+    pub _pad: [u8; 3],
+}
+
+/// Key of [`Evidence`]: a flow as the client side sees it.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FlowKey {
+    /// Source (nginx's side).
+    pub saddr: Addr,
+    /// Destination.
+    pub daddr: Addr,
+    /// Source port.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+}
+
+/// Key of the set of upstream peers: only packets from or to one of them are looked at.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PeerKey {
+    /// Peer's address.
+    pub addr: Addr,
+    /// Peer's port.
+    pub port: u16,
+    /// Padding (zero, it is part of the hashed key).
+    pub _pad: u16,
+}
+
+/// What the packet-level hooks saw of one flow: drops, ICMP errors, a full accept queue.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Evidence {
+    /// First drop.
+    pub drop_first_ns: u64,
+    /// Last drop.
+    pub drop_last_ns: u64,
+    /// Kernel address that freed the packet.
+    pub drop_location: u64,
+    /// Return addresses at the last drop, innermost first; 0 ends the list.
+    pub drop_stack: [u64; DROP_STACK_DEPTH],
+    /// Last ICMP error.
+    pub icmp_ns: u64,
+    /// Last time that the listener's accept queue was found full.
+    pub overflow_ns: u64,
+    /// Sender of the ICMP error.
+    pub icmp_sender: Addr,
+    /// Destination address that the dropped packet carried (differs from the key's after DNAT).
+    pub wire_daddr: Addr,
+    /// Packets dropped.
+    pub drop_count: u32,
+    /// `enum skb_drop_reason` of the last drop; 0 before 5.17.
+    pub drop_reason: u32,
+    /// Network namespace (inode) in which the last drop happened; 0 unknown.
+    pub drop_netns: u32,
+    /// [`drop_flag`] bits of the last drop.
+    pub flags: u32,
+    /// `sk_ack_backlog` of the full listener.
+    pub backlog: u32,
+    /// `sk_max_ack_backlog` of the full listener.
+    pub backlog_max: u32,
+    /// Network namespace of the full listener.
+    pub backlog_netns: u32,
+    /// Network namespace in which NO_SOCKET was said; 0 if never.
+    pub no_socket_netns: u32,
+    /// Destination port that the dropped packet carried.
+    pub wire_dport: u16,
+    /// [`drop_class`] of the last drop.
+    pub drop_class: u8,
+    /// ICMP type.
+    pub icmp_type: u8,
+    /// ICMP code.
+    pub icmp_code: u8,
+    /// Bit set of the [`drop_class`]es 0 to 7 seen.
+    pub classes: u8,
+    /// Padding.
+    pub _pad: [u8; 2],
+}
+
+/// A failed attempt, as sent through the ring buffer: the whole story of one connection.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Attempt {
+    /// [`kind::ATTEMPT`].
+    pub kind: u32,
+    /// [`flag`] bits.
+    pub flags: u32,
+    /// Beginning of the attempt; 0 if unknown.
+    pub start_ns: u64,
+    /// End of the attempt.
+    pub end_ns: u64,
+    /// When the connection was established.
+    pub established_ns: u64,
+    /// Arrival of a RST.
+    pub rst_ns: u64,
+    /// `struct sock *`, an opaque name of the socket; 0 if there is none.
+    pub sk: u64,
+    /// Bytes acknowledged by the peer (`tcp_sock.bytes_acked`).
+    pub bytes_acked: u64,
+    /// Bytes received (`tcp_sock.bytes_received`).
+    pub bytes_received: u64,
+    /// Local address.
+    pub saddr: Addr,
+    /// Destination as nginx asked for it.
+    pub daddr: Addr,
+    /// What packet-level hooks saw of this flow, if [`flag::DROP`], [`flag::ICMP`] or
+    /// [`flag::LISTEN_OVERFLOW`].
+    pub evidence: Evidence,
+    /// Worker's thread group id.
+    pub tgid: u32,
+    /// Worker's network namespace (inode).
+    pub netns: u32,
+    /// `sk_err` at the end.
+    pub sk_err: i32,
+    /// `sk_err_soft` at the end.
+    pub sk_err_soft: i32,
+    /// Return value of the failed system call (negative errno), 0 if it did not fail.
+    pub ret: i32,
+    /// `security_socket_connect`'s answer (negative errno), if [`flag::LSM`].
+    pub lsm_ret: i32,
+    /// Which security module answered, 0 = not known; filled by the per-module hooks.
+    pub lsm_id: u32,
+    /// Interface index on which the RST or ICMP error came in; 0 unknown.
+    pub ifindex: u32,
+    /// Local port; 0 if none was assigned.
+    pub sport: u16,
+    /// Destination port.
+    pub dport: u16,
+    /// AF_INET or AF_INET6.
+    pub family: u16,
+    /// SYN retransmission timer expirations (`icsk_retransmits`) or, once established, retransmissions.
+    pub retransmits: u16,
+    /// Where it ended, see [`stage`].
+    pub stage: u8,
+    /// TCP state before the final transition (include/net/tcp_states.h).
+    pub old_state: u8,
+    /// `sk_shutdown` at the end: 3 if the application closed it.
+    pub shutdown: u8,
+    /// TTL of the RST, if [`flag::RST_TTL`].
+    pub rst_ttl: u8,
+    /// Padding.
+    pub _pad: [u8; 4],
+}
+
+/// A change in the family of watched processes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ProcEvent {
+    /// [`kind::PROC`].
+    pub kind: u32,
+    /// See [`proc_change`].
+    pub change: u32,
+    /// The process.
+    pub tgid: u32,
+    /// Its parent (fork only).
+    pub parent: u32,
+    /// When.
+    pub time_ns: u64,
+    /// `task_struct.comm`.
+    pub comm: [u8; 16],
+}
+
+/// A SYN of a watched connection was retransmitted for the first time.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Hint {
+    /// [`kind::HINT`].
+    pub kind: u32,
+    /// Worker's thread group id.
+    pub tgid: u32,
+    /// When.
+    pub time_ns: u64,
+    /// `struct sock *`.
+    pub sk: u64,
+    /// Destination.
+    pub daddr: Addr,
+    /// Destination port.
+    pub dport: u16,
+    /// Padding.
+    pub _pad: [u8; 6],
+}
+
+/// Right after giving up an attempt the worker closed a client connection whose client had left.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ClientGone {
+    /// [`kind::CLIENT_GONE`].
+    pub kind: u32,
+    /// Worker's thread group id.
+    pub tgid: u32,
+    /// When the client's socket was closed.
+    pub time_ns: u64,
+    /// `struct sock *` of the attempt that was given up.
+    pub attempt_sk: u64,
+    /// End of that attempt.
+    pub attempt_end_ns: u64,
+    /// The client's address.
+    pub client: Addr,
+    /// The client's port.
+    pub client_port: u16,
+    /// 1: the client had sent FIN; 2: the client had reset the connection.
+    pub how: u8,
+    /// Padding.
+    pub _pad: [u8; 5],
+}
+
+/// The last attempt that a worker gave up in SYN_SENT, watched for a few milliseconds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct GivenUp {
+    /// `struct sock *`.
+    pub sk: u64,
+    /// When.
+    pub end_ns: u64,
+    /// A socket that the worker itself moved to CLOSE meanwhile (its destruction proves nothing).
+    pub closed_sk: u64,
+}
+
+/// A watched process.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Proc {
+    /// See [`role`].
+    pub role: u32,
+    /// The process that the watched family began with (a master, as a rule).
+    pub root: u32,
+}
+
+/// Per-CPU counters; user space sums them.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Counters {
+    /// Connections begun by watched processes.
+    pub connects: u64,
+    /// Connections established.
+    pub established: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Failed attempts sent to user space.
+    pub sent: u64,
+    /// Failed attempts lost because the ring buffer was full.
+    pub lost: u64,
+    /// Connections not recorded because the connection map was full.
+    pub conns_full: u64,
+    /// Process events lost because the ring buffer was full.
+    pub proc_lost: u64,
+    /// Connections removed from the map.
+    pub closed: u64,
+    /// Hints and client notes lost because the ring buffer was full.
+    pub hints_lost: u64,
+}
+
+/// State shared by all CPUs (one array element).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Shared {
+    /// While the clock is below this, closes of client sockets are looked at.
+    pub watch_until_ns: u64,
+    /// While the clock is below this, a socket's destruction is checked for a record that still waits for
+    /// the return of its `connect()`.
+    pub sync_until_ns: u64,
+}
+
+/// Facts of the running kernel, set before the program is loaded. Offsets are in bytes from the start of
+/// the named struct; [`NONE`] means that this kernel lacks the field and what needs it is left out.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// [`WIRE_VERSION`].
+    pub version: u32,
+    /// 1 if the errno of `connect()` reaches the program by an exit hook.
+    pub has_connect_exit: u32,
+    /// 1 if `bpf_task_pt_regs` exists (5.15+).
+    pub has_task_pt_regs: u32,
+    /// 1 if `kfree_skb` brings a reason (5.17+).
+    pub has_drop_reason: u32,
+    /// `THREAD_SIZE`, bytes; used only without `bpf_task_pt_regs`.
+    pub thread_size: u32,
+    /// Number of the connect system call, to trust the saved registers.
+    pub nr_connect: u32,
+    /// Number of the bind system call.
+    pub nr_bind: u32,
+    /// Number of the socket system call.
+    pub nr_socket: u32,
+    /// Argument index of the skb in `tcp_reset`; [`NONE`] before 5.15.
+    pub arg_tcp_reset_skb: u32,
+    /// sock_common.skc_family.
+    pub skc_family: u32,
+    /// sock_common.skc_daddr.
+    pub skc_daddr: u32,
+    /// sock_common.skc_rcv_saddr.
+    pub skc_rcv_saddr: u32,
+    /// sock_common.skc_dport.
+    pub skc_dport: u32,
+    /// sock_common.skc_v6_daddr.
+    pub skc_v6_daddr: u32,
+    /// sock_common.skc_v6_rcv_saddr.
+    pub skc_v6_rcv_saddr: u32,
+    /// sock_common.skc_net.net.
+    pub skc_net: u32,
+    /// sock_common.skc_state.
+    pub skc_state: u32,
+    /// sock.sk_err.
+    pub sk_err: u32,
+    /// sock.sk_err_soft.
+    pub sk_err_soft: u32,
+    /// sock.sk_shutdown (byte).
+    pub sk_shutdown: u32,
+    /// sock.sk_protocol.
+    pub sk_protocol: u32,
+    /// Size of sock.sk_protocol, bytes (1 or 2).
+    pub sk_protocol_size: u32,
+    /// sock.sk_ack_backlog.
+    pub sk_ack_backlog: u32,
+    /// sock.sk_max_ack_backlog.
+    pub sk_max_ack_backlog: u32,
+    /// sock.sk_error_queue.
+    pub sk_error_queue: u32,
+    /// inet_sock.inet_sport.
+    pub inet_sport: u32,
+    /// inet_connection_sock.icsk_retransmits (byte).
+    pub icsk_retransmits: u32,
+    /// tcp_sock.bytes_acked.
+    pub bytes_acked: u32,
+    /// tcp_sock.bytes_received.
+    pub bytes_received: u32,
+    /// tcp_sock.total_retrans.
+    pub total_retrans: u32,
+    /// sk_buff.head.
+    pub skb_head: u32,
+    /// sk_buff.data.
+    pub skb_data: u32,
+    /// sk_buff.network_header.
+    pub skb_network_header: u32,
+    /// sk_buff.transport_header.
+    pub skb_transport_header: u32,
+    /// sk_buff.dev.
+    pub skb_dev: u32,
+    /// sk_buff.sk.
+    pub skb_sk: u32,
+    /// sk_buff.skb_iif.
+    pub skb_iif: u32,
+    /// sk_buff.cb.
+    pub skb_cb: u32,
+    /// sk_buff._nfct.
+    pub skb_nfct: u32,
+    /// sock_exterr_skb.ee within cb.
+    pub serr_ee: u32,
+    /// net_device.nd_net.net.
+    pub dev_net: u32,
+    /// net.ns.inum.
+    pub net_inum: u32,
+    /// task_struct.pid.
+    pub task_pid: u32,
+    /// task_struct.tgid.
+    pub task_tgid: u32,
+    /// task_struct.flags.
+    pub task_flags: u32,
+    /// task_struct.files.
+    pub task_files: u32,
+    /// task_struct.stack.
+    pub task_stack: u32,
+    /// files_struct.fdt.
+    pub files_fdt: u32,
+    /// fdtable.fd.
+    pub fdt_fd: u32,
+    /// fdtable.max_fds.
+    pub fdt_max_fds: u32,
+    /// file.private_data.
+    pub file_private: u32,
+    /// socket.sk.
+    pub socket_sk: u32,
+    /// Size of pt_regs, bytes.
+    pub regs_size: u32,
+    /// pt_regs register of the first system call argument.
+    pub regs_arg0: u32,
+    /// pt_regs register of the second.
+    pub regs_arg1: u32,
+    /// pt_regs.orig_ax.
+    pub regs_nr: u32,
+    /// nf_conn.tuplehash[0].tuple.
+    pub ct_tuple: u32,
+    /// Within the tuple: src.u3.
+    pub tuple_src: u32,
+    /// Within the tuple: src.u.
+    pub tuple_sport: u32,
+    /// Within the tuple: src.l3num.
+    pub tuple_l3num: u32,
+    /// Within the tuple: dst.u3.
+    pub tuple_dst: u32,
+    /// Within the tuple: dst.u.
+    pub tuple_dport: u32,
+    /// Within the tuple: dst.protonum.
+    pub tuple_proto: u32,
+    /// 1 if a newly executed program with an nginx-like name is to be offered to user space.
+    pub follow_new: u32,
+    /// `enum skb_drop_reason` values of each [`drop_class`], as bit sets of 256; class 0 holds further
+    /// reasons worth noting.
+    pub reasons: [[u64; 4]; drop_class::COUNT],
+    /// Address range of `nf_hook_slow`: the place of drops before 5.17.
+    pub nf_hook_slow: [u64; 2],
+    /// Address range of `tcp_v4_rcv`.
+    pub tcp_v4_rcv: [u64; 2],
+    /// Address range of `tcp_v6_rcv`.
+    pub tcp_v6_rcv: [u64; 2],
+}
+
+/// An offset or argument that the running kernel does not have.
+pub const NONE: u32 = u32::MAX;
+
+const _: () = {
+    assert!(size_of::<Conn>() == 56);
+    assert!(size_of::<FlowKey>() == 36);
+    assert!(size_of::<PeerKey>() == 20);
+    assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8);
+    assert!(size_of::<Attempt>() == 8 + 7 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
+    assert!(size_of::<ProcEvent>() == 40);
+    assert!(size_of::<Hint>() == 48);
+    assert!(size_of::<ClientGone>() == 56);
+    assert!(size_of::<GivenUp>() == 24);
+    assert!(size_of::<Proc>() == 8);
+    assert!(size_of::<Shared>() == 16);
+    assert!(size_of::<Counters>() == 72);
+    assert!(size_of::<Settings>() % 8 == 0);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Attempt, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared};
+
+    macro_rules! pod {
+        ($($t:ty),+ $(,)?) => {
+            $(
+                // SAFETY: repr(C), fixed-width integers and arrays of them only, padding explicit, every
+                // bit pattern valid.
+                unsafe impl aya::Pod for $t {}
+            )+
+        };
+    }
+    pod!(Attempt, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
+}

@@ -1,0 +1,69 @@
+//! Every map, its capacity beside its reason.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared};
+
+/// Facts of the running kernel; written by the loader before the program is verified, so that the
+/// verifier sees constants and removes the code of absent features.
+#[unsafe(no_mangle)]
+pub(crate) static SETTINGS: Settings = {
+    // SAFETY: Settings consists of integers; all zeroes is a valid value.
+    unsafe { core::mem::zeroed() }
+};
+
+/// Reads one field of [`SETTINGS`] at run time (the loader has replaced the zeroes).
+macro_rules! setting {
+    ($($field:tt)+) => { $crate::maps::load(&$crate::maps::SETTINGS.$($field)+) };
+}
+pub(crate) use setting;
+
+/// Reads a setting where the compiler must not assume the zero that it sees.
+#[inline(always)]
+pub(crate) fn load<T: Copy>(field: &'static T) -> T {
+    // SAFETY: a reference is valid and aligned.
+    unsafe { core::ptr::read_volatile(field) }
+}
+
+/// nginx's processes by thread group id. 8192: masters and workers of every container of a large host.
+#[map]
+pub(crate) static PROCS: HashMap<u32, Proc> = HashMap::with_max_entries(8192, 0);
+
+/// Open connections of watched processes by `struct sock *`. 65536: the sum of `worker_connections` of
+/// busy hosts; the loader may raise it; what does not fit is counted. Pre-allocated, as an allocation a
+/// connection costs more than the map's 8 MB.
+#[map]
+pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(65536, 0);
+
+/// Addresses that nginx has connected to: the filter that keeps the packet-level hooks quiet. LRU, since
+/// nothing tells when the last connection to one is gone. 4096: upstream servers of one host.
+#[map]
+pub(crate) static PEERS: LruHashMap<PeerKey, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// Packet-level evidence by flow. LRU, since a handshake that succeeds after a drop leaves its entry.
+/// 4096: one minute (nginx's default connect timeout) of 68 dropped handshakes a second.
+#[map]
+pub(crate) static FLOWS: LruHashMap<FlowKey, Evidence> = LruHashMap::with_max_entries(4096, 0);
+
+/// The security hook's refusal of the connect() that a thread is in, by pid_tgid. LRU: consumed when
+/// connect() returns.
+#[map]
+pub(crate) static LSM: LruHashMap<u64, i32> = LruHashMap::with_max_entries(256, 0);
+
+/// The attempt that each worker gave up last, by thread group id.
+#[map]
+pub(crate) static GIVEN_UP: LruHashMap<u32, GivenUp> = LruHashMap::with_max_entries(1024, 0);
+
+/// Failed attempts and process events; the loader sets the size.
+#[map]
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Counters, one set a CPU.
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+/// Switches that let the hot path leave early.
+#[map]
+pub(crate) static SHARED: Array<Shared> = Array::with_max_entries(1, 0);

@@ -1,0 +1,228 @@
+//! System calls that fail at once: connect(), bind() and socket() of nginx, and the security hook.
+//!
+//! Only the return is watched, and only failures look any further; the arguments are read from the saved
+//! user registers, so that one function serves fexit, kretprobe and tracepoint alike.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::bpf_get_current_pid_tgid,
+    macros::{fexit, kretprobe, tracepoint},
+    programs::{FExitContext, RetProbeContext, TracePointContext},
+};
+use aya_log_ebpf::debug;
+use tracer_ebpf::{Conn, flag, role, stage};
+
+use crate::{
+    emit::{self, End, count},
+    kernel::{self, AF_INET, AF_INET6, read_user},
+    maps::{CONNS, LSM, PROCS, setting},
+};
+
+const EINPROGRESS: i32 = 115;
+const SOCK_STREAM: u64 = 1;
+const SOCK_TYPE_MASK: u64 = 0xf;
+
+/// Offset of the return value in the context of `syscalls/sys_exit_*`: 8 bytes of common fields, the
+/// system call number (long), then `long ret` (include/trace/events/syscalls.h).
+const SYS_EXIT_RET: usize = 16;
+
+#[fexit(function = "__sys_connect")]
+fn connect_fexit(ctx: FExitContext) -> i32 {
+    // The return value stands behind the three arguments; bpf_get_func_ret is 5.17+.
+    on_connect(&ctx, ctx.arg(3))
+}
+
+#[kretprobe]
+fn connect_kretprobe(ctx: RetProbeContext) -> i32 {
+    on_connect(&ctx, ctx.ret())
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_connect")]
+fn connect_tracepoint(ctx: TracePointContext) -> i32 {
+    // SAFETY: within the record of this tracepoint.
+    unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) }.map_or(0, |ret| on_connect(&ctx, ret as i32))
+}
+
+#[fexit(function = "__sys_bind")]
+fn bind_fexit(ctx: FExitContext) -> i32 {
+    on_bind(ctx.arg(3))
+}
+
+#[kretprobe]
+fn bind_kretprobe(ctx: RetProbeContext) -> i32 {
+    on_bind(ctx.ret())
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_bind")]
+fn bind_tracepoint(ctx: TracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) }.map_or(0, |ret| on_bind(ret as i32))
+}
+
+#[fexit(function = "__sys_socket")]
+fn socket_fexit(ctx: FExitContext) -> i32 {
+    on_socket(ctx.arg(3))
+}
+
+#[kretprobe]
+fn socket_kretprobe(ctx: RetProbeContext) -> i32 {
+    on_socket(ctx.ret())
+}
+
+#[tracepoint(category = "syscalls", name = "sys_exit_socket")]
+fn socket_tracepoint(ctx: TracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) }.map_or(0, |ret| on_socket(ret as i32))
+}
+
+#[fexit(function = "security_socket_connect")]
+fn lsm_connect_fexit(ctx: FExitContext) -> i32 {
+    on_lsm(ctx.arg(3))
+}
+
+#[kretprobe]
+fn lsm_connect_kretprobe(ctx: RetProbeContext) -> i32 {
+    on_lsm(ctx.ret())
+}
+
+#[inline(always)]
+fn watched() -> Option<u32> {
+    let tgid = kernel::tgid();
+    // SAFETY: one integer of a map element.
+    PROCS.get_ptr(tgid).filter(|p| unsafe { (**p).role } == role::NGINX).map(|_| tgid)
+}
+
+/// Family, port (host order) and address of a user-space `struct sockaddr`.
+#[inline(always)]
+fn user_sockaddr(addr: u64) -> (u16, u16, [u8; 16]) {
+    let head: [u16; 2] = read_user(addr);
+    let port = u16::from_be(head[1]);
+    match head[0] {
+        AF_INET => (AF_INET, port, kernel::mapped(read_user::<u32>(addr + 4))),
+        AF_INET6 => (AF_INET6, port, read_user(addr + 8)),
+        other => (other, 0, [0; 16]),
+    }
+}
+
+#[inline(always)]
+fn empty(tgid: u32) -> Conn {
+    Conn {
+        start_ns: emit::now_ns(),
+        established_ns: 0,
+        rst_ns: 0,
+        daddr: [0; 16],
+        tgid,
+        flags: 0,
+        dport: 0,
+        family: 0,
+        rst_ttl: 0,
+        _pad: [0; 3],
+    }
+}
+
+#[inline(always)]
+fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
+    if ret >= 0 || ret == -EINPROGRESS {
+        return 0;
+    }
+    let Some(tgid) = watched() else {
+        return 0;
+    };
+    let Some((fd, addr)) = kernel::syscall_args(setting!(nr_connect)) else {
+        return 0;
+    };
+    let sk = kernel::tcp_sock_of_fd(fd as u32);
+    if sk == 0 {
+        return 0;
+    }
+    let mut flags = flag::CONNECT_RET;
+    let mut lsm_ret = 0;
+    if let Some(refusal) = emit::take_lsm(bpf_get_current_pid_tgid()) {
+        lsm_ret = refusal;
+        flags |= flag::LSM;
+    }
+    let mut conn = empty(tgid);
+    let mut known = false;
+    if let Some(found) = CONNS.get_ptr(sk) {
+        // SAFETY: copied at once.
+        conn = unsafe { *found };
+        // A connection that stands or is under way is not ours to end (EALREADY, EISCONN).
+        if conn.flags & flag::SYNC_CLOSED == 0 {
+            return 0;
+        }
+        known = true;
+    } else {
+        let (family, port, daddr) = user_sockaddr(addr);
+        if family != AF_INET && family != AF_INET6 {
+            return 0;
+        }
+        conn.family = family;
+        conn.dport = port;
+        conn.daddr = daddr;
+        count(|c| c.connects += 1);
+    }
+    debug!(ctx, "connect returned {}", ret);
+    let end = End { stage: stage::CONNECT, old_state: if known { 2 } else { 7 }, shutdown: 0, ret, sk_err: 0, flags, lsm_ret };
+    emit::attempt(sk, &conn, &end);
+    if known {
+        let _ = CONNS.remove(sk);
+        count(|c| c.closed += 1);
+    }
+    0
+}
+
+#[inline(always)]
+fn on_bind(ret: i32) -> i32 {
+    if ret >= 0 {
+        return 0;
+    }
+    let Some(tgid) = watched() else {
+        return 0;
+    };
+    let Some((fd, addr)) = kernel::syscall_args(setting!(nr_bind)) else {
+        return 0;
+    };
+    let sk = kernel::tcp_sock_of_fd(fd as u32);
+    if sk == 0 {
+        return 0;
+    }
+    let mut conn = empty(tgid);
+    // The address asked for travels in the destination fields: a bound socket has none yet.
+    (conn.family, conn.dport, conn.daddr) = user_sockaddr(addr);
+    let end = End { stage: stage::BIND, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
+    emit::attempt(sk, &conn, &end);
+    0
+}
+
+#[inline(always)]
+fn on_socket(ret: i32) -> i32 {
+    if ret >= 0 {
+        return 0;
+    }
+    let Some(tgid) = watched() else {
+        return 0;
+    };
+    let Some((family, kind)) = kernel::syscall_args(setting!(nr_socket)) else {
+        return 0;
+    };
+    let family = family as u16;
+    if (family != AF_INET && family != AF_INET6) || kind & SOCK_TYPE_MASK != SOCK_STREAM {
+        return 0;
+    }
+    let mut conn = empty(tgid);
+    conn.family = family;
+    let end = End { stage: stage::SOCKET, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
+    emit::attempt(0, &conn, &end);
+    0
+}
+
+/// The sum of all security modules' verdicts on a connect(); kept until connect() returns.
+#[inline(always)]
+fn on_lsm(ret: i32) -> i32 {
+    if ret >= 0 || watched().is_none() {
+        return 0;
+    }
+    let _ = LSM.insert(bpf_get_current_pid_tgid(), ret, 0);
+    0
+}
+

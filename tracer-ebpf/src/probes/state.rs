@@ -1,0 +1,270 @@
+//! TCP state changes: the one hook that healthy connections run through.
+//!
+//! `inet_sock_set_state` fires for every TCP socket of the host, so the cheap tests come first; the
+//! process is looked at only at CLOSE → SYN_SENT, which happens inside connect(); later transitions run in
+//! whatever context the packet or timer arrived in and are recognised by the socket alone.
+
+use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
+    macros::raw_tracepoint,
+    programs::RawTracePointContext,
+};
+use aya_log_ebpf::debug;
+use tracer_ebpf::{ClientGone, Conn, PeerKey, flag, kind, role, stage};
+
+use crate::{
+    emit::{self, CLIENT_WATCH_NS, End, count},
+    kernel::{self, AF_INET, AF_INET6, read},
+    maps::{CONNS, EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
+};
+
+// include/net/tcp_states.h
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_CLOSE: i32 = 7;
+const TCP_CLOSE_WAIT: i32 = 8;
+const TCP_LAST_ACK: i32 = 9;
+
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+fn set_state(ctx: RawTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    let old: i32 = ctx.arg(1);
+    let new: i32 = ctx.arg(2);
+    match new {
+        TCP_SYN_SENT => begin(&ctx, sk),
+        TCP_ESTABLISHED if old == TCP_SYN_SENT => established(sk),
+        TCP_CLOSE_WAIT if old == TCP_ESTABLISHED => peer_fin(sk),
+        TCP_CLOSE => end(&ctx, sk, old),
+        TCP_LAST_ACK => client_closed(sk, 1),
+        _ => {}
+    }
+    0
+}
+
+/// True if the current process is a verified nginx.
+#[inline(always)]
+fn watched(tgid: u32) -> bool {
+    // SAFETY: one integer of a map element.
+    PROCS.get_ptr(tgid).is_some_and(|p| unsafe { (*p).role } == role::NGINX)
+}
+
+#[inline(always)]
+fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
+    let family: u16 = read(sk, setting!(skc_family));
+    if family != AF_INET && family != AF_INET6 {
+        return None;
+    }
+    Some(Conn {
+        start_ns: emit::now_ns(),
+        established_ns: 0,
+        rst_ns: 0,
+        daddr: kernel::sock_addr(sk, family, setting!(skc_daddr), setting!(skc_v6_daddr)),
+        tgid,
+        flags: 0,
+        dport: u16::from_be(read(sk, setting!(skc_dport))),
+        family,
+        rst_ttl: 0,
+        _pad: [0; 3],
+    })
+}
+
+#[inline(always)]
+fn begin(ctx: &RawTracePointContext, sk: u64) {
+    let tgid = kernel::tgid();
+    if !watched(tgid) {
+        return;
+    }
+    let Some(conn) = new_conn(sk, tgid) else {
+        return;
+    };
+    if CONNS.insert(sk, &conn, 0).is_err() {
+        count(|c| c.conns_full += 1);
+    }
+    let peer = PeerKey { addr: conn.daddr, port: conn.dport, _pad: 0 };
+    if PEERS.get_ptr(peer).is_none() {
+        let _ = PEERS.insert(peer, 1, 0);
+        debug!(ctx, "new upstream peer, port {}", conn.dport);
+    }
+    count(|c| c.connects += 1);
+}
+
+#[inline(always)]
+fn established(sk: u64) {
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: an element of a pre-allocated map; the socket lock keeps other writers of this key away.
+        unsafe { (*conn).established_ns = emit::now_ns() };
+        count(|c| c.established += 1);
+    }
+}
+
+#[inline(always)]
+fn peer_fin(sk: u64) {
+    if let Some(conn) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: as in `established`.
+        unsafe { (*conn).flags |= flag::PEER_FIN };
+    }
+}
+
+#[inline(always)]
+fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
+    let Some(found) = CONNS.get_ptr_mut(sk) else {
+        unknown_end(sk, old);
+        return;
+    };
+    // SAFETY: as in `established`; copied before the element is removed.
+    let conn = unsafe { *found };
+    if old == TCP_SYN_SENT {
+        let sk_err: i32 = read(sk, setting!(sk_err));
+        let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
+        // tcp_done() shuts down after this transition, tcp_close() before it. Neither an error nor a
+        // close by the application: connect() itself failed (no free port, a packet-level refusal), and
+        // its return brings the errno.
+        if sk_err == 0 && shutdown != 3 && setting!(has_connect_exit) != 0 {
+            // SAFETY: as in `established`.
+            unsafe { (*found).flags |= flag::SYNC_CLOSED };
+            emit::await_connect_return();
+            return;
+        }
+        emit::attempt(
+            sk,
+            &conn,
+            &End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags: 0, lsm_ret: 0 },
+        );
+        debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", sk_err);
+        if sk_err == 0 && shutdown == 3 {
+            emit::watch_client(sk, conn.tgid);
+        }
+    }
+    let _ = CONNS.remove(sk);
+    count(|c| c.closed += 1);
+}
+
+/// A socket that is not in the map reached CLOSE.
+#[inline(always)]
+fn unknown_end(sk: u64, old: i32) {
+    if emit::watching_until() != 0 {
+        // The worker itself closed this socket: its destruction will not mean that a client reset it.
+        if let Some(given_up) = GIVEN_UP.get_ptr_mut(kernel::tgid()) {
+            // SAFETY: an integer of a map element that only this worker's thread writes.
+            unsafe { (*given_up).closed_sk = sk };
+        }
+        if old == TCP_CLOSE_WAIT {
+            client_closed(sk, 1);
+        }
+    }
+    if old != TCP_SYN_SENT {
+        return;
+    }
+    // A connection that began before we were attached is given up now: it can still be told by its worker.
+    let tgid = kernel::tgid();
+    let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
+    if shutdown != 3 || !watched(tgid) {
+        return;
+    }
+    if let Some(mut conn) = new_conn(sk, tgid) {
+        conn.start_ns = 0;
+        conn.flags = flag::UNKNOWN_START;
+        emit::attempt(
+            sk,
+            &conn,
+            &End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err: 0, flags: 0, lsm_ret: 0 },
+        );
+        emit::watch_client(sk, tgid);
+    }
+}
+
+/// The worker closes a connection whose client has left: does that explain the attempt that it gave up
+/// just before?
+#[inline(always)]
+fn client_closed(sk: u64, how: u8) {
+    let until = emit::watching_until();
+    if until == 0 {
+        return;
+    }
+    let now = emit::now_ns();
+    if now > until {
+        if let Some(shared) = SHARED.get_ptr_mut(0) {
+            // SAFETY: an integer of an array element.
+            unsafe { (*shared).watch_until_ns = 0 };
+        }
+        return;
+    }
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    let Some(given_up) = GIVEN_UP.get_ptr(tgid) else {
+        return;
+    };
+    // SAFETY: copied at once; only this worker's thread writes it.
+    let last = unsafe { *given_up };
+    if last.sk == sk || now.wrapping_sub(last.end_ns) > CLIENT_WATCH_NS || (how == 2 && last.closed_sk == sk) {
+        return;
+    }
+    let family: u16 = read(sk, setting!(skc_family));
+    if family != AF_INET && family != AF_INET6 {
+        return;
+    }
+    let Some(mut entry) = EVENTS.reserve::<ClientGone>(0) else {
+        count(|c| c.hints_lost += 1);
+        return;
+    };
+    entry.write(ClientGone {
+        kind: kind::CLIENT_GONE,
+        tgid,
+        time_ns: now,
+        attempt_sk: last.sk,
+        attempt_end_ns: last.end_ns,
+        client: kernel::sock_addr(sk, family, setting!(skc_daddr), setting!(skc_v6_daddr)),
+        client_port: u16::from_be(read(sk, setting!(skc_dport))),
+        how,
+        _pad: [0; 5],
+    });
+    entry.submit(1);
+    let _ = GIVEN_UP.remove(tgid);
+}
+
+/// The end of every TCP socket: catches clients that reset (their socket was CLOSE long before the worker
+/// closed it) and, as a last resort, records whose connect() never returned to us.
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+fn destroy_sock(ctx: RawTracePointContext) -> i32 {
+    let Some(shared) = SHARED.get_ptr(0) else {
+        return 0;
+    };
+    // SAFETY: integers of an array element.
+    let (until, pending) = unsafe { ((*shared).watch_until_ns, (*shared).sync_until_ns) };
+    if until == 0 && pending == 0 {
+        return 0;
+    }
+    if pending != 0 && emit::now_ns() > pending {
+        if let Some(shared) = SHARED.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { (*shared).sync_until_ns = 0 };
+        }
+    }
+    let sk: u64 = ctx.arg(0);
+    if pending != 0
+        && let Some(found) = CONNS.get_ptr(sk)
+    {
+        // SAFETY: copied at once.
+        let conn = unsafe { *found };
+        if conn.flags & flag::SYNC_CLOSED != 0 {
+            emit::attempt(
+                sk,
+                &conn,
+                &End {
+                    stage: stage::CONNECT,
+                    old_state: TCP_SYN_SENT as u8,
+                    shutdown: 0,
+                    ret: 0,
+                    sk_err: 0,
+                    flags: 0,
+                    lsm_ret: 0,
+                },
+            );
+            let _ = CONNS.remove(sk);
+            count(|c| c.closed += 1);
+        }
+    }
+    if until != 0 {
+        client_closed(sk, 2);
+    }
+    0
+}

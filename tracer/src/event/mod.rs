@@ -1,0 +1,428 @@
+//! From the ring buffer's bytes to owned events: the only place that reads wire records.
+//!
+//! Pure, and total: a record of unknown kind or wrong length is an error to be counted, never a panic.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use bytes::Bytes;
+use thiserror::Error;
+use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
+
+/// Why a record could not be read.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Shorter than its kind demands.
+    #[error("record of kind {kind} has {len} bytes, {need} are needed")]
+    Short {
+        /// The record's kind.
+        kind: u32,
+        /// Its length, bytes.
+        len: usize,
+        /// The length its kind needs, bytes.
+        need: usize,
+    },
+    /// A kind that this version does not know.
+    #[error("record of unknown kind {0}")]
+    Kind(u32),
+    /// A field holds a value outside its range.
+    #[error("record field {0} holds {1}")]
+    Field(&'static str, u64),
+}
+
+/// Where an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// `socket()` failed.
+    Socket,
+    /// `bind()` failed.
+    Bind,
+    /// `connect()` failed at once.
+    Connect,
+    /// The SYN was out.
+    SynSent,
+    /// The connection stood.
+    Established,
+}
+
+impl TryFrom<u8> for Stage {
+    type Error = DecodeError;
+
+    fn try_from(value: u8) -> Result<Self, DecodeError> {
+        match value {
+            stage::SOCKET => Ok(Stage::Socket),
+            stage::BIND => Ok(Stage::Bind),
+            stage::CONNECT => Ok(Stage::Connect),
+            stage::SYN_SENT => Ok(Stage::SynSent),
+            stage::ESTABLISHED => Ok(Stage::Established),
+            other => Err(DecodeError::Field("stage", u64::from(other))),
+        }
+    }
+}
+
+/// What a drop means; see [`wire::drop_class`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropClass {
+    /// A reason without a class of its own.
+    Other,
+    /// A netfilter hook.
+    Netfilter,
+    /// No socket wanted the packet.
+    NoSocket,
+    /// Reverse path filter.
+    RpFilter,
+    /// A cgroup egress or socket filter program.
+    Bpf,
+    /// Traffic control.
+    Tc,
+    /// Neighbour discovery failed.
+    Neighbour,
+    /// No route.
+    NoRoute,
+    /// IPsec policy.
+    Xfrm,
+    /// The final ACK met a full accept queue.
+    ListenOverflow,
+}
+
+impl TryFrom<u8> for DropClass {
+    type Error = DecodeError;
+
+    fn try_from(value: u8) -> Result<Self, DecodeError> {
+        use wire::drop_class as class;
+        match value {
+            class::OTHER => Ok(DropClass::Other),
+            class::NETFILTER => Ok(DropClass::Netfilter),
+            class::NO_SOCKET => Ok(DropClass::NoSocket),
+            class::RPFILTER => Ok(DropClass::RpFilter),
+            class::BPF => Ok(DropClass::Bpf),
+            class::TC => Ok(DropClass::Tc),
+            class::NEIGH => Ok(DropClass::Neighbour),
+            class::NO_ROUTE => Ok(DropClass::NoRoute),
+            class::XFRM => Ok(DropClass::Xfrm),
+            class::LISTEN_OVERFLOW => Ok(DropClass::ListenOverflow),
+            other => Err(DecodeError::Field("drop_class", u64::from(other))),
+        }
+    }
+}
+
+/// Packets of the handshake that this machine dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drop {
+    /// Class of the last drop.
+    pub class: DropClass,
+    /// `enum skb_drop_reason` of the last drop; 0 before 5.17.
+    pub reason: u32,
+    /// Packets dropped.
+    pub count: u32,
+    /// First drop, CLOCK_MONOTONIC ns.
+    pub first_ns: u64,
+    /// Last drop, CLOCK_MONOTONIC ns.
+    pub last_ns: u64,
+    /// Kernel address that freed the packet.
+    pub location: u64,
+    /// Return addresses, innermost first.
+    pub stack: Vec<u64>,
+    /// Network namespace of the last drop; 0 unknown.
+    pub netns: u32,
+    /// The packet was on its way back to nginx.
+    pub reply: bool,
+    /// The packet had a conntrack entry.
+    pub conntrack: bool,
+    /// Bit set of classes seen.
+    classes: u8,
+    /// Namespace whose stack had no socket for the SYN; 0 if none said so.
+    pub no_socket_netns: u32,
+    /// Destination that the packet carried: differs from the attempt's after DNAT.
+    pub wire_dst: SocketAddr,
+}
+
+impl Drop {
+    /// True if a drop of that class was seen.
+    #[must_use]
+    pub fn saw(&self, class: DropClass) -> bool {
+        self.class == class || ((class as u8) < 8 && self.classes >> (class as u8) & 1 == 1)
+    }
+}
+
+/// An ICMP error that named this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Icmp {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Who sent it.
+    pub sender: IpAddr,
+}
+
+/// A listener's accept queue that was full when the SYN came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overflow {
+    /// Connections waiting in the queue.
+    pub queued: u32,
+    /// The queue's limit: min(backlog, somaxconn).
+    pub limit: u32,
+    /// The listener's network namespace.
+    pub netns: u32,
+}
+
+/// A failed attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// Where it ended.
+    pub stage: Stage,
+    /// Worker's PID in the initial PID namespace.
+    pub worker: u32,
+    /// The socket's name in the kernel; 0 if there is none.
+    pub socket: u64,
+    /// Worker's network namespace (inode); 0 unknown.
+    pub netns: u32,
+    /// Beginning, CLOCK_MONOTONIC ns; None if it was before why502 watched.
+    pub start_ns: Option<u64>,
+    /// End, CLOCK_MONOTONIC ns.
+    pub end_ns: u64,
+    /// Local address; unspecified if none was chosen yet.
+    pub local: SocketAddr,
+    /// What nginx wanted to reach; for [`Stage::Bind`] what it wanted to bind.
+    pub remote: SocketAddr,
+    /// True if the destination is not known (`socket()` failed).
+    pub no_remote: bool,
+    /// Negative errno of the failed system call, 0 if none failed.
+    pub ret: i32,
+    /// `sk_err` at the end (errno).
+    pub sk_err: i32,
+    /// `sk_err_soft` at the end (errno).
+    pub sk_err_soft: i32,
+    /// The security modules' common answer to connect() (negative errno), if a refusal was seen.
+    pub security: Option<i32>,
+    /// A RST arrived.
+    pub reset: bool,
+    /// When it arrived, CLOCK_MONOTONIC ns; 0 if not.
+    pub reset_ns: u64,
+    /// TTL of the RST.
+    pub reset_ttl: Option<u8>,
+    /// nginx closed the socket.
+    pub app_closed: bool,
+    /// The process that closed it was ending.
+    pub exiting: bool,
+    /// SYN retransmission timers that fired.
+    pub retransmits: u16,
+    /// ICMP error.
+    pub icmp: Option<Icmp>,
+    /// Dropped packets.
+    pub drop: Option<Drop>,
+    /// Full accept queue.
+    pub overflow: Option<Overflow>,
+}
+
+impl Attempt {
+    /// Duration, microseconds; None if the beginning is unknown.
+    #[must_use]
+    pub fn duration_us(&self) -> Option<u64> {
+        Some(self.end_ns.saturating_sub(self.start_ns?) / 1000)
+    }
+
+    /// The errno that the attempt ended with (positive), if any.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        [self.ret.saturating_neg(), self.sk_err, self.sk_err_soft].into_iter().find(|e| *e > 0)
+    }
+}
+
+/// Something the kernel told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An attempt failed.
+    Attempt(Box<Attempt>),
+    /// A watched process was created.
+    Fork {
+        /// The new process.
+        pid: u32,
+        /// Its parent.
+        parent: u32,
+    },
+    /// A watched or nginx-like process executed a program.
+    Exec {
+        /// The process.
+        pid: u32,
+    },
+    /// A watched process ended.
+    Exit {
+        /// The process.
+        pid: u32,
+    },
+    /// A SYN is unanswered so far.
+    Hint {
+        /// The attempt's socket.
+        socket: u64,
+        /// The worker.
+        worker: u32,
+        /// Destination.
+        remote: SocketAddr,
+    },
+    /// The worker gave up an attempt because its client had gone.
+    ClientGone {
+        /// The attempt's socket.
+        socket: u64,
+        /// The attempt's end, CLOCK_MONOTONIC ns.
+        end_ns: u64,
+        /// The client.
+        client: SocketAddr,
+        /// The client reset the connection instead of closing it.
+        reset: bool,
+    },
+}
+
+/// Reads one record.
+///
+/// # Errors
+/// [`DecodeError`]; the record is then to be counted as lost.
+pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
+    let kind = record.first_chunk::<4>().copied().map(u32::from_ne_bytes);
+    let kind = kind.ok_or(DecodeError::Short { kind: 0, len: record.len(), need: 4 })?;
+    match kind {
+        kind::ATTEMPT => attempt(&read::<wire::Attempt>(record, kind)?),
+        kind::PROC => proc_event(&read::<wire::ProcEvent>(record, kind)?),
+        kind::HINT => {
+            let hint = read::<wire::Hint>(record, kind)?;
+            let remote = SocketAddr::new(ip(&hint.daddr), hint.dport);
+            Ok(Event::Hint { socket: hint.sk, worker: hint.tgid, remote })
+        }
+        kind::CLIENT_GONE => {
+            let gone = read::<wire::ClientGone>(record, kind)?;
+            Ok(Event::ClientGone {
+                socket: gone.attempt_sk,
+                end_ns: gone.attempt_end_ns,
+                client: SocketAddr::new(ip(&gone.client), gone.client_port),
+                reset: gone.how == 2,
+            })
+        }
+        other => Err(DecodeError::Kind(other)),
+    }
+}
+
+/// Wire types: plain integers, so that any bytes are a value.
+trait Wire: Copy {}
+impl Wire for wire::Attempt {}
+impl Wire for wire::ProcEvent {}
+impl Wire for wire::Hint {}
+impl Wire for wire::ClientGone {}
+impl Wire for wire::Evidence {}
+
+fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
+    if record.len() < size_of::<T>() {
+        return Err(DecodeError::Short { kind, len: record.len(), need: size_of::<T>() });
+    }
+    // SAFETY: the length was checked; `Wire` types are repr(C) integers valid for every bit pattern; the
+    // read does not assume alignment.
+    Ok(unsafe { std::ptr::read_unaligned(record.as_ptr().cast::<T>()) })
+}
+
+/// An IP address from the wire's 16 bytes.
+#[must_use]
+pub fn ip(addr: &Addr) -> IpAddr {
+    let v6 = Ipv6Addr::from(*addr);
+    v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4)
+}
+
+/// The wire's 16 bytes of an IP address.
+#[must_use]
+pub fn addr(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+fn proc_event(p: &wire::ProcEvent) -> Result<Event, DecodeError> {
+    match p.change {
+        proc_change::FORK => Ok(Event::Fork { pid: p.tgid, parent: p.parent }),
+        proc_change::EXEC => Ok(Event::Exec { pid: p.tgid }),
+        proc_change::EXIT => Ok(Event::Exit { pid: p.tgid }),
+        other => Err(DecodeError::Field("change", u64::from(other))),
+    }
+}
+
+fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
+    let stage = Stage::try_from(a.stage)?;
+    let has = |bit: u32| a.flags & bit != 0;
+    let unspecified = |addr: &Addr| if *addr == [0; 16] { blank(a.family) } else { ip(addr) };
+    let (drop, icmp, overflow) = evidence(&a.evidence, a.flags)?;
+    Ok(Event::Attempt(Box::new(Attempt {
+        stage,
+        worker: a.tgid,
+        socket: a.sk,
+        netns: a.netns,
+        start_ns: (!has(flag::UNKNOWN_START)).then_some(a.start_ns),
+        end_ns: a.end_ns,
+        local: SocketAddr::new(unspecified(&a.saddr), a.sport),
+        remote: SocketAddr::new(unspecified(&a.daddr), a.dport),
+        no_remote: stage == Stage::Socket,
+        ret: a.ret,
+        sk_err: a.sk_err,
+        sk_err_soft: a.sk_err_soft,
+        security: has(flag::LSM).then_some(a.lsm_ret),
+        reset: has(flag::RST_IN),
+        reset_ns: a.rst_ns,
+        reset_ttl: has(flag::RST_TTL).then_some(a.rst_ttl),
+        app_closed: has(flag::APP_CLOSED),
+        exiting: has(flag::TASK_EXITING),
+        retransmits: a.retransmits,
+        icmp,
+        drop,
+        overflow,
+    })))
+}
+
+/// The address that stands for "none" in a family.
+fn blank(family: u16) -> IpAddr {
+    if i32::from(family) == libc::AF_INET6 {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
+    }
+}
+
+type Parts = (Option<Drop>, Option<Icmp>, Option<Overflow>);
+
+/// Packet-level evidence, from a record or straight from the kernel's map; `flags` tells which parts hold.
+///
+/// # Errors
+/// [`DecodeError::Field`] for an unknown drop class.
+pub fn evidence(e: &wire::Evidence, flags: u32) -> Result<Parts, DecodeError> {
+    let has = |bit: u32| flags & bit != 0;
+    let drop = if has(flag::DROP) {
+        Some(Drop {
+            class: DropClass::try_from(e.drop_class)?,
+            reason: e.drop_reason,
+            count: e.drop_count,
+            first_ns: e.drop_first_ns,
+            last_ns: e.drop_last_ns,
+            location: e.drop_location,
+            stack: e.drop_stack.iter().copied().take_while(|a| *a != 0).collect(),
+            netns: e.drop_netns,
+            reply: e.flags & wire::drop_flag::REPLY != 0,
+            conntrack: e.flags & wire::drop_flag::CONNTRACK != 0,
+            classes: e.classes,
+            no_socket_netns: e.no_socket_netns,
+            wire_dst: SocketAddr::new(ip(&e.wire_daddr), e.wire_dport),
+        })
+    } else {
+        None
+    };
+    let icmp = has(flag::ICMP).then(|| Icmp { kind: e.icmp_type, code: e.icmp_code, sender: ip(&e.icmp_sender) });
+    let overflow = has(flag::LISTEN_OVERFLOW).then_some(Overflow {
+        queued: e.backlog,
+        limit: e.backlog_max,
+        netns: e.backlog_netns,
+    });
+    Ok((drop, icmp, overflow))
+}
+
+/// Reads an [`wire::Evidence`] from bytes, for recordings and tests.
+///
+/// # Errors
+/// If there are too few bytes.
+pub fn read_evidence(bytes: &[u8]) -> Result<wire::Evidence, DecodeError> {
+    read(bytes, 0)
+}

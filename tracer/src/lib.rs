@@ -1,0 +1,9 @@
+//! why502: explains every failed upstream connection of a live nginx from kernel evidence.
+//!
+//! The program is `main.rs`; this library holds everything else, so that tests, benchmarks and fuzzers reach
+//! it. ARCHITECTURE.md is the map.
+
+pub mod event;
+pub mod nginx;
+pub mod probes;
+pub mod sys;

@@ -1,0 +1,272 @@
+//! From the address of a connection back to the lines of the configuration that can have opened it.
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use super::{
+    model::{ConfigLine, Layer, Model, Module, Pass, Role},
+    settings::{Setting, Timeout},
+    value::{self, Address},
+};
+
+/// One way in which nginx can have come to connect to an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Name of the `upstream`; for a pass that names none, its host and port (nginx makes an upstream of
+    /// them), or the socket as `unix:PATH`. `None` where a variable decides.
+    pub upstream: Option<String>,
+    /// The server's address as written.
+    pub server: String,
+    /// The module that connects.
+    pub module: Module,
+    /// The `server` line if there is one, then every pass that can use it.
+    pub lines: Vec<ConfigLine>,
+    /// The connect time-outs of the passes, each once.
+    pub connect_timeouts: Vec<Timeout>,
+    /// False where a variable, an SRV record, `down` or a foreign directive decides whether this line is
+    /// used at all.
+    pub exact: bool,
+    /// The server, by index in [`Model::upstreams`] and then in its servers.
+    pub upstream_server: Option<(usize, usize)>,
+    /// The passes, by index in [`Model::passes`].
+    pub passes: Vec<usize>,
+}
+
+impl Candidate {
+    /// The connect time-out, if the passes agree on its length.
+    pub fn connect_timeout(&self) -> Option<&Timeout> {
+        let (first, rest) = self.connect_timeouts.split_first()?;
+        rest.iter().all(|other| other.milliseconds == first.milliseconds).then_some(first)
+    }
+}
+
+/// What a socket is connected to.
+enum Peer<'a> {
+    Inet(SocketAddr, &'a dyn Fn(&str) -> Vec<IpAddr>),
+    Unix(&'a Path),
+}
+
+#[derive(PartialEq, Eq)]
+enum Fit {
+    No,
+    Maybe,
+    Exact,
+}
+
+impl Model {
+    /// Every upstream server and every direct pass that can lead to an address, exact ones first. `resolved`
+    /// gives the addresses of a host name (one of [`Model::names`]); it is asked once for each.
+    pub fn candidates(&self, addr: SocketAddr, resolved: &dyn Fn(&str) -> Vec<IpAddr>) -> Vec<Candidate> {
+        let known: RefCell<HashMap<String, Vec<IpAddr>>> = RefCell::default();
+        let cached = |name: &str| {
+            if let Some(found) = known.borrow().get(name) {
+                return found.clone();
+            }
+            let found = resolved(name);
+            known.borrow_mut().insert(name.to_owned(), found.clone());
+            found
+        };
+        self.find(&Peer::Inet(addr, &cached))
+    }
+
+    /// The same for a unix socket, by the path that nginx uses.
+    pub fn candidates_unix(&self, path: &Path) -> Vec<Candidate> {
+        self.find(&Peer::Unix(path))
+    }
+
+    fn find(&self, peer: &Peer<'_>) -> Vec<Candidate> {
+        let mut found = Vec::new();
+        let users = self.users();
+        for (index, upstream) in self.upstreams.iter().enumerate() {
+            for (at, server) in upstream.servers.iter().enumerate() {
+                let fit = if server.service.is_some() && matches!(peer, Peer::Inet(..)) {
+                    Fit::Maybe
+                } else {
+                    fits(&server.address, peer)
+                };
+                if fit == Fit::No {
+                    continue;
+                }
+                let exact = fit == Fit::Exact && !server.down;
+                let candidate = |module: Module, passes: Vec<usize>, exact: bool| {
+                    let mut candidate = self.candidate(module, passes, exact);
+                    candidate.upstream = Some(upstream.name.clone());
+                    candidate.server.clone_from(&server.text);
+                    candidate.upstream_server = Some((index, at));
+                    candidate.lines.insert(0, self.line(Role::Server, server.node));
+                    candidate
+                };
+                let named = users.get(&index).map(Vec::as_slice).unwrap_or_default();
+                let variable = self.variable_users(index);
+                if named.is_empty() && variable.is_empty() {
+                    let module = match upstream.layer {
+                        Layer::Http => Module::Proxy,
+                        Layer::Stream => Module::Stream,
+                    };
+                    found.push(candidate(module, Vec::new(), false));
+                }
+                for (module, passes) in self.by_module(named) {
+                    found.push(candidate(module, passes, exact));
+                }
+                for (module, passes) in self.by_module(&variable) {
+                    found.push(candidate(module, passes, false));
+                }
+            }
+        }
+        for (index, pass) in self.passes.iter().enumerate().filter(|(_, pass)| pass.upstream.is_none()) {
+            let fit = fits(&pass.target, peer);
+            if fit != Fit::No {
+                let mut candidate = self.candidate(pass.module, vec![index], fit == Fit::Exact);
+                candidate.upstream = implicit_name(&pass.target);
+                candidate.server.clone_from(&pass.authority);
+                found.push(candidate);
+            }
+        }
+        // Stable: within each half the order of the files stays.
+        found.sort_by_key(|candidate| !candidate.exact);
+        found
+    }
+
+    /// The passes that name each upstream.
+    fn users(&self) -> HashMap<usize, Vec<usize>> {
+        let mut users: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (index, pass) in self.passes.iter().enumerate() {
+            if let Some(upstream) = pass.upstream {
+                users.entry(upstream).or_default().push(index);
+            }
+        }
+        users
+    }
+
+    /// The passes whose variables can make the name of an upstream; nginx looks there first.
+    fn variable_users(&self, upstream: usize) -> Vec<usize> {
+        let Some(upstream) = self.upstreams.get(upstream) else { return Vec::new() };
+        let can_name = |pass: &Pass| match &pass.target {
+            Address::Variable { pattern, .. } => {
+                pass.module.layer() == upstream.layer && value::pattern_fits(pattern, &upstream.name)
+            }
+            Address::Ip { .. } | Address::Name { .. } | Address::Unix { .. } | Address::Invalid => false,
+        };
+        self.passes.iter().enumerate().filter(|(_, pass)| can_name(pass)).map(|(index, _)| index).collect()
+    }
+
+    fn by_module(&self, passes: &[usize]) -> Vec<(Module, Vec<usize>)> {
+        let mut groups: Vec<(Module, Vec<usize>)> = Vec::new();
+        for index in passes {
+            let Some(module) = self.passes.get(*index).map(|pass| pass.module) else { continue };
+            match groups.iter_mut().find(|(known, _)| *known == module) {
+                Some((_, group)) => group.push(*index),
+                None => groups.push((module, vec![*index])),
+            }
+        }
+        groups
+    }
+
+    fn candidate(&self, module: Module, passes: Vec<usize>, exact: bool) -> Candidate {
+        let mut lines = Vec::new();
+        let mut connect_timeouts = Vec::new();
+        for pass in passes.iter().filter_map(|index| self.passes.get(*index)) {
+            lines.push(self.line(Role::Pass, pass.node));
+            let timeout = self.timeout(pass, Setting::ConnectTimeout);
+            if !connect_timeouts.contains(&timeout) {
+                connect_timeouts.push(timeout);
+            }
+        }
+        Candidate {
+            upstream: None,
+            server: String::new(),
+            module,
+            lines,
+            connect_timeouts,
+            exact,
+            upstream_server: None,
+            passes,
+        }
+    }
+}
+
+fn implicit_name(target: &Address) -> Option<String> {
+    match target {
+        Address::Ip { ip, port: Some(port) } => Some(SocketAddr::new(*ip, *port).to_string()),
+        Address::Ip { ip, port: None } => Some(ip.to_string()),
+        Address::Name { host, port: Some(port), .. } => Some(format!("{host}:{port}")),
+        Address::Name { host, port: None, .. } => Some(host.clone()),
+        Address::Unix { path } => Some(format!("unix:{path}")),
+        Address::Variable { .. } | Address::Invalid => None,
+    }
+}
+
+fn fits(address: &Address, peer: &Peer<'_>) -> Fit {
+    let fit = match (address, peer) {
+        (Address::Ip { ip, port }, Peer::Inet(addr, _)) => {
+            *port == Some(addr.port()) && same_ip(*ip, addr.ip())
+        }
+        (Address::Name { host, port, .. }, Peer::Inet(addr, resolved)) => {
+            *port == Some(addr.port()) && resolved(host).into_iter().any(|ip| same_ip(ip, addr.ip()))
+        }
+        (Address::Unix { path }, Peer::Unix(peer)) => Path::new(path) == *peer,
+        (Address::Variable { pattern, default_port }, Peer::Inet(addr, resolved)) => {
+            return if variable_fits(pattern, *default_port, *addr, resolved) { Fit::Maybe } else { Fit::No };
+        }
+        (Address::Variable { pattern, .. }, Peer::Unix(path)) => {
+            let name = format!("unix:{}", path.display());
+            return if value::pattern_fits(pattern, &name) { Fit::Maybe } else { Fit::No };
+        }
+        (Address::Ip { .. } | Address::Name { .. }, Peer::Unix(_))
+        | (Address::Unix { .. }, Peer::Inet(..))
+        | (Address::Invalid, _) => false,
+    };
+    if fit { Fit::Exact } else { Fit::No }
+}
+
+/// The kernel connects the unspecified address to the loopback one, and shows IPv4 in IPv6 as mapped.
+fn same_ip(configured: IpAddr, seen: IpAddr) -> bool {
+    let configured = match configured.to_canonical() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        other => other,
+    };
+    configured == seen.to_canonical()
+}
+
+fn variable_fits(
+    pattern: &str,
+    default_port: Option<u16>,
+    addr: SocketAddr,
+    resolved: &dyn Fn(&str) -> Vec<IpAddr>,
+) -> bool {
+    if pattern.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case("unix:")) {
+        return false;
+    }
+    let colon = pattern.rfind(':').filter(|at| pattern.rfind(']').is_none_or(|bracket| bracket < *at));
+    let (host, port) = match colon {
+        Some(at) => (pattern.get(..at).unwrap_or_default(), pattern.get(at + 1..)),
+        None => (pattern, None),
+    };
+    let port_fits = match (port, default_port) {
+        (Some(port), _) => value::pattern_fits(port, &addr.port().to_string()),
+        // A variable at the end may hold the port as well; without one the scheme's port holds.
+        (None, Some(default)) => default == addr.port() || value::ends_in_variable(host),
+        (None, None) => true,
+    };
+    let host_fits = || {
+        let ip = addr.ip().to_canonical();
+        if !host.contains('$') {
+            let literal = value::address(host, None, false);
+            return match literal {
+                Address::Ip { ip, .. } => same_ip(ip, addr.ip()),
+                Address::Name { host, .. } => resolved(&host).into_iter().any(|ip| same_ip(ip, addr.ip())),
+                Address::Unix { .. } | Address::Variable { .. } | Address::Invalid => false,
+            };
+        }
+        // Anything else can be a host name, which may resolve to whatever.
+        !value::is_numeric_pattern(host)
+            || value::pattern_fits(host, &ip.to_string())
+            || value::pattern_fits(host, &format!("[{ip}]"))
+    };
+    port_fits && host_fits()
+}

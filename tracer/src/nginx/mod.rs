@@ -1,0 +1,52 @@
+//! nginx's configuration: tokenizer, parser, includes, and the model that leads from an upstream's address to
+//! the lines responsible for it; also what a process's command line and executable say about which
+//! configuration that is.
+//!
+//! Pure: files come through [`Files`], executables and command lines as bytes. Nothing here panics on any
+//! input, recurses, or needs a clock.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub mod binary;
+pub mod dump;
+pub mod error;
+pub mod glob;
+pub mod invocation;
+pub mod lexer;
+mod lookup;
+mod lua;
+pub mod model;
+pub mod parse;
+mod settings;
+pub mod tree;
+pub mod value;
+mod walk;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{Error, SyntaxError};
+pub use lookup::Candidate;
+pub use model::{ConfigLine, Model, Module, Role};
+pub use parse::{Source, parse, parse_partial};
+pub use settings::{Setting, Timeout};
+pub use tree::Config;
+
+/// Where a configuration's files come from: a file system seen from a process's root, a dump, or a test.
+pub trait Files {
+    /// The contents of a file; the path is absolute.
+    ///
+    /// # Errors
+    /// Those of opening and reading.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// The existing paths that match a pattern, sorted by bytes; none is no error. [`glob::expand`] does it,
+    /// given a way to list a folder.
+    ///
+    /// # Errors
+    /// Those of listing folders, except that a missing folder holds nothing.
+    fn glob(&self, pattern: &Path) -> io::Result<Vec<PathBuf>>;
+}

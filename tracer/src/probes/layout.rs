@@ -1,0 +1,223 @@
+//! Facts of the running kernel for the BPF object: from type information and symbols to [`Settings`].
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+use tracer_ebpf::{NONE, Settings, WIRE_VERSION, drop_class};
+
+use crate::sys::btf::{Btf, BtfError};
+
+/// The kernel lacks what every tier needs.
+#[derive(Debug, Error)]
+#[error(
+    "this kernel's layout is not known: {}. why502 reads these from the kernel's type information; please \
+     report the kernel version with this message",
+    .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+)]
+pub struct LayoutError(pub Vec<BtfError>);
+
+/// Names of the drop reasons by [`drop_class`], without `SKB_DROP_REASON_` (include/net/dropreason-core.h).
+/// A reason that a kernel does not have is skipped.
+const REASONS: [&[&str]; drop_class::COUNT] = [
+    &[
+        "QDISC_DROP",
+        "CPU_BACKLOG",
+        "FULL_RING",
+        "NOMEM",
+        "TAP_FILTER",
+        "DEV_READY",
+        "DEV_HDR",
+        "IP_INADDRERRORS",
+        "IP_INHDR",
+        "IP_CSUM",
+        "TCP_CSUM",
+        "PKT_TOO_BIG",
+        "IPV6DISABLED",
+        "PROTO_MEM",
+        "TCP_MD5NOTFOUND",
+        "TCP_MD5UNEXPECTED",
+        "TCP_MD5FAILURE",
+    ],
+    &["NETFILTER_DROP"],
+    &["NO_SOCKET"],
+    &["IP_RPFILTER"],
+    &["BPF_CGROUP_EGRESS", "SOCKET_FILTER"],
+    &["TC_INGRESS", "TC_EGRESS"],
+    &["NEIGH_FAILED", "NEIGH_QUEUEFULL", "NEIGH_CREATEFAIL", "NEIGH_DEAD"],
+    &["IP_INNOROUTES", "IP_OUTNOROUTES"],
+    &["XFRM_POLICY"],
+    &["TCP_LISTEN_OVERFLOW"],
+];
+
+/// Functions whose address ranges are wanted where `kfree_skb` brings no reason.
+pub const RANGES: [&str; 3] = ["nf_hook_slow", "tcp_v4_rcv", "tcp_v6_rcv"];
+
+/// System call numbers of the architecture that this program was built for.
+const SYSCALLS: [i64; 3] = [libc::SYS_connect, libc::SYS_bind, libc::SYS_socket];
+
+/// `THREAD_SIZE` of x86-64 without KASAN (arch/x86/include/asm/page_64_types.h); needed before 5.15 only.
+const THREAD_SIZE: u32 = 16384;
+
+struct Reader<'a> {
+    btf: &'a Btf<'a>,
+    missing: Vec<BtfError>,
+}
+
+impl Reader<'_> {
+    fn required(&mut self, path: &str) -> u32 {
+        match self.btf.field(path) {
+            Ok(field) => field.offset,
+            Err(error) => {
+                self.missing.push(error);
+                NONE
+            }
+        }
+    }
+
+    fn optional(&self, path: &str) -> u32 {
+        self.btf.field(path).map_or(NONE, |field| field.offset)
+    }
+}
+
+/// True if `kfree_skb` has a reason argument (5.17).
+#[must_use]
+pub fn has_drop_reason(btf: &Btf<'_>) -> bool {
+    btf.tracepoint_params("kfree_skb").is_some_and(|count| count >= 3)
+}
+
+/// Value of each `enum skb_drop_reason` by name, without its prefix.
+#[must_use]
+pub fn drop_reasons(btf: &Btf<'_>) -> HashMap<u32, String> {
+    btf.enum_values("skb_drop_reason")
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let short = name.strip_prefix("SKB_DROP_REASON_").unwrap_or(&name).to_owned();
+            Some((u32::try_from(value).ok()?, short))
+        })
+        .collect()
+}
+
+/// Builds the settings. `conntrack` is nf_conntrack's own type information where that is a module.
+///
+/// # Errors
+/// [`LayoutError`] names every missing type and field at once.
+pub fn settings(
+    btf: &Btf<'_>,
+    conntrack: Option<&Btf<'_>>,
+    ranges: &HashMap<String, (u64, u64)>,
+) -> Result<Settings, LayoutError> {
+    let mut r = Reader { btf, missing: Vec::new() };
+    let [nr_connect, nr_bind, nr_socket] = SYSCALLS.map(|nr| u32::try_from(nr).unwrap_or(NONE));
+    let reset_skb = btf
+        .params("tcp_reset")
+        .and_then(|params| params.iter().position(|p| p == "skb"))
+        .and_then(|index| u32::try_from(index).ok());
+    let protocol = btf.field("sock.sk_protocol");
+    if let Err(error) = &protocol {
+        r.missing.push(error.clone());
+    }
+    let ct = conntrack.unwrap_or(btf);
+    let ct_field = |path: &str| ct.field(path).map_or(NONE, |f| f.offset);
+    let range = |name: &str| ranges.get(name).map_or([0, 0], |(start, end)| [*start, *end]);
+    let mut settings = Settings {
+        version: WIRE_VERSION,
+        has_connect_exit: 0,
+        has_task_pt_regs: u32::from(has_helper(btf, "task_pt_regs")),
+        has_drop_reason: u32::from(has_drop_reason(btf)),
+        thread_size: THREAD_SIZE,
+        nr_connect,
+        nr_bind,
+        nr_socket,
+        arg_tcp_reset_skb: reset_skb.unwrap_or(NONE),
+        skc_family: r.required("sock_common.skc_family"),
+        skc_daddr: r.required("sock_common.skc_daddr"),
+        skc_rcv_saddr: r.required("sock_common.skc_rcv_saddr"),
+        skc_dport: r.required("sock_common.skc_dport"),
+        skc_v6_daddr: r.optional("sock_common.skc_v6_daddr"),
+        skc_v6_rcv_saddr: r.optional("sock_common.skc_v6_rcv_saddr"),
+        skc_net: r.required("sock_common.skc_net.net"),
+        skc_state: r.required("sock_common.skc_state"),
+        sk_err: r.required("sock.sk_err"),
+        sk_err_soft: r.required("sock.sk_err_soft"),
+        sk_shutdown: r.required("sock.sk_shutdown"),
+        sk_protocol: protocol.as_ref().map_or(NONE, |f| f.offset),
+        sk_protocol_size: protocol.map_or(0, |f| f.size),
+        sk_ack_backlog: r.required("sock.sk_ack_backlog"),
+        sk_max_ack_backlog: r.required("sock.sk_max_ack_backlog"),
+        sk_error_queue: r.required("sock.sk_error_queue"),
+        inet_sport: r.required("inet_sock.inet_sport"),
+        icsk_retransmits: r.required("inet_connection_sock.icsk_retransmits"),
+        bytes_acked: r.required("tcp_sock.bytes_acked"),
+        bytes_received: r.required("tcp_sock.bytes_received"),
+        total_retrans: r.required("tcp_sock.total_retrans"),
+        skb_head: r.required("sk_buff.head"),
+        skb_data: r.required("sk_buff.data"),
+        skb_network_header: r.required("sk_buff.network_header"),
+        skb_transport_header: r.required("sk_buff.transport_header"),
+        skb_dev: r.required("sk_buff.dev"),
+        skb_sk: r.required("sk_buff.sk"),
+        skb_iif: r.required("sk_buff.skb_iif"),
+        skb_cb: r.required("sk_buff.cb"),
+        skb_nfct: r.optional("sk_buff._nfct"),
+        serr_ee: r.required("sock_exterr_skb.ee"),
+        dev_net: r.required("net_device.nd_net.net"),
+        net_inum: r.required("net.ns.inum"),
+        task_pid: r.required("task_struct.pid"),
+        task_tgid: r.required("task_struct.tgid"),
+        task_flags: r.required("task_struct.flags"),
+        task_files: r.required("task_struct.files"),
+        task_stack: r.required("task_struct.stack"),
+        files_fdt: r.required("files_struct.fdt"),
+        fdt_fd: r.required("fdtable.fd"),
+        fdt_max_fds: r.required("fdtable.max_fds"),
+        file_private: r.required("file.private_data"),
+        socket_sk: r.required("socket.sk"),
+        regs_size: btf.struct_size("pt_regs").unwrap_or(0),
+        regs_arg0: r.required("pt_regs.di"),
+        regs_arg1: r.required("pt_regs.si"),
+        regs_nr: r.required("pt_regs.orig_ax"),
+        ct_tuple: conntrack_tuple(ct),
+        tuple_src: ct_field("nf_conntrack_tuple.src.u3"),
+        tuple_sport: ct_field("nf_conntrack_tuple.src.u"),
+        tuple_l3num: ct_field("nf_conntrack_tuple.src.l3num"),
+        tuple_dst: ct_field("nf_conntrack_tuple.dst.u3"),
+        tuple_dport: ct_field("nf_conntrack_tuple.dst.u"),
+        tuple_proto: ct_field("nf_conntrack_tuple.dst.protonum"),
+        follow_new: 1,
+        reasons: [[0; 4]; drop_class::COUNT],
+        nf_hook_slow: range("nf_hook_slow"),
+        tcp_v4_rcv: range("tcp_v4_rcv"),
+        tcp_v6_rcv: range("tcp_v6_rcv"),
+    };
+    if !r.missing.is_empty() {
+        return Err(LayoutError(r.missing));
+    }
+    for (value, name) in drop_reasons(btf) {
+        let class = REASONS.iter().position(|names| names.contains(&name.as_str()));
+        if let (Some(class), Some(word)) = (class, settings_word(value)) {
+            settings.reasons[class][word] |= 1 << (value & 63);
+        }
+    }
+    Ok(settings)
+}
+
+fn settings_word(value: u32) -> Option<usize> {
+    (value < 256).then_some((value >> 6) as usize)
+}
+
+/// Offset of the original tuple in `struct nf_conn`, or [`NONE`] if any part of the path is unknown.
+fn conntrack_tuple(ct: &Btf<'_>) -> u32 {
+    let parts = [ct.field("nf_conn.tuplehash"), ct.field("nf_conntrack_tuple_hash.tuple")];
+    let tuple_known = ct.field("nf_conntrack_tuple.dst.protonum").is_ok();
+    match parts {
+        [Ok(hash), Ok(tuple)] if tuple_known => hash.offset + tuple.offset,
+        _ => NONE,
+    }
+}
+
+/// True if the kernel has the BPF helper: each is declared as `bpf_<name>`, a function, or listed in
+/// `enum bpf_func_id`.
+fn has_helper(btf: &Btf<'_>, name: &str) -> bool {
+    let id = format!("BPF_FUNC_{name}");
+    btf.enum_values("bpf_func_id").iter().any(|(known, _)| *known == id)
+}

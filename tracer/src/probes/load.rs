@@ -1,0 +1,327 @@
+//! Loading the BPF object and attaching its programs.
+//!
+//! Everything happens on one short-lived thread with a mount namespace of its own: there tracefs is
+//! mounted if the system has none (syscall tracepoints need it), and the kernel's type information is
+//! hidden once we have read it, because aya would otherwise parse all of it again at every start (100 ms
+//! and 20 MB). The system's own mounts are not touched.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader, VerifierLogLevel,
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
+};
+use aya_obj::btf::{BtfType, Func, FuncLinkage};
+use tracer_ebpf::Settings;
+
+use super::{Attach, PROBES, Probe, Tier, ask, layout};
+use crate::sys::{btf::Btf, kallsyms};
+
+/// Where the kernel keeps its own type information.
+pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+const CONNTRACK_BTF: &str = "/sys/kernel/btf/nf_conntrack";
+
+/// The BPF object, built by build.rs. Aligned, because it is parsed in place.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WHY502_BPF_OBJECT_PATH"));
+
+/// What the command line decides.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Forced tier.
+    pub tier: Option<Tier>,
+    /// Type information from a file instead of the kernel.
+    pub btf: Option<PathBuf>,
+    /// Size of the ring buffer, bytes: a power of two of at least one page.
+    pub ring_bytes: u32,
+    /// Capacity of the connection map.
+    pub max_connections: u32,
+    /// Offer newly executed programs with an nginx-like name.
+    pub follow_new: bool,
+    /// Debug messages of the BPF programs.
+    pub debug: bool,
+}
+
+/// What became of one probe.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// Attached there.
+    Attached(String),
+    /// Not attached; the reason, and what to do about it where something can be done.
+    Missing(String),
+    /// This tier has no way to get this evidence.
+    NotInTier,
+}
+
+/// One line of `doctor`.
+#[derive(Debug, Clone)]
+pub struct Status {
+    /// The probe.
+    pub probe: &'static Probe,
+    /// What became of it.
+    pub state: State,
+}
+
+/// A loaded and attached object.
+pub struct Loaded {
+    /// Maps and programs; dropping it detaches everything.
+    pub ebpf: Ebpf,
+    /// Tier in use.
+    pub tier: Tier,
+    /// Why it is not a better one.
+    pub tier_reason: Option<String>,
+    /// Every probe.
+    pub probes: Vec<Status>,
+    /// Names of the kernel's drop reasons.
+    pub drop_reasons: HashMap<u32, String>,
+}
+
+impl Loaded {
+    /// True if the probe of that name is attached.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.probes.iter().any(|s| s.probe.name == name && matches!(s.state, State::Attached(_)))
+    }
+}
+
+/// Loads and attaches.
+///
+/// # Errors
+/// No type information, an unknown kernel layout, missing privileges, or a required probe that cannot be
+/// attached; the text says what to do.
+pub fn load(options: &Options) -> Result<Loaded> {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new()
+            .name("why502-load".into())
+            .spawn_scoped(scope, || load_here(options))
+            .context("cannot start the thread that loads the BPF programs")?;
+        worker.join().map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?
+    })
+}
+
+fn load_here(options: &Options) -> Result<Loaded> {
+    let path = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
+    let data = fs::read(path).with_context(|| no_btf(path))?;
+    let btf = Btf::parse(&data).with_context(|| format!("cannot use the type information in {}", path.display()))?;
+    let (tier, tier_reason) = match options.tier {
+        Some(forced) => (forced, None),
+        None => ask::best_tier(&btf),
+    };
+    if tier == Tier::Full {
+        ask::trampolines(&btf).context("--tier full: this kernel refuses fentry/fexit programs; try --tier auto")?;
+    }
+    if tier == Tier::Kprobe && !ask::kprobes() {
+        bail!("--tier kprobe: this kernel has no kprobes (CONFIG_KPROBES); try --tier auto");
+    }
+    let ranges = symbol_ranges(&btf);
+    let conntrack_data = fs::read(CONNTRACK_BTF).ok();
+    let conntrack = conntrack_data.as_deref().and_then(|data| Btf::parse_split(data, &btf).ok());
+    let mut settings = layout::settings(&btf, conntrack.as_ref(), &ranges)?;
+    drop(conntrack);
+    let view = private_view();
+    let has_tracefs = view.is_ok() || Path::new("/sys/kernel/tracing/events").exists();
+    settings.follow_new = u32::from(options.follow_new);
+    settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);
+    let functions = functions_for_aya(&btf, tier);
+    let drop_reasons = layout::drop_reasons(&btf);
+    let known = |function: &str| btf.func(function).is_some();
+
+    let mut ebpf = open_object(&settings, options)?;
+    let mut probes = Vec::with_capacity(PROBES.len());
+    // The state probe goes last: no record begins before all its evidence can be had.
+    for probe in PROBES.iter().rev() {
+        let state = match probe.variant(tier) {
+            None => State::NotInTier,
+            Some(variant) => {
+                let attach = variant.attach;
+                let absent = matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f));
+                if absent {
+                    State::Missing(format!("this kernel has no function {}", attach.target()))
+                } else {
+                    match attach_one(&mut ebpf, variant.program, attach, functions.as_ref()) {
+                        Ok(()) => State::Attached(attach.label()),
+                        Err(error) if probe.required => return Err(explain(&error, attach)),
+                        Err(error) => State::Missing(explain(&error, attach).to_string()),
+                    }
+                }
+            }
+        };
+        probes.push(Status { probe, state });
+    }
+    probes.reverse();
+    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons })
+}
+
+fn no_btf(path: &Path) -> String {
+    format!(
+        "cannot read the kernel's type information (BTF) at {}: why502 finds every kernel field through it. It \
+         needs a kernel built with CONFIG_DEBUG_INFO_BTF=y (all current distribution kernels are), or a BTF \
+         file for exactly this kernel given with --btf FILE",
+        path.display()
+    )
+}
+
+/// Address ranges, only where `kfree_skb` brings no reason.
+fn symbol_ranges(btf: &Btf<'_>) -> HashMap<String, (u64, u64)> {
+    if layout::has_drop_reason(btf) {
+        return HashMap::new();
+    }
+    kallsyms::open().and_then(|table| kallsyms::ranges(table, &layout::RANGES)).unwrap_or_default()
+}
+
+fn open_object(settings: &Settings, options: &Options) -> Result<Ebpf> {
+    let level: u8 = if options.debug { 5 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    loader
+        .btf(None)
+        .override_global("SETTINGS", settings, true)
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .map_max_entries("EVENTS", options.ring_bytes)
+        .map_max_entries("CONNS", options.max_connections)
+        .verifier_log_level(if options.debug { VerifierLogLevel::DEBUG } else { VerifierLogLevel::DISABLE });
+    if !options.debug {
+        // Nothing is ever logged: one page instead of 128 KiB.
+        loader.map_max_entries("AYA_LOGS", 4096);
+    }
+    loader.load(OBJECT).context(
+        "the kernel did not accept why502's BPF maps. It needs CAP_BPF and CAP_PERFMON, or root (before 5.11 also \
+         an unlimited locked-memory limit: ulimit -l unlimited)",
+    )
+}
+
+/// Just enough type information for aya to find functions by name: every other type is a placeholder, so
+/// that the ids are the kernel's.
+fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
+    if tier != Tier::Full {
+        return None;
+    }
+    let mut ids: Vec<(u32, &str)> = PROBES
+        .iter()
+        .filter_map(|p| p.variant(tier))
+        .filter_map(|v| match v.attach {
+            Attach::FEntry(name) | Attach::FExit(name) => Some((btf.func(name)?, name)),
+            Attach::RawTracepoint(_) | Attach::Tracepoint(..) | Attach::KProbe(_) | Attach::KRetProbe(_) => None,
+        })
+        .collect();
+    ids.sort_unstable();
+    let mut types = AyaBtf::new();
+    let mut next = 1;
+    for (id, name) in ids {
+        while next < id {
+            types.add_type(BtfType::Unknown);
+            next += 1;
+        }
+        let name = types.add_string(name);
+        types.add_type(BtfType::Func(Func::new(name, 0, FuncLinkage::Global)));
+        next += 1;
+    }
+    Some(types)
+}
+
+fn attach_one(
+    ebpf: &mut Ebpf,
+    name: &str,
+    attach: Attach,
+    functions: Option<&AyaBtf>,
+) -> Result<(), ProgramError> {
+    let program: &mut Program = ebpf.program_mut(name).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::NotFound, format!("the BPF object holds no program {name}"))
+    })?;
+    let types = || {
+        functions.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no type information for trampolines"))
+    };
+    match attach {
+        Attach::RawTracepoint(point) => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(point)?;
+        }
+        Attach::Tracepoint(category, point) => {
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(category, point)?;
+        }
+        Attach::FEntry(function) => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(function, types()?)?;
+            program.attach()?;
+        }
+        Attach::FExit(function) => {
+            let program: &mut FExit = program.try_into()?;
+            program.load(function, types()?)?;
+            program.attach()?;
+        }
+        Attach::KProbe(function) | Attach::KRetProbe(function) => {
+            let program: &mut KProbe = program.try_into()?;
+            program.load()?;
+            program.attach(function, 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's refusal in words, with what to do next.
+fn explain(error: &ProgramError, attach: Attach) -> anyhow::Error {
+    let label = attach.label();
+    if let ProgramError::LoadError { io_error, verifier_log } = error {
+        let log = verifier_log.to_string();
+        let last: Vec<&str> = log.lines().rev().filter(|l| !l.trim().is_empty()).take(12).collect();
+        let tail: Vec<&str> = last.into_iter().rev().collect();
+        return if io_error.kind() == io::ErrorKind::PermissionDenied && tail.is_empty() {
+            anyhow!(
+                "{label}: the kernel refused the program ({io_error}); run as root or with CAP_BPF and CAP_PERFMON \
+                 (-v shows the verifier's log)"
+            )
+        } else {
+            anyhow!("{label}: the kernel's verifier refused the program ({io_error}; -v shows its log) {}", tail.join("\n"))
+        };
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    anyhow!("{label}: {text}")
+}
+
+/// Gives this thread a mount namespace in which tracefs is there and the kernel's type information is not.
+fn private_view() -> io::Result<()> {
+    // SAFETY: a plain system call; CLONE_FS first, as a mount namespace needs its own fs_struct.
+    if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    mount("none", "/", None, libc::MS_REC | libc::MS_PRIVATE)?;
+    if !Path::new("/sys/kernel/tracing/events").exists() {
+        mount("tracefs", "/sys/kernel/tracing", Some("tracefs"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)?;
+    }
+    // Only a saving of time: if it cannot be hidden, aya reads it again.
+    if Path::new(KERNEL_BTF).exists() {
+        let _ = mount("none", "/sys/kernel/btf", Some("tmpfs"), libc::MS_RDONLY);
+    }
+    Ok(())
+}
+
+fn mount(source: &str, target: &str, kind: Option<&str>, flags: libc::c_ulong) -> io::Result<()> {
+    let text = |s: &str| CString::new(s).map_err(io::Error::other);
+    let (source, target) = (text(source)?, text(target)?);
+    let kind = kind.map(text).transpose()?;
+    // SAFETY: NUL-terminated strings that outlive the call; a null file system type is allowed for changes
+    // of propagation.
+    let result = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ref().map_or(std::ptr::null(), |k| k.as_ptr()),
+            flags,
+            std::ptr::null(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,298 @@
+//! The registry of kernel hooks: what each tells, how each tier attaches it, what is lost without it.
+//!
+//! A hook that only a security issue needs has its row here as well, so that `doctor` and the record agree
+//! on what a tier can prove.
+
+pub mod ask;
+pub mod layout;
+pub mod load;
+
+use std::fmt;
+
+/// The set of hooks that the running kernel allows; evidence, not verdicts, differs between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// Tracepoints and raw tracepoints only.
+    Tracepoint,
+    /// The same and kprobes.
+    Kprobe,
+    /// The same and fentry/fexit (BTF trampolines).
+    Full,
+}
+
+impl Tier {
+    /// Name as in `--tier` and the JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Tier::Tracepoint => "tracepoint",
+            Tier::Kprobe => "kprobe",
+            Tier::Full => "full",
+        }
+    }
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a program is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// Raw tracepoint.
+    RawTracepoint(&'static str),
+    /// Tracepoint of a category: goes through perf_event_open and tracefs.
+    Tracepoint(&'static str, &'static str),
+    /// Entry of a kernel function, BTF trampoline.
+    FEntry(&'static str),
+    /// Return of a kernel function, BTF trampoline.
+    FExit(&'static str),
+    /// Entry of a kernel function, kprobe.
+    KProbe(&'static str),
+    /// Return of a kernel function, kretprobe.
+    KRetProbe(&'static str),
+}
+
+impl Attach {
+    /// Attach point as users know it, such as `fexit:__sys_connect`.
+    #[must_use]
+    pub fn label(self) -> String {
+        match self {
+            Attach::RawTracepoint(name) => format!("raw_tp:{name}"),
+            Attach::Tracepoint(category, name) => format!("tracepoint:{category}:{name}"),
+            Attach::FEntry(name) => format!("fentry:{name}"),
+            Attach::FExit(name) => format!("fexit:{name}"),
+            Attach::KProbe(name) => format!("kprobe:{name}"),
+            Attach::KRetProbe(name) => format!("kretprobe:{name}"),
+        }
+    }
+
+    /// The function or tracepoint that must exist.
+    #[must_use]
+    pub fn target(self) -> &'static str {
+        match self {
+            Attach::RawTracepoint(name)
+            | Attach::Tracepoint(_, name)
+            | Attach::FEntry(name)
+            | Attach::FExit(name)
+            | Attach::KProbe(name)
+            | Attach::KRetProbe(name) => name,
+        }
+    }
+}
+
+/// One way to get a piece of evidence.
+#[derive(Debug, Clone, Copy)]
+pub struct Variant {
+    /// Tiers that use it.
+    pub tiers: &'static [Tier],
+    /// Program's name in the BPF object.
+    pub program: &'static str,
+    /// Where it goes.
+    pub attach: Attach,
+}
+
+/// One piece of evidence, and every way to get it.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe {
+    /// Stable name.
+    pub name: &'static str,
+    /// What it tells.
+    pub tells: &'static str,
+    /// What can no longer be told without it.
+    pub lost: &'static str,
+    /// True if why502 cannot run without it.
+    pub required: bool,
+    /// Ways, best first; the first one of the tier in use is attached.
+    pub variants: &'static [Variant],
+}
+
+impl Probe {
+    /// The way that `tier` uses, if it has one.
+    #[must_use]
+    pub fn variant(&self, tier: Tier) -> Option<&'static Variant> {
+        self.variants.iter().find(|v| v.tiers.contains(&tier))
+    }
+}
+
+const ALL: &[Tier] = &[Tier::Full, Tier::Kprobe, Tier::Tracepoint];
+const FULL: &[Tier] = &[Tier::Full];
+const KPROBE: &[Tier] = &[Tier::Kprobe];
+const TRACEPOINT: &[Tier] = &[Tier::Tracepoint];
+
+const fn everywhere(program: &'static str, tracepoint: &'static str) -> Variant {
+    Variant { tiers: ALL, program, attach: Attach::RawTracepoint(tracepoint) }
+}
+
+const fn on(tiers: &'static [Tier], program: &'static str, attach: Attach) -> Variant {
+    Variant { tiers, program, attach }
+}
+
+/// Every hook of the program.
+pub const PROBES: &[Probe] = &[
+    Probe {
+        name: "tcp-state",
+        tells: "begin, success and end of every connection of nginx",
+        lost: "everything",
+        required: true,
+        variants: &[everywhere("set_state", "inet_sock_set_state")],
+    },
+    Probe {
+        name: "process-fork",
+        tells: "new nginx workers, from their first instruction",
+        lost: "workers started after why502",
+        required: true,
+        variants: &[everywhere("process_fork", "sched_process_fork")],
+    },
+    Probe {
+        name: "process-exec",
+        tells: "newly started nginx masters, binary upgrades",
+        lost: "nginx masters started after why502",
+        required: true,
+        variants: &[everywhere("process_exec", "sched_process_exec")],
+    },
+    Probe {
+        name: "process-exit",
+        tells: "ended nginx processes",
+        lost: "the end of workers: a reused PID could be taken for nginx",
+        required: true,
+        variants: &[everywhere("process_exit", "sched_process_exit")],
+    },
+    Probe {
+        name: "reset",
+        tells: "that a RST, not an ICMP error, refused the connection",
+        lost: "RST against ICMP port unreachable: refusals are `likely` at best",
+        required: false,
+        variants: &[everywhere("receive_reset", "tcp_receive_reset")],
+    },
+    Probe {
+        name: "reset-ttl",
+        tells: "TTL of the RST",
+        lost: "the TTL of a RST (a hint at a middlebox)",
+        required: false,
+        variants: &[
+            on(FULL, "reset_fentry", Attach::FEntry("tcp_reset")),
+            on(KPROBE, "reset_kprobe", Attach::KProbe("tcp_reset")),
+        ],
+    },
+    Probe {
+        name: "drop",
+        tells: "packets of the handshake that this machine dropped, why and at which hook",
+        lost: "local firewall drops and rejects, and refusals by this machine's own stack: neither can be proven",
+        required: false,
+        variants: &[everywhere("kfree_skb", "kfree_skb")],
+    },
+    Probe {
+        name: "retransmit",
+        tells: "the first unanswered SYN, so that the listener's queue is looked at while it is full",
+        lost: "full accept queues that drain before nginx gives up (tracepoint tier)",
+        required: false,
+        variants: &[everywhere("retransmit", "tcp_retransmit_skb")],
+    },
+    Probe {
+        name: "client-close",
+        tells: "that nginx gave up because its client had reset the connection",
+        lost: "client resets: such attempts are told from the connect time-out by time alone",
+        required: false,
+        variants: &[everywhere("destroy_sock", "tcp_destroy_sock")],
+    },
+    Probe {
+        name: "connect-return",
+        tells: "errno of a connect() that failed at once: routes, ports, security modules",
+        lost: "connects that fail before a SYN is sent (no route, prohibit, no free port)",
+        required: false,
+        variants: &[
+            on(FULL, "connect_fexit", Attach::FExit("__sys_connect")),
+            on(KPROBE, "connect_kretprobe", Attach::KRetProbe("__sys_connect")),
+            on(TRACEPOINT, "connect_tracepoint", Attach::Tracepoint("syscalls", "sys_exit_connect")),
+        ],
+    },
+    Probe {
+        name: "bind-return",
+        tells: "errno of a failed bind() (proxy_bind)",
+        lost: "bind-failed",
+        required: false,
+        variants: &[
+            on(FULL, "bind_fexit", Attach::FExit("__sys_bind")),
+            on(KPROBE, "bind_kretprobe", Attach::KRetProbe("__sys_bind")),
+            on(TRACEPOINT, "bind_tracepoint", Attach::Tracepoint("syscalls", "sys_exit_bind")),
+        ],
+    },
+    Probe {
+        name: "socket-return",
+        tells: "errno of a failed socket() (file descriptor limits)",
+        lost: "fd-limit",
+        required: false,
+        variants: &[
+            on(FULL, "socket_fexit", Attach::FExit("__sys_socket")),
+            on(KPROBE, "socket_kretprobe", Attach::KRetProbe("__sys_socket")),
+            on(TRACEPOINT, "socket_tracepoint", Attach::Tracepoint("syscalls", "sys_exit_socket")),
+        ],
+    },
+    Probe {
+        name: "icmp4",
+        tells: "type, code and sender of ICMP errors",
+        lost: "ICMP errors that never reach the socket's error queue",
+        required: false,
+        variants: &[
+            on(FULL, "icmp4_fentry", Attach::FEntry("tcp_v4_err")),
+            on(KPROBE, "icmp4_kprobe", Attach::KProbe("tcp_v4_err")),
+        ],
+    },
+    Probe {
+        name: "icmp6",
+        tells: "type, code and sender of ICMPv6 errors",
+        lost: "type and sender of ICMPv6 errors: only the errno remains",
+        required: false,
+        variants: &[
+            on(FULL, "icmp6_fentry", Attach::FEntry("tcp_v6_err")),
+            on(KPROBE, "icmp6_kprobe", Attach::KProbe("tcp_v6_err")),
+        ],
+    },
+    Probe {
+        name: "accept-queue",
+        tells: "a SYN that met a full accept queue on this machine, with the queue's length",
+        lost: "proof of a full accept queue (its length is asked from user space instead)",
+        required: false,
+        variants: &[
+            on(FULL, "conn_request_fentry", Attach::FEntry("tcp_conn_request")),
+            on(KPROBE, "conn_request_kprobe", Attach::KProbe("tcp_conn_request")),
+        ],
+    },
+    Probe {
+        name: "security-connect",
+        tells: "that a security module refused the connect()",
+        lost: "refusals by security modules: told from routes by elimination only",
+        required: false,
+        variants: &[
+            on(FULL, "lsm_connect_fexit", Attach::FExit("security_socket_connect")),
+            on(KPROBE, "lsm_connect_kretprobe", Attach::KRetProbe("security_socket_connect")),
+        ],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_and_programs_are_unique() {
+        let names: HashSet<_> = PROBES.iter().map(|p| p.name).collect();
+        assert_eq!(names.len(), PROBES.len());
+        let programs: Vec<_> = PROBES.iter().flat_map(|p| p.variants).map(|v| v.program).collect();
+        assert_eq!(programs.iter().collect::<HashSet<_>>().len(), programs.len());
+    }
+
+    #[test]
+    fn required_probes_work_on_every_tier() {
+        for probe in PROBES.iter().filter(|p| p.required) {
+            for tier in ALL {
+                assert!(probe.variant(*tier).is_some(), "{} has no way on {tier}", probe.name);
+            }
+        }
+    }
+}

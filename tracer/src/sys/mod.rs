@@ -1,0 +1,29 @@
+//! Everything that user space reads from the operating system as evidence: /proc, netlink, namespaces.
+//!
+//! Nothing here runs until it is asked, nothing stays in memory afterwards, and every call is bounded in
+//! time. Netlink is spoken by hand (`netlink.rs`): three families (sock_diag, rtnetlink, ctnetlink) share one
+//! exchange loop, filters run in the kernel, and no attribute is trusted before its length is checked.
+
+pub mod btf;
+pub mod caps;
+pub mod conntrack;
+pub mod container;
+pub mod error;
+pub mod fib;
+pub mod kallsyms;
+pub mod link;
+pub mod listen;
+mod netlink;
+pub mod netns;
+pub mod owners;
+pub mod proc;
+pub mod process;
+pub mod rootfs;
+pub mod route;
+pub mod sockdiag;
+pub mod sysctl;
+#[cfg(test)]
+mod testing;
+pub mod unixdiag;
+
+pub use error::{Error, Result};

@@ -1,0 +1,149 @@
+//! Stream sockets of the unix family: who listens on a path's inode, and how full its queue is.
+
+use super::error::Result;
+use super::netlink::{self, Body, Socket};
+use super::netns::NetNs;
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// sizeof(struct unix_diag_msg).
+const MESSAGE: usize = 16;
+const SHOW: u32 = 0x01 | 0x02 | 0x10;
+const DIAG_NAME: u16 = 0;
+const DIAG_VFS: u16 = 1;
+const DIAG_RQLEN: u16 = 4;
+const TCP_LISTEN: u8 = 10;
+
+/// A listening unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixListener {
+    /// The socket's inode, as in /proc/PID/fd.
+    pub inode: u32,
+    /// The address it was bound to (raw bytes, relative to whoever bound it); abstract names begin with NUL.
+    pub name: Vec<u8>,
+    /// Low 32 bits of the inode number of the file it was bound to; `None` for abstract names.
+    pub file_inode: Option<u32>,
+    /// The kernel's encoding of the file's device: `(major << 20) | minor`.
+    pub file_device: Option<u32>,
+    /// Connections that wait for accept(2).
+    pub recv_q: u32,
+    /// The limit.
+    pub send_q: u32,
+    /// SOCK_STREAM (1), SOCK_DGRAM (2) or SOCK_SEQPACKET (5).
+    pub kind: u8,
+}
+
+impl UnixListener {
+    /// Whether connect(2) now gives EAGAIN to a non-blocking caller (`unix_recvq_full`).
+    pub fn queue_full(&self) -> bool {
+        self.recv_q > self.send_q
+    }
+
+    /// Whether this is the listener behind a file with this `st_dev` and `st_ino`.
+    pub fn matches(&self, device: u64, inode: u64) -> FileMatch {
+        let kernel_device = (u64::from(libc::major(device)) << 20) | u64::from(libc::minor(device));
+        if self.file_inode.map(u64::from) != Some(inode & 0xffff_ffff) {
+            FileMatch::No
+        } else if self.file_device.map(u64::from) == Some(kernel_device) {
+            FileMatch::Yes
+        } else {
+            FileMatch::InodeOnly
+        }
+    }
+}
+
+/// Whether a socket is the one behind a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileMatch {
+    /// Device and inode agree.
+    Yes,
+    /// The inode agrees and the device does not. On btrfs and overlayfs stat(2) reports another device than
+    /// the kernel's own, so this is likely the socket; elsewhere it is likely not. Never proof.
+    InodeOnly,
+    /// Another file.
+    No,
+}
+
+/// All listening unix sockets that were made in a network namespace. A path reaches across network
+/// namespaces: a backend's socket is listed in the backend's.
+pub fn listeners(ns: &NetNs) -> Result<Vec<UnixListener>> {
+    let mut socket = Socket::open(ns, libc::NETLINK_SOCK_DIAG)?;
+    let mut header = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    header.extend_from_slice(&(1_u32 << TCP_LISTEN).to_ne_bytes());
+    header.extend_from_slice(&0_u32.to_ne_bytes());
+    header.extend_from_slice(&SHOW.to_ne_bytes());
+    header.extend_from_slice(&[0xff; 8]);
+    let action = "list listening unix sockets";
+    let body = Body::new(&header);
+    let found = socket
+        .dump(action, SOCK_DIAG_BY_FAMILY, &body, Vec::new, |list, payload| list.extend(parse(payload)));
+    found.map_err(|error| match error.errno() {
+        Some(libc::ENOENT) => error.hint("the kernel lacks unix_diag: modprobe unix_diag"),
+        _ => error,
+    })
+}
+
+fn parse(payload: &[u8]) -> Option<UnixListener> {
+    let mut found = UnixListener {
+        inode: netlink::u32_at(payload, 4)?,
+        name: Vec::new(),
+        file_inode: None,
+        file_device: None,
+        recv_q: 0,
+        send_q: 0,
+        kind: netlink::u8_at(payload, 1)?,
+    };
+    if netlink::u8_at(payload, 2)? != TCP_LISTEN {
+        return None;
+    }
+    for (kind, value) in netlink::attrs(payload, MESSAGE) {
+        match kind {
+            DIAG_NAME => found.name = value.to_vec(),
+            DIAG_VFS => {
+                found.file_inode = netlink::u32_at(value, 0);
+                found.file_device = netlink::u32_at(value, 4);
+            }
+            DIAG_RQLEN => {
+                found.recv_q = netlink::u32_at(value, 0)?;
+                found.send_q = netlink::u32_at(value, 4)?;
+            }
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+    use std::os::unix::net::{UnixListener as Server, UnixStream};
+
+    use super::*;
+    use crate::sys::testing;
+
+    #[test]
+    fn a_listener_is_found_by_its_file() {
+        let Some(ns) = testing::namespace() else { return };
+        let path = std::env::temp_dir().join(format!("why502-unixdiag-{}.sock", std::process::id()));
+        let server = ns.run(|| Server::bind(&path).unwrap()).unwrap();
+        let file = std::fs::symlink_metadata(&path).unwrap();
+        let found = listeners(&ns).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_ne!(found[0].matches(file.dev(), file.ino()), FileMatch::No, "{found:?} {file:?}");
+        assert_eq!(found[0].matches(file.dev(), file.ino() + 1), FileMatch::No);
+        assert!(found[0].send_q > 0 && found[0].recv_q == 0 && found[0].kind == 1);
+        let _client = UnixStream::connect(&path).unwrap();
+        assert_eq!(listeners(&ns).unwrap()[0].recv_q, 1);
+        drop(server);
+        std::fs::remove_file(&path).unwrap();
+        assert!(listeners(&ns).unwrap().is_empty());
+    }
+
+    #[test]
+    fn cut_messages_are_refused() {
+        let bytes = [1, 1, TCP_LISTEN, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(parse(&bytes).unwrap().inode, 9);
+        for end in 0..8 {
+            assert!(parse(&bytes[..end]).is_none());
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Guest kernels for tests: Debian kernels of several series, booted under QEMU with a shared root file system.
+//!
+//! `prepare` gives kernels that are ready to boot (building what is missing), `run` runs one command in one of
+//! them. Every run starts from the same clean disks and needs neither network nor KVM.
+
+mod archive;
+mod cache;
+mod choice;
+mod command;
+mod cpio;
+mod debian;
+mod disk;
+mod guest;
+mod images;
+
+use std::fs::File;
+
+use anyhow::{Result, bail};
+
+use archive::Archive;
+use cache::Cache;
+use choice::Choice;
+pub(crate) use command::{Args, main};
+pub(crate) use guest::{GuestRun, Job, Lsm, Stream, run};
+use images::{KernelFiles, Root};
+
+use crate::process;
+
+/// A kernel series that the lab tests, and the suites that may have it.
+#[derive(Debug)]
+pub(crate) struct Series {
+    pub(crate) name: &'static str,
+    suites: &'static [&'static str],
+}
+
+/// The oldest supported kernel, two that distributions ship today, and the newest there is.
+pub(crate) const SERIES: &[Series] = &[
+    Series { name: "5.10", suites: &["bullseye", "bullseye-security"] },
+    Series { name: "6.1", suites: &["bookworm", "bookworm-updates", "bookworm-security"] },
+    Series { name: "6.12", suites: &["bookworm-security", "bookworm-backports"] },
+    Series { name: "7.2", suites: &["sid", "forky"] },
+];
+
+/// A kernel that is ready to boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub(crate) series: &'static str,
+    /// What `uname -r` prints in the guest.
+    pub(crate) release: String,
+    files: KernelFiles,
+    root: Root,
+    cache: Cache,
+}
+
+/// A kernel that cannot be had now, and why.
+#[derive(Debug)]
+pub(crate) struct Skipped {
+    pub(crate) series: &'static str,
+    pub(crate) reason: String,
+}
+
+/// What `prepare` got: every series asked for is in one of the two lists.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) kernels: Vec<Kernel>,
+    pub(crate) skipped: Vec<Skipped>,
+}
+
+/// Finds a series by its name, such as `6.12`.
+pub(crate) fn series(name: &str) -> Result<&'static Series> {
+    match SERIES.iter().find(|series| series.name == name) {
+        Some(series) => Ok(series),
+        None => {
+            let known: Vec<&str> = SERIES.iter().map(|series| series.name).collect();
+            bail!("no kernel series {name}: there are {}", known.join(", "))
+        }
+    }
+}
+
+/// Makes the kernels of `wanted` ready to boot. Offline and immediate when they have been built and the newest
+/// packages were looked up within a day; `refresh` looks them up anyway.
+///
+/// # Errors
+/// If the shared root file system cannot be had. A single kernel that cannot is skipped.
+pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepared> {
+    let cache = Cache::open()?;
+    let mut lock = None;
+    let choice = match Choice::cached(&cache) {
+        Some(choice) if choice.is_fresh() && !refresh => choice,
+        _ => {
+            lock = Some(cache.lock()?);
+            // Another process may have looked while this one waited for the lock.
+            match Choice::cached(&cache) {
+                Some(choice) if choice.is_fresh() && !refresh => choice,
+                _ => Choice::look_up(&cache)?,
+            }
+        }
+    };
+
+    let root = ready_root(&cache, &choice, &mut lock)?;
+    let mut prepared = Prepared { kernels: Vec::new(), skipped: Vec::new() };
+    for series in wanted {
+        match ready_kernel(&cache, &choice, series, &mut lock) {
+            Ok((release, files)) => prepared.kernels.push(Kernel {
+                series: series.name,
+                release,
+                files,
+                root: root.clone(),
+                cache: cache.clone(),
+            }),
+            Err(error) => {
+                prepared.skipped.push(Skipped { series: series.name, reason: format!("{error:#}") });
+            }
+        }
+    }
+    Ok(prepared)
+}
+
+/// Makes one kernel ready to boot; that it cannot be had is an error.
+pub(crate) fn prepare_one(name: &str) -> Result<Kernel> {
+    let mut prepared = prepare(&[series(name)?], false)?;
+    match (prepared.kernels.pop(), prepared.skipped.pop()) {
+        (Some(kernel), _) => Ok(kernel),
+        (None, Some(skipped)) => bail!("kernel {name} cannot be had: {}", skipped.reason),
+        (None, None) => bail!("kernel {name} cannot be had"),
+    }
+}
+
+fn ready_root(cache: &Cache, choice: &Choice, lock: &mut Option<File>) -> Result<Root> {
+    let name = images::root_name(&choice.root);
+    if images::root(cache, &name).is_none() {
+        need_root()?;
+        hold(cache, lock)?;
+        if images::root(cache, &name).is_none() {
+            eprintln!("lab: building the guests' root file system (about a minute)");
+            images::build_root(cache, &Archive::open(cache, archive::ROOT_SUITES)?, &name, &choice.busybox)?;
+            cache.prune("root-", &name);
+        }
+    }
+    cache.mark_used(&name);
+    images::root(cache, &name).ok_or_else(|| anyhow::anyhow!("the new root file system vanished: try again"))
+}
+
+fn ready_kernel(
+    cache: &Cache,
+    choice: &Choice,
+    series: &Series,
+    lock: &mut Option<File>,
+) -> Result<(String, KernelFiles)> {
+    let Some(build) = choice.kernels.get(series.name) else {
+        bail!(
+            "{} have no kernel {} now; {}",
+            series.suites.join(" and "),
+            series.name,
+            or_none(&choice.complaints)
+        );
+    };
+    let name = images::kernel_name(build);
+    if images::kernel(cache, &name).is_none() {
+        need_root()?;
+        hold(cache, lock)?;
+        if images::kernel(cache, &name).is_none() {
+            eprintln!("lab: preparing kernel {}", build.release);
+            images::build_kernel(cache, &Archive::open(cache, series.suites)?, build)?;
+            cache.prune(&format!("kernel-{}.", series.name), &name);
+        }
+    }
+    cache.mark_used(&name);
+    let files =
+        images::kernel(cache, &name).ok_or_else(|| anyhow::anyhow!("the new kernel vanished: try again"))?;
+    Ok((build.release.clone(), files))
+}
+
+fn hold(cache: &Cache, lock: &mut Option<File>) -> Result<()> {
+    if lock.is_none() {
+        *lock = Some(cache.lock()?);
+    }
+    Ok(())
+}
+
+fn need_root() -> Result<()> {
+    if !process::is_root() {
+        bail!(
+            "guest images are made as root: run `sudo WHY502_LAB_CACHE=$HOME/.cache/why502/lab cargo xtask lab \
+             build` once a new kernel is out; running guests needs no root"
+        );
+    }
+    Ok(())
+}
+
+fn or_none(complaints: &str) -> &str {
+    if complaints.is_empty() { "apt reported no error" } else { complaints }
+}
