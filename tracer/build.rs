@@ -7,7 +7,7 @@ use std::{
 };
 
 #[path = "../xtask/src/bpf_toolchain.rs"]
-#[expect(dead_code, reason = "shared with xtask, which uses the rest")]
+#[expect(dead_code, unreachable_pub, reason = "shared with xtask, which uses the rest")]
 mod bpf_toolchain;
 
 fn main() -> Result<(), Box<dyn Error>> {

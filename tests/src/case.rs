@@ -17,6 +17,9 @@ pub(crate) struct Case {
     #[serde(skip)]
     pub(crate) dir: PathBuf,
     pub(crate) about: String,
+    /// One of the smaller set that `--core` runs, for slow guests.
+    #[serde(default)]
+    pub(crate) core: bool,
     /// The causes that this case resembles and is not.
     #[serde(default)]
     pub(crate) look_alike_of: Vec<String>,
@@ -392,6 +395,13 @@ mod tests {
         let alike = cases.iter().filter(|c| !c.look_alike_of.is_empty()).count();
         assert!(cases.len() >= 36, "{} cases", cases.len());
         assert!(alike * 2 >= cases.len(), "{alike} look-alikes of {} cases", cases.len());
+        let core: Vec<_> = cases.iter().filter(|c| c.core).collect();
+        let alike = core.iter().filter(|c| !c.look_alike_of.is_empty()).count();
+        assert!(
+            core.len() >= 36 && alike * 2 >= core.len(),
+            "{alike} look-alikes of {} core cases",
+            core.len()
+        );
     }
 
     #[test]

@@ -99,6 +99,12 @@ struct CasesArgs {
     /// Only cases whose name contains this
     #[arg(long = "case", value_name = "NAME")]
     names: Vec<String>,
+    /// Only the smaller set of cases, for slow guests
+    #[arg(long)]
+    core: bool,
+    /// Print the names of the cases and what they are
+    #[arg(long)]
+    list: bool,
     /// Cases side by side
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -140,9 +146,13 @@ fn try_main() -> Result<bool> {
     match cli.command {
         None => {
             let Some(dir) = cli.cases.cases else { bail!("name the folder of the cases with --cases DIR") };
+            if cli.cases.list {
+                return run::list(&dir);
+            }
             run::run(&run::Options {
                 cases: dir,
                 names: cli.cases.names,
+                core: cli.cases.core,
                 jobs: cli.cases.jobs,
                 slow: slow(&cli.program)?,
                 settle: Duration::from_millis(cli.cases.settle_ms),

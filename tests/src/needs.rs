@@ -24,6 +24,7 @@ fn missing(need: &str) -> Option<String> {
             Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists()
         }
         "nginx-stream" => Path::new(nginx::STREAM_MODULE).exists(),
+        "file" => Path::new(argument).exists(),
         "sysctl" => Path::new("/proc/sys").join(argument).exists(),
         "program" => std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(argument).is_file())),

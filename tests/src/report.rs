@@ -19,6 +19,8 @@ pub(crate) struct Outcome {
     pub(crate) time: Duration,
     /// Everything that helps after a failure.
     pub(crate) dump: String,
+    /// Print the dump although the case passed.
+    pub(crate) verbose: bool,
 }
 
 impl Outcome {
@@ -56,7 +58,7 @@ pub(crate) fn outcome(outcome: &Outcome) {
     for failure in &outcome.failures {
         text += &format!("\n     ! {failure}");
     }
-    if !outcome.passed() {
+    if !outcome.passed() || outcome.verbose {
         text += &format!("\n{}", indent(&outcome.dump));
     }
     say(&text);

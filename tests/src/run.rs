@@ -6,7 +6,7 @@ use crate::scene::{self, Seen, Setup};
 use crate::sys;
 use crate::watch::{End, Program, Start, Watch};
 use anyhow::{Result, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +15,8 @@ use std::time::Duration;
 pub(crate) struct Options {
     pub(crate) cases: PathBuf,
     pub(crate) names: Vec<String>,
+    /// Only the smaller set.
+    pub(crate) core: bool,
     pub(crate) jobs: usize,
     pub(crate) slow: f64,
     pub(crate) settle: Duration,
@@ -23,6 +25,15 @@ pub(crate) struct Options {
     pub(crate) junit: Option<PathBuf>,
     /// None: the lab itself is tested, without why502.
     pub(crate) program: Option<Program>,
+}
+
+/// Prints the name of each case and what it is.
+pub(crate) fn list(dir: &Path) -> Result<bool> {
+    for case in case::load_all(dir)? {
+        let core = if case.core { "core" } else { "" };
+        report::say(&format!("{:<40} {core:<4} {}", case.name, case.about));
+    }
+    Ok(true)
 }
 
 /// Runs the cases; true when all is well.
@@ -34,6 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if !options.names.is_empty() {
         cases.retain(|c| options.names.iter().any(|name| c.name.contains(name.as_str())));
     }
+    cases.retain(|c| c.core || !options.core);
     let attach = Duration::from_secs_f64(15.0 * options.slow);
     let watch = match options.program.as_ref().map(|p| Watch::start(p, attach)).transpose()? {
         Some(Start::Refused(why)) => return refused(&cases, options, &why),

@@ -47,7 +47,7 @@ pub(crate) struct Seen {
 /// Plays the case and judges it. Never fails itself: an error is a failed case.
 pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
     let start = Instant::now();
-    let mut outcome = Outcome { name: case.name.clone(), ..Outcome::default() };
+    let mut outcome = Outcome { name: case.name.clone(), verbose: setup.verbose, ..Outcome::default() };
     let mut seen = Seen::default();
     if let Some(watch) = setup.watch
         && !case.tiers.contains(&watch.tier)

@@ -40,15 +40,18 @@ pub(crate) fn interrupted() -> bool {
 
 /// Asks `ready` again and again until it is true, the bound has passed (false) or the user interrupts (false).
 pub(crate) fn poll_until(bound: Duration, mut ready: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + bound;
+    let start = Instant::now();
     loop {
         if ready() {
             return true;
         }
-        if Instant::now() >= end || interrupted() {
+        let waited = start.elapsed();
+        if waited >= bound || interrupted() {
             return false;
         }
-        thread::sleep(Duration::from_millis(10));
+        // Often at first, seldom later: looking costs time that an emulated guest has not got.
+        let pause = (waited / 8).clamp(Duration::from_millis(2), Duration::from_millis(50));
+        thread::sleep(pause.min(bound.saturating_sub(waited)));
     }
 }
 

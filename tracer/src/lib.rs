@@ -3,7 +3,11 @@
 //! The program is `main.rs`; this library holds everything else, so that tests, benchmarks and fuzzers reach
 //! it. ARCHITECTURE.md is the map.
 
+pub mod correlate;
+pub mod diagnose;
 pub mod event;
 pub mod nginx;
 pub mod probes;
+pub mod report;
+pub mod session;
 pub mod sys;

@@ -1,4 +1,4 @@
-//! Runs helper programs: every failure names the program, how it ended and the end of its stderr.
+//! Runs other programs: every failure names the program, how it ended and the end of its stderr.
 
 use std::env;
 use std::fs;

@@ -68,7 +68,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
                 0,
             );
         }
-        if class == drop_class::NO_SOCKET {
+        if class == drop_class::NO_SOCKET && forward {
             (*entry).no_socket_netns = netns;
         }
         (*entry).drop_count += 1;
@@ -95,7 +95,7 @@ fn class_of_location(at: u64) -> Option<u8> {
     {
         return Some(drop_class::NO_SOCKET);
     }
-    None
+    Some(drop_class::OTHER)
 }
 
 /// Kernel address of the original tuple of the packet's conntrack entry: what nginx asked for, whatever

@@ -187,6 +187,8 @@ pub struct Attempt {
     pub remote: SocketAddr,
     /// True if the destination is not known (`socket()` failed).
     pub no_remote: bool,
+    /// True if the socket had reached SYN_SENT when it failed.
+    pub syn_state: bool,
     /// Negative errno of the failed system call, 0 if none failed.
     pub ret: i32,
     /// `sk_err` at the end (errno).
@@ -273,6 +275,9 @@ pub enum Event {
     },
 }
 
+/// include/net/tcp_states.h.
+const TCP_SYN_SENT: u8 = 2;
+
 /// Reads one record.
 ///
 /// # Errors
@@ -358,6 +363,7 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         local: SocketAddr::new(unspecified(&a.saddr), a.sport),
         remote: SocketAddr::new(unspecified(&a.daddr), a.dport),
         no_remote: stage == Stage::Socket,
+        syn_state: a.old_state == TCP_SYN_SENT,
         ret: a.ret,
         sk_err: a.sk_err,
         sk_err_soft: a.sk_err_soft,

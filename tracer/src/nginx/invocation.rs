@@ -47,6 +47,14 @@ fn title(cmdline: &[u8]) -> Option<&[u8]> {
     names.iter().find_map(|name| text.strip_prefix(*name))
 }
 
+/// Whether a title may be cut off: nginx writes it over its arguments and environment, so that an empty
+/// environment (`env -i nginx …`) leaves too little room. Both lengths in bytes, from `/proc/PID/stat`
+/// (`arg_end - arg_start` and `env_end - env_start`).
+pub fn may_be_cut_off(cmdline: &[u8], arg_bytes: usize, env_bytes: usize) -> bool {
+    let end = cmdline.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    title(cmdline).is_some() && end + 2 >= arg_bytes.saturating_add(env_bytes)
+}
+
 /// Why a command line does not lead to a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvocationError {

@@ -61,6 +61,18 @@ fn unescape(word: &[u8]) -> Vec<u8> {
     out
 }
 
+/// The bytes that mean nothing special inside an unquoted word.
+const WORD: [bool; 256] = {
+    let mut plain = [true; 256];
+    let special = b" \t\r\n;{\\$";
+    let mut at = 0;
+    while at < special.len() {
+        plain[special[at] as usize] = false;
+        at += 1;
+    }
+    plain
+};
+
 /// What ended a statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -102,6 +114,11 @@ impl Lexer {
     /// Starts at the beginning of a `-g` text, where nginx has no limit on words.
     pub fn parameter() -> Self {
         Self { limit: usize::MAX, ..Self::file() }
+    }
+
+    /// Whether this is the text of a `-g`.
+    pub fn is_parameter(&self) -> bool {
+        self.limit == usize::MAX
     }
 
     /// Line of the next byte, from 1: the line nginx gives for a directive that has just ended.
@@ -176,8 +193,7 @@ impl Lexer {
     }
 
     fn end_of_text(&self) -> LexError {
-        let in_file = self.limit != usize::MAX;
-        self.error(if in_file { SyntaxError::EndOfFile } else { SyntaxError::EndOfParameter })
+        self.error(if self.is_parameter() { SyntaxError::EndOfParameter } else { SyntaxError::EndOfFile })
     }
 
     /// The next byte of something that began at `start`. nginx keeps all of it in one buffer, and notices an
@@ -231,6 +247,15 @@ impl Lexer {
         Token { start: narrow(start), end: narrow(end), line, column: narrow(column), quoted, escaped }
     }
 
+    /// Passes over bytes that mean nothing special, as far as the buffer allows; returns their number.
+    fn skip(&mut self, text: &[u8], start: usize, plain: impl Fn(u8) -> bool) -> usize {
+        let end = start.saturating_add(self.limit).min(text.len());
+        let rest = text.get(self.pos..end).unwrap_or_default();
+        let length = rest.iter().position(|byte| !plain(*byte)).unwrap_or(rest.len());
+        self.pos += length;
+        length
+    }
+
     fn word(&mut self, text: &[u8], first: u8, words: &mut Vec<Token>) -> Result<Option<End>, LexError> {
         let (start, line, column) = (self.pos - 1, self.line, self.pos - self.line_start);
         let mut escaped = first == b'\\';
@@ -239,6 +264,8 @@ impl Lexer {
             self.next(text, start, line, None)?;
         }
         loop {
+            let plain = self.skip(text, start, |byte| WORD[byte as usize]);
+            variable &= plain == 0;
             let byte = self.next(text, start, line, None)?;
             if byte == b'{' && variable {
                 continue;
@@ -268,6 +295,7 @@ impl Lexer {
         let (start, line, column) = (self.pos - 1, self.line, self.pos - self.line_start);
         let mut escaped = false;
         loop {
+            self.skip(text, start + 1, |byte| byte != quote && byte != b'\\' && byte != b'\n');
             let byte = self.next(text, start + 1, line, Some(quote))?;
             if byte == b'\\' {
                 escaped = true;

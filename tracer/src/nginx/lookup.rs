@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    model::{ConfigLine, Layer, Model, Module, Pass, Role},
+    model::{ConfigLine, Layer, Model, Module, Pass, Role, Upstream},
     settings::{Setting, Timeout},
     value::{self, Address},
 };
@@ -82,38 +82,29 @@ impl Model {
         let mut found = Vec::new();
         let users = self.users();
         for (index, upstream) in self.upstreams.iter().enumerate() {
+            let named = users.get(&index).map(Vec::as_slice).unwrap_or_default();
             for (at, server) in upstream.servers.iter().enumerate() {
                 let fit = if server.service.is_some() && matches!(peer, Peer::Inet(..)) {
                     Fit::Maybe
                 } else {
                     fits(&server.address, peer)
                 };
-                if fit == Fit::No {
-                    continue;
+                if fit != Fit::No {
+                    let exact = fit == Fit::Exact && !server.down;
+                    for mut candidate in self.through(upstream, index, named, exact) {
+                        candidate.server.clone_from(&server.text);
+                        candidate.upstream_server = Some((index, at));
+                        candidate.lines.insert(0, self.line(Role::Server, server.node));
+                        found.push(candidate);
+                    }
                 }
-                let exact = fit == Fit::Exact && !server.down;
-                let candidate = |module: Module, passes: Vec<usize>, exact: bool| {
-                    let mut candidate = self.candidate(module, passes, exact);
-                    candidate.upstream = Some(upstream.name.clone());
-                    candidate.server.clone_from(&server.text);
-                    candidate.upstream_server = Some((index, at));
-                    candidate.lines.insert(0, self.line(Role::Server, server.node));
-                    candidate
-                };
-                let named = users.get(&index).map(Vec::as_slice).unwrap_or_default();
-                let variable = self.variable_users(index);
-                if named.is_empty() && variable.is_empty() {
-                    let module = match upstream.layer {
-                        Layer::Http => Module::Proxy,
-                        Layer::Stream => Module::Stream,
-                    };
-                    found.push(candidate(module, Vec::new(), false));
-                }
-                for (module, passes) in self.by_module(named) {
-                    found.push(candidate(module, passes, exact));
-                }
-                for (module, passes) in self.by_module(&variable) {
-                    found.push(candidate(module, passes, false));
+            }
+            if let Some(balancer) = upstream.balancer {
+                for mut candidate in self.through(upstream, index, named, false) {
+                    let line = self.line(Role::Directive, balancer);
+                    candidate.server.clone_from(&line.text);
+                    candidate.lines.insert(0, line);
+                    found.push(candidate);
                 }
             }
         }
@@ -128,6 +119,30 @@ impl Model {
         }
         // Stable: within each half the order of the files stays.
         found.sort_by_key(|candidate| !candidate.exact);
+        found
+    }
+
+    /// The ways into an upstream: one for each module that names it, one for each whose variables may, and
+    /// where there is none of either, one without a pass.
+    fn through(&self, upstream: &Upstream, index: usize, named: &[usize], exact: bool) -> Vec<Candidate> {
+        let variable = self.variable_users(index);
+        let mut found = Vec::new();
+        for (module, passes) in self.by_module(named) {
+            found.push(self.candidate(module, passes, exact));
+        }
+        for (module, passes) in self.by_module(&variable) {
+            found.push(self.candidate(module, passes, false));
+        }
+        if found.is_empty() {
+            let module = match upstream.layer {
+                Layer::Http => Module::Proxy,
+                Layer::Stream => Module::Stream,
+            };
+            found.push(self.candidate(module, Vec::new(), false));
+        }
+        for candidate in &mut found {
+            candidate.upstream = Some(upstream.name.clone());
+        }
         found
     }
 

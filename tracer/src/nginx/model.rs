@@ -175,6 +175,9 @@ pub struct Upstream {
     pub name: String,
     /// Its servers in order.
     pub servers: Vec<UpstreamServer>,
+    /// The directive by which something else chooses the address (`balancer_by_lua_block`, as in
+    /// ingress-nginx, or `state`): then any address is possible.
+    pub balancer: Option<NodeId>,
 }
 
 /// A `*_pass`.

@@ -117,7 +117,7 @@ impl<'a> Parser<'a> {
 
     fn run(&mut self, source: Source<'_>) -> Result<(), Error> {
         if let Some(globals) = source.globals {
-            let file = self.add_file(Path::new("-g"), globals);
+            let file = self.add_file(Path::new("-g"), globals.to_vec());
             self.open.push(OpenFile { file, lexer: Lexer::parameter(), base: 0, closes: None });
             self.drain()?;
         }
@@ -126,14 +126,17 @@ impl<'a> Parser<'a> {
             .read(source.main)
             .map_err(|error| Error::Main { file: source.main.to_path_buf(), source: error })?;
         self.count(&bytes, None)?;
-        let file = self.add_file(source.main, &bytes);
+        let file = self.add_file(source.main, bytes);
         self.open.push(OpenFile { file, lexer: Lexer::file(), base: 0, closes: None });
         self.drain()
     }
 
-    fn add_file(&mut self, path: &Path, bytes: &[u8]) -> FileId {
+    fn add_file(&mut self, path: &Path, bytes: Vec<u8>) -> FileId {
         let file = FileId(index(self.config.files.len()));
-        self.config.files.push(SourceFile { path: path.to_path_buf(), bytes: bytes.into() });
+        // What configurations hold on average; reading a large one would else move its lists again and again.
+        self.config.tokens.reserve(bytes.len() / 16);
+        self.config.nodes.reserve(bytes.len() / 40);
+        self.config.files.push(SourceFile { path: path.to_path_buf(), bytes: Arc::new(bytes) });
         self.by_path.insert(path.to_path_buf(), file);
         file
     }
@@ -182,7 +185,7 @@ impl<'a> Parser<'a> {
     /// Reads one file until it ends or includes another.
     fn file(&mut self, top: usize) -> Result<(), Error> {
         let Some(open) = self.open.get_mut(top) else { return Ok(()) };
-        let (file, base) = (open.file, open.base);
+        let (file, base, parameter) = (open.file, open.base, open.lexer.is_parameter());
         let Some(text) = self.config.files.get(file.0 as usize).map(|file| Arc::clone(&file.bytes)) else {
             return Ok(());
         };
@@ -215,7 +218,7 @@ impl<'a> Parser<'a> {
                 End::Open | End::Semicolon => {
                     let block = end == End::Open;
                     let node = self.add_node(file, first_token, block, line, offset);
-                    let (kind, parameter) = (node.kind, node.file.0 == 0 && self.is_parameter());
+                    let kind = node.kind;
                     let arguments = node.tokens.saturating_sub(1);
                     let id = index(self.config.nodes.len());
                     self.config.nodes.push(node);
@@ -255,10 +258,6 @@ impl<'a> Parser<'a> {
                 }
             }
         }
-    }
-
-    fn is_parameter(&self) -> bool {
-        self.config.files.first().is_some_and(|file| file.path == Path::new("-g"))
     }
 
     fn add_node(&mut self, file: FileId, first: usize, block: bool, line: u32, offset: usize) -> Node {
@@ -407,7 +406,7 @@ impl<'a> Parser<'a> {
             None => match self.files.read(path) {
                 Ok(bytes) => {
                     self.count(&bytes, Some(include))?;
-                    self.add_file(path, &bytes)
+                    self.add_file(path, bytes)
                 }
                 Err(error) => {
                     let (file, line) = self.place(Some(include));

@@ -57,7 +57,7 @@ pub(super) struct Node {
 #[derive(Debug)]
 pub(super) struct SourceFile {
     pub(super) path: PathBuf,
-    pub(super) bytes: Arc<[u8]>,
+    pub(super) bytes: Arc<Vec<u8>>,
 }
 
 /// A whole configuration with the files it was read from.
@@ -181,7 +181,7 @@ impl Config {
 
     /// All files in the order of their first use, the main file first (behind `-g`, if given).
     pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
-        self.files.iter().map(|file| (file.path.as_path(), &*file.bytes))
+        self.files.iter().map(|file| (file.path.as_path(), file.bytes.as_slice()))
     }
 
     /// Line of the name, from 1.

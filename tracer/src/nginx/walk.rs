@@ -44,7 +44,8 @@ pub(super) fn build(config: Config) -> Model {
                 }
                 directive(&mut model, id, scope);
             }
-            Kind::Lua | Kind::Entry | Kind::Include => {}
+            Kind::Lua => directive(&mut model, id, scope),
+            Kind::Entry | Kind::Include => {}
         }
     }
     link(&mut model);
@@ -62,7 +63,7 @@ fn block(model: &mut Model, id: NodeId, scope: Scope) -> Scope {
         }
         (b"upstream", Some(layer)) => {
             let name = model.config.arg(id, 0).unwrap_or_default();
-            model.upstreams.push(Upstream { node: id, layer, name, servers: Vec::new() });
+            model.upstreams.push(Upstream { node: id, layer, name, servers: Vec::new(), balancer: None });
             Scope { upstream: Some(model.upstreams.len() - 1), ..scope }
         }
         (b"location", Some(Layer::Http)) => Scope { location: Some(id), ..scope },
@@ -76,6 +77,12 @@ fn directive(model: &mut Model, id: NodeId, scope: Scope) {
         (b"server", _) => {
             if let Some(upstream) = scope.upstream {
                 upstream_server(model, id, upstream, layer);
+            }
+            return;
+        }
+        (b"balancer_by_lua_block" | b"balancer_by_lua_file" | b"state", _) => {
+            if let Some(upstream) = scope.upstream.and_then(|index| model.upstreams.get_mut(index)) {
+                upstream.balancer = Some(id);
             }
             return;
         }
@@ -267,8 +274,9 @@ fn authority(text: &str, uri: bool) -> &str {
         text.get(5..).and_then(|path| path.find(':')).map(|at| at + 5)
     } else {
         let variables = ["$request_uri", "$uri", "$document_uri", "$is_args", "${request_uri}", "${uri}"];
-        let starts = variables.iter().filter_map(|variable| text.find(variable));
-        starts.chain(text.find(['/', '?'])).min()
+        let end = text.find(['/', '?']);
+        let searched = if text.contains('$') { &variables[..] } else { &[] };
+        searched.iter().filter_map(|variable| text.find(variable)).chain(end).min()
     };
     text.get(..end.unwrap_or(text.len())).unwrap_or_default()
 }

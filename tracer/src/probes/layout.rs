@@ -20,6 +20,7 @@ pub struct LayoutError(pub Vec<BtfError>);
 /// A reason that a kernel does not have is skipped.
 const REASONS: [&[&str]; drop_class::COUNT] = [
     &[
+        "NOT_SPECIFIED",
         "QDISC_DROP",
         "CPU_BACKLOG",
         "FULL_RING",

@@ -77,7 +77,6 @@ pub struct Btf<'a> {
 
 #[derive(Clone, Copy)]
 struct Type {
-    name: u32,
     kind: u32,
     vlen: u32,
     bitfield: bool,
@@ -361,7 +360,6 @@ fn u32_at(data: &[u8], at: usize) -> Option<u32> {
 fn type_at(types: &[u8], at: usize) -> Option<Type> {
     let info = u32_at(types, at + 4)?;
     Some(Type {
-        name: u32_at(types, at)?,
         kind: info >> 24 & 0x1f,
         vlen: info & 0xffff,
         bitfield: info >> 31 == 1,

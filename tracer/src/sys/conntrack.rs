@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn dnat_is_seen() {
-        let Some(ns) = testing::namespace() else { return };
+        let Some(ns) = testing::namespace().filter(|_| testing::has("nft")) else { return };
         let server = ns.run(|| TcpListener::bind("127.0.0.1:0").unwrap()).unwrap();
         let real = server.local_addr().unwrap();
         let port = real.port();

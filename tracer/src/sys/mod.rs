@@ -22,6 +22,7 @@ pub mod rootfs;
 pub mod route;
 pub mod sockdiag;
 pub mod sysctl;
+pub mod tcp_state;
 #[cfg(test)]
 mod testing;
 pub mod unixdiag;

@@ -66,6 +66,7 @@ pub fn find(inodes: &[u32], budget: Budget) -> Owners {
     };
     for pid in pids {
         if wanted.is_empty() {
+            found.complete = true;
             return found;
         }
         let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
@@ -94,6 +95,7 @@ pub fn find(inodes: &[u32], budget: Budget) -> Owners {
             return found;
         }
     }
+    found.complete |= wanted.is_empty();
     found
 }
 

@@ -153,9 +153,12 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // SAFETY: kill(2) takes no pointers; the child is not reaped yet, so the PID is its own.
-        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGTERM) };
-        let _ = self.child.wait();
+        // Once is not enough: without a master, a signal between nginx's check and its epoll_wait is slept on.
+        testing::poll("nginx's end", || {
+            // SAFETY: kill(2) takes no pointers; the child is not reaped yet, so the PID is its own.
+            unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGTERM) };
+            self.child.try_wait().unwrap()
+        });
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -188,12 +188,17 @@ pub fn is_local(ns: &NetNs, ip: IpAddr) -> Result<bool> {
 }
 
 /// What a failed look-up can answer; other errnos are about the question.
-const ROUTE_ERRNOS: [i32; 5] =
-    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAGAIN];
+const ROUTE_ERRNOS: [i32; 6] =
+    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::EAGAIN, libc::EOPNOTSUPP];
 
 fn refused(socket: &mut Socket, query: &Query, errno: i32) -> Lookup {
-    // EAGAIN is a `throw` that no later rule caught; connect(2) gets ENETUNREACH.
-    let errno = if errno == libc::EAGAIN { libc::ENETUNREACH } else { errno };
+    let errno = match errno {
+        // A `throw` that no later rule caught; connect(2) gets ENETUNREACH.
+        libc::EAGAIN => libc::ENETUNREACH,
+        // rtnetlink without that family (ipv6.disable=1); socket(2) gets EAFNOSUPPORT.
+        libc::EOPNOTSUPP => libc::EAFNOSUPPORT,
+        other => other,
+    };
     // Only the text of the evidence hangs on this: failing to name the entry is no failure.
     let matched = fib::refusing(socket, query, errno).ok().flatten();
     Lookup { result: Err(errno), matched }

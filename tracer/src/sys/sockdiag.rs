@@ -1,12 +1,12 @@
 //! TCP sockets of a namespace, asked of the kernel with NETLINK_SOCK_DIAG (no /proc/net/tcp: that walk takes
 //! seconds on busy hosts and does not show how full an accept queue is).
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use super::error::Result;
 use super::netlink::{self, AF_INET, AF_INET6, Body, Socket};
 use super::netns::NetNs;
+pub use super::tcp_state::TcpState;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// linux/inet_diag.h: sizeof(struct inet_diag_msg).
@@ -16,90 +16,6 @@ const DIAG_SKV6ONLY: u16 = 11;
 const BC_D_COND: u8 = 8;
 /// Every state, with TCP_BOUND_INACTIVE (13: bound, neither connected nor listening) that 6.8 added.
 const ALL_STATES: u32 = 0x3ffe;
-
-/// TCP states with the kernel's numbers (net/tcp_states.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum TcpState {
-    /// ESTABLISHED.
-    Established = 1,
-    /// SYN_SENT.
-    SynSent = 2,
-    /// SYN_RECV.
-    SynRecv = 3,
-    /// FIN_WAIT1.
-    FinWait1 = 4,
-    /// FIN_WAIT2.
-    FinWait2 = 5,
-    /// TIME_WAIT.
-    TimeWait = 6,
-    /// CLOSE.
-    Close = 7,
-    /// CLOSE_WAIT.
-    CloseWait = 8,
-    /// LAST_ACK.
-    LastAck = 9,
-    /// LISTEN.
-    Listen = 10,
-    /// CLOSING.
-    Closing = 11,
-    /// NEW_SYN_RECV: a request that has no full socket yet.
-    NewSynRecv = 12,
-    /// Bound only (kernel 6.8).
-    BoundInactive = 13,
-}
-
-impl TcpState {
-    /// All states, by number.
-    pub const ALL: [Self; 13] = [
-        Self::Established,
-        Self::SynSent,
-        Self::SynRecv,
-        Self::FinWait1,
-        Self::FinWait2,
-        Self::TimeWait,
-        Self::Close,
-        Self::CloseWait,
-        Self::LastAck,
-        Self::Listen,
-        Self::Closing,
-        Self::NewSynRecv,
-        Self::BoundInactive,
-    ];
-
-    /// The state with this number.
-    pub fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(number).checked_sub(1)?).copied()
-    }
-
-    /// The name that ss and netstat users know.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Established => "ESTABLISHED",
-            Self::SynSent => "SYN_SENT",
-            Self::SynRecv | Self::NewSynRecv => "SYN_RECV",
-            Self::FinWait1 => "FIN_WAIT1",
-            Self::FinWait2 => "FIN_WAIT2",
-            Self::TimeWait => "TIME_WAIT",
-            Self::Close => "CLOSE",
-            Self::CloseWait => "CLOSE_WAIT",
-            Self::LastAck => "LAST_ACK",
-            Self::Listen => "LISTEN",
-            Self::Closing => "CLOSING",
-            Self::BoundInactive => "BOUND",
-        }
-    }
-
-    fn bit(self) -> u32 {
-        1 << (self as u8)
-    }
-}
-
-impl fmt::Display for TcpState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// A listening TCP socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,16 +135,17 @@ pub fn listeners(ns: &NetNs) -> Result<Vec<Listener>> {
     let mut socket = open(ns)?;
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let body = request(family, TcpState::Listen.bit(), None);
-        found.extend(dump(&mut socket, "list listening sockets", &body, Vec::new, |list, payload| {
-            list.extend(parse_listener(payload));
-        })?);
+        let ask =
+            Ask { action: "list listening sockets", family, states: TcpState::Listen.bit(), filter: None };
+        found
+            .extend(dump(&mut socket, &ask, Vec::new, |list, payload| list.extend(parse_listener(payload)))?);
     }
     mark_reuseport(&mut found);
     Ok(found)
 }
 
-/// Counts the sockets of a namespace to `dest`, TIME_WAIT among them. The kernel does the filtering.
+/// Counts the sockets of a namespace to `dest`, TIME_WAIT among them. The kernel filters, but walks its whole
+/// table: some 10 to 20 ms. Sockets that come and go meanwhile may be missed or seen twice.
 pub fn count_to(ns: &NetNs, dest: SocketAddr) -> Result<DestinationUse> {
     let dest = SocketAddr::new(dest.ip().to_canonical(), dest.port());
     let filter = destination_filter(dest);
@@ -238,11 +155,11 @@ pub fn count_to(ns: &NetNs, dest: SocketAddr) -> Result<DestinationUse> {
     // A dual-stack socket connected to an IPv4-mapped address takes an IPv4 port too.
     let families: &[u8] = if dest.is_ipv4() { &[AF_INET, AF_INET6] } else { &[AF_INET6] };
     for &family in families {
-        let body = request(family, ALL_STATES & !TcpState::Listen.bit(), Some(&filter));
+        let states_wanted = ALL_STATES & !TcpState::Listen.bit();
+        let ask = Ask { action: "count sockets", family, states: states_wanted, filter: Some(&filter) };
         let found = dump(
             &mut socket,
-            "count sockets",
-            &body,
+            &ask,
             || (StateCounts::default(), Vec::new()),
             |sum, payload| {
                 let Some(raw) = parse(payload).filter(|raw| raw.remote == dest) else { return };
@@ -271,8 +188,8 @@ pub fn local_ports_in_use(ns: &NetNs, first: u16, last: u16) -> Result<u32> {
     let mut socket = open(ns)?;
     let mut all = PortSet::default();
     for family in [AF_INET, AF_INET6] {
-        let body = request(family, ALL_STATES, None);
-        let found = dump(&mut socket, "count local ports", &body, PortSet::default, |set, payload| {
+        let ask = Ask { action: "count local ports", family, states: ALL_STATES, filter: None };
+        let found = dump(&mut socket, &ask, PortSet::default, |set, payload| {
             if let Some(raw) = parse(payload) {
                 set.insert(raw.local.port());
             }
@@ -293,8 +210,13 @@ pub fn connection(ns: &NetNs, local: SocketAddr, remote: SocketAddr) -> Result<O
     let raw = match answer {
         // ENOENT is "no such socket" as well as "no tcp_diag"; a dump fails for the second alone.
         Err(error) if error.errno() == Some(libc::ENOENT) => {
-            let body = request(AF_INET, TcpState::Listen.bit(), None);
-            return dump(&mut socket, "look up a socket", &body, || (), |(), _| ()).map(|()| None);
+            let ask = Ask {
+                action: "look up a socket",
+                family: AF_INET,
+                states: TcpState::Listen.bit(),
+                filter: None,
+            };
+            return dump(&mut socket, &ask, || (), |(), _| ()).map(|()| None);
         }
         other => other?,
     };
@@ -321,17 +243,36 @@ fn open(ns: &NetNs) -> Result<Socket> {
     Socket::open(ns, libc::NETLINK_SOCK_DIAG)
 }
 
+/// What a dump asks for.
+struct Ask<'a> {
+    action: &'static str,
+    family: u8,
+    states: u32,
+    filter: Option<&'a [u8]>,
+}
+
 fn dump<T>(
     socket: &mut Socket,
-    action: &str,
-    body: &Body,
+    ask: &Ask<'_>,
     start: impl Fn() -> T,
     each: impl FnMut(&mut T, &[u8]),
 ) -> Result<T> {
-    socket.dump(action, SOCK_DIAG_BY_FAMILY, body, start, each).map_err(|error| match error.errno() {
-        Some(libc::ENOENT) => error.hint("the kernel lacks tcp_diag: modprobe tcp_diag"),
-        _ => error,
-    })
+    let body = request(ask.family, ask.states, ask.filter);
+    match socket.dump(ask.action, SOCK_DIAG_BY_FAMILY, &body, &start, each) {
+        // A kernel without IPv6 has no IPv6 sockets; an IPv4 dump tells whether tcp_diag is there.
+        Err(error) if error.errno() == Some(libc::ENOENT) => {
+            if ask.family == AF_INET6 && tcp_diag_loaded(socket) {
+                return Ok(start());
+            }
+            Err(error.hint("the kernel lacks tcp_diag: modprobe tcp_diag"))
+        }
+        other => other,
+    }
+}
+
+fn tcp_diag_loaded(socket: &mut Socket) -> bool {
+    let body = request(AF_INET, TcpState::Listen.bit(), None);
+    socket.dump("look for tcp_diag", SOCK_DIAG_BY_FAMILY, &body, || (), |(), _| ()).is_ok()
 }
 
 /// struct inet_diag_req_v2 up to its sockid.

@@ -136,16 +136,21 @@ fn ports_to_a_destination_are_counted() {
         Some(count_to(&ns, to).unwrap()).filter(|found| found.states.get(TcpState::Established) == 20)
     });
     assert_eq!(usage.by_source, [(to.ip(), 20)]);
-    // The side that closes first keeps TIME_WAIT.
-    clients.truncate(8);
+    // The side that closes first keeps TIME_WAIT. Close alone would not do: another test's fork may still hold
+    // a copy of the descriptor.
+    for client in clients.drain(8..) {
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+    }
     drop(accepted);
     let usage = testing::poll("12 TIME_WAIT", || {
-        Some(count_to(&ns, to).unwrap()).filter(|found| found.states.get(TcpState::TimeWait) == 12)
+        Some(count_to(&ns, to).unwrap()).filter(|found| {
+            found.states.get(TcpState::TimeWait) == 12 && found.states.get(TcpState::CloseWait) == 8
+        })
     });
-    assert_eq!(usage.states.get(TcpState::CloseWait), 8);
     assert_eq!((usage.states.total(), usage.by_source[0].1), (20, 20));
     let ports = local_ports_in_use(&ns, 1, u16::MAX).unwrap();
-    assert_eq!(ports, 27);
+    // Two listeners and 20 ports at least: one port may serve both destinations.
+    assert!((22..=27).contains(&ports), "{ports}");
 }
 
 #[test]

@@ -8,8 +8,21 @@ use std::time::{Duration, Instant};
 
 use super::netns::NetNs;
 
+/// Whether a program is installed; says so on stderr if not.
+pub(super) fn has(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    let has = found.is_ok_and(|output| output.status.success());
+    if !has {
+        eprintln!("skipped: {program} is not installed");
+    }
+    has
+}
+
 /// A new network namespace with `lo` up, or `None` and the reason on stderr.
 pub(super) fn namespace() -> Option<NetNs> {
+    if !has("ip") {
+        return None;
+    }
     let made = thread::spawn(|| {
         // SAFETY: unshare(2) takes no pointers; this thread ends right after.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {

@@ -17,6 +17,8 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const SECURITY_MIRROR: &str = "http://deb.debian.org/debian-security";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
+const CONFIG: &str = "apt.conf";
+
 /// The suites that make the guest's root file system.
 pub(super) const ROOT_SUITES: &[&str] = &["bookworm", "bookworm-updates", "bookworm-security"];
 
@@ -37,14 +39,14 @@ impl Archive {
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         archive.write("status", "")?;
+        archive.write(CONFIG, &config(&archive.dir))?;
         archive.write("sources.list", &source_lines(suites).join("\n"))?;
         Ok(archive)
     }
 
     /// Fetches the package indexes. A suite that cannot be had is reported in the returned warning.
     pub(super) fn update(&self) -> Result<Option<String>> {
-        let update =
-            self.apt("apt-get").arg("update").output().context("cannot run apt-get: is apt installed?")?;
+        let update = self.apt_get("update").output().context("cannot run apt-get: is apt installed?")?;
         let stderr = String::from_utf8_lossy(&update.stderr);
         let complaints: Vec<&str> =
             stderr.lines().filter(|line| line.starts_with("E:") || line.starts_with("W:")).collect();
@@ -70,7 +72,7 @@ impl Archive {
     pub(super) fn unpack(&self, packages: &[String], into: &Scratch) -> Result<()> {
         let debs = into.join(".debs");
         fs::create_dir_all(&debs).with_context(|| format!("cannot create {}", debs.display()))?;
-        process::output(self.apt("apt-get").arg("download").args(packages).current_dir(&debs)).with_context(
+        process::output(self.apt_get("download").args(packages).current_dir(&debs)).with_context(
             || "the download failed; a newer package may have replaced it: `cargo xtask lab build --refresh`",
         )?;
         for deb in fs::read_dir(&debs).with_context(|| format!("cannot list {}", debs.display()))? {
@@ -96,27 +98,9 @@ impl Archive {
         Ok(packages)
     }
 
-    fn apt(&self, program: &str) -> Command {
-        let dir = self.dir.display();
-        let mut command = Command::new(program);
-        command.env("LC_ALL", "C").arg("-q");
-        for option in [
-            format!("Dir::State={dir}/state"),
-            format!("Dir::State::status={dir}/status"),
-            format!("Dir::Cache={dir}/cache"),
-            format!("Dir::Etc::sourcelist={dir}/sources.list"),
-            "Dir::Etc::sourceparts=-".into(),
-            "APT::Architecture=amd64".into(),
-            "APT::Architectures=amd64".into(),
-            "APT::Sandbox::User=".into(), // the cache may lie in a directory that user _apt cannot enter
-            "Acquire::Languages=none".into(),
-            "Acquire::GzipIndexes=false".into(),
-            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
-            "Acquire::Retries=2".into(),
-            "APT::Update::Post-Invoke-Success::=".into(),
-        ] {
-            command.arg("-o").arg(option);
-        }
+    fn apt_get(&self, action: &str) -> Command {
+        let mut command = Command::new("apt-get");
+        command.env("LC_ALL", "C").arg("-q").arg("-c").arg(self.dir.join(CONFIG)).arg(action);
         command
     }
 
@@ -124,6 +108,31 @@ impl Archive {
         let path = self.dir.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
     }
+}
+
+/// apt.conf(5) for a private state in `dir`. The host's settings, such as a proxy, stay in force otherwise.
+fn config(dir: &Path) -> String {
+    let dir = dir.display();
+    format!(
+        r#"Dir::State "{dir}/state";
+Dir::State::status "{dir}/status";
+Dir::Cache "{dir}/cache";
+Dir::Etc::sourcelist "{dir}/sources.list";
+Dir::Etc::sourceparts "-";
+APT::Architecture "amd64";
+APT::Architectures {{ "amd64"; }};
+// The cache may lie in a directory that user _apt cannot enter.
+APT::Sandbox::User "";
+Acquire::Languages "none";
+Acquire::GzipIndexes "false";
+Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
+Acquire::Retries "2";
+// Hooks of the host would run for its package lists.
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+"#
+    )
 }
 
 /// sources.list lines; `$WHY502_LAB_MIRROR` replaces Debian's mirror network (not the security archive).

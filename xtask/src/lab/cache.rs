@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs::{self, File, TryLockError};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -65,6 +66,14 @@ impl Cache {
         remove_tree(&path)?;
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Scratch { path })
+    }
+
+    /// Lets every user run guests with the images that root makes.
+    pub(super) fn share_runs(&self) -> Result<()> {
+        let runs = self.path("run");
+        fs::create_dir_all(&runs)
+            .and_then(|()| fs::set_permissions(&runs, fs::Permissions::from_mode(0o1777)))
+            .with_context(|| format!("cannot prepare {}", runs.display()))
     }
 
     /// A directory for one guest run. Those whose process is gone (killed before its clean-up) are removed.

@@ -9,6 +9,7 @@ bb=/run/lab/busybox
 $bb mount -t proc proc /proc
 $bb mount -t sysfs sysfs /sys
 $bb mount -t devtmpfs devtmpfs /dev
+exec </dev/null >/dev/console 2>&1 # what the kernel opened belongs to the initrd
 $bb mkdir -p /dev/pts /dev/shm /run/lock /run/nginx /var/log/nginx
 $bb mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 $bb mount -t tmpfs tmpfs /dev/shm
@@ -31,6 +32,7 @@ $bb hostname lab
 if [ -d /sys/fs/selinux ] && $bb grep -qw selinux /sys/kernel/security/lsm; then
     $bb mount -t selinuxfs selinuxfs /sys/fs/selinux
     load_policy -i || echo "lab: load_policy failed" >/dev/console
+    restorecon -R /dev /run # these file systems came before the policy
 fi
 
 # Sets stdout, stderr and status to the devices of the ports with these names.

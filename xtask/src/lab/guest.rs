@@ -29,7 +29,7 @@ const JOB_SPACE: disk::Slack = disk::Slack::mib(256);
 /// Which security modules the guest kernel starts with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Lsm {
-    /// What Debian's kernel does by itself (AppArmor, no BPF LSM)
+    /// What Debian's kernel does by itself: AppArmor, and BPF LSM from 6.1 on
     #[default]
     Kernel,
     /// BPF LSM without SELinux and AppArmor

@@ -15,7 +15,7 @@ use super::disk;
 use crate::process;
 
 /// Goes up when the way images are made changes, so that cached ones are made again.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// What the guest's root file system holds beyond mmdebstrap's `minbase`.
 pub(super) const ROOT_PACKAGES: &[&str] = &[
@@ -120,6 +120,11 @@ pub(super) fn build_root(cache: &Cache, archive: &Archive, name: &str, busybox: 
     ] {
         let path = rootfs.join(file);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    // Mount points need labels too: a confined modprobe may not pass an unlabelled directory.
+    for dir in ["usr/lib/modules", "lab"] {
+        let path = rootfs.join(dir);
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
     }
     // setfiles looks at /proc/mounts; a mount namespace of its own leaves nothing behind.
     process::output(

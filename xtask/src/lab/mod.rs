@@ -78,7 +78,8 @@ pub(crate) fn series(name: &str) -> Result<&'static Series> {
 }
 
 /// Makes the kernels of `wanted` ready to boot. Offline and immediate when they have been built and the newest
-/// packages were looked up within a day; `refresh` looks them up anyway.
+/// packages were looked up within a day; `refresh` looks them up anyway. Only root looks up and builds; others
+/// use what root has built, however old.
 ///
 /// # Errors
 /// If the shared root file system cannot be had. A single kernel that cannot is skipped.
@@ -86,9 +87,11 @@ pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepa
     let cache = Cache::open()?;
     let mut lock = None;
     let choice = match Choice::cached(&cache) {
-        Some(choice) if choice.is_fresh() && !refresh => choice,
+        Some(choice) if !refresh && (choice.is_fresh() || !process::is_root()) => choice,
         _ => {
+            need_root()?;
             lock = Some(cache.lock()?);
+            cache.share_runs()?;
             // Another process may have looked while this one waited for the lock.
             match Choice::cached(&cache) {
                 Some(choice) if choice.is_fresh() && !refresh => choice,
@@ -181,8 +184,8 @@ fn hold(cache: &Cache, lock: &mut Option<File>) -> Result<()> {
 fn need_root() -> Result<()> {
     if !process::is_root() {
         bail!(
-            "guest images are made as root: run `sudo WHY502_LAB_CACHE=$HOME/.cache/why502/lab cargo xtask lab \
-             build` once a new kernel is out; running guests needs no root"
+            "guest images are made as root: run `cargo xtask lab build` as root with the same WHY502_LAB_CACHE (a \
+             directory that you can read too); running guests needs no root"
         );
     }
     Ok(())

@@ -117,15 +117,13 @@ fn install_bpf_linker() -> Result<()> {
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
     let mut command = Command::new(cargo);
-    bpf_toolchain::clean(&mut command).current_dir("/").env("PATH", path).env("LLVM_PREFIX", &prefix).args([
-        "install",
-        "bpf-linker",
-        "--version",
-        BPF_LINKER,
-        "--no-default-features",
-        "--features",
-        &feature,
-    ]);
+    bpf_toolchain::clean(&mut command)
+        .envs(env::vars_os().filter(|(name, _)| is_network_setting(&name.to_string_lossy())))
+        .env("PATH", path)
+        .env("LLVM_PREFIX", &prefix)
+        .current_dir("/")
+        .args(["install", "bpf-linker", "--version", BPF_LINKER])
+        .args(["--no-default-features", "--features", &feature]);
     process::visible(&mut command)
 }
 
@@ -143,6 +141,11 @@ fn is_available(package: &str) -> bool {
             text.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
         },
     )
+}
+
+/// Settings of the user's cargo for proxies, certificates and mirrors, which an installation needs too.
+fn is_network_setting(variable: &str) -> bool {
+    ["CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTR"].iter().any(|prefix| variable.starts_with(prefix))
 }
 
 /// While it lives, packages do not start their services (Debian Policy 9.3.3.1): a test machine wants nginx's
@@ -184,6 +187,12 @@ fn names_debian(os_release: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn network_settings_of_cargo() {
+        assert!(is_network_setting("CARGO_HTTP_CAINFO") && is_network_setting("CARGO_REGISTRIES_X_INDEX"));
+        assert!(!is_network_setting("CARGO_TARGET_DIR") && !is_network_setting("HTTP_PROXY"));
+    }
 
     #[test]
     fn distributions() {

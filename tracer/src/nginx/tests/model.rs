@@ -117,6 +117,14 @@ fn candidates() {
 }
 
 #[test]
+fn balancers() {
+    let text = "http { upstream u { server 0.0.0.1; balancer_by_lua_block { x() } }\n\
+                server { location / { proxy_pass http://u; } } }";
+    let model = Model::new(read(text).unwrap());
+    assert_eq!(show(&find(&model, "10.2.3.4:5")), ["~u balancer_by_lua_block { proxy: 1 2"]);
+}
+
+#[test]
 fn timeouts() {
     let model = shop();
     let timeout = |addr: &str, index: usize| find(&model, addr)[index].connect_timeouts.clone();

@@ -11,7 +11,7 @@ const BASE: &str = r##"events { worker_connections 64; }
 # a comment; with { marks }
 http {
     access_log off;
-    map $uri $target { default "a b"; ~^/x\d{2}$ 'q;{'; /z z; }
+    map $uri $target { default "a b"; '~^/x\d{2}$' 'q;{'; /z z; }
     upstream back {
         server 127.0.0.1:3000 weight=2
                max_fails=3;
@@ -84,7 +84,8 @@ fn compare(emerg: Option<&str>, path: &Path, ours: &Result<Config, Error>) -> Re
     };
     let message = message.split_once(": ").map_or(message, |(_, message)| message);
     let line: u32 = line.parse().map_err(|_| format!("no line in {emerg}"))?;
-    let syntax = ["unexpected ", "too long parameter"].iter().any(|start| message.starts_with(start));
+    let starts = ["unexpected end of ", "too long parameter", "unexpected \""];
+    let syntax = starts.iter().any(|start| message.starts_with(start)) && !message.ends_with(" in condition");
     if syntax {
         let same = error.as_ref().is_some_and(|(ours, kind)| {
             let kind = kind.split(" (nginx").next().unwrap_or_default();
@@ -98,8 +99,8 @@ fn compare(emerg: Option<&str>, path: &Path, ours: &Result<Config, Error>) -> Re
     {
         return Err(format!("nginx reads on to line {line}, we stop at {ours}: {kind}"));
     }
-    if let (Some(name), Ok(config)) = (message.strip_prefix("unknown directive \""), ours) {
-        let name = name.trim_end_matches('"');
+    let unknown = message.strip_prefix("unknown directive \"").and_then(|name| name.strip_suffix('"'));
+    if let (Some(name), Ok(config)) = (unknown, ours) {
         let known = config.all().any(|id| {
             config.end_line(id) == line
                 && (String::from_utf8_lossy(&config.name(id)) == name || !name.is_ascii())

@@ -1,0 +1,186 @@
+//! The command line: parses and validates, discovers nothing.
+
+use std::{path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use tracer::{diagnose::Cause, probes::Tier};
+
+/// Explains every failed upstream connection of a live nginx, from kernel evidence.
+///
+/// Without a subcommand: `trace`. Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and
+/// CAP_SYS_ADMIN (to look into network namespaces). Changes nothing on the system.
+#[derive(Debug, Parser)]
+#[command(name = "why502", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub trace: Trace,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch nginx and explain each failed upstream connection (the default).
+    Trace(Trace),
+    /// Show what this kernel allows: each hook, why it cannot run, what can no longer be told.
+    Doctor(Doctor),
+}
+
+/// Options of the kernel side.
+#[derive(Debug, Args)]
+pub(crate) struct Kernel {
+    /// Hooks to use: fentry/fexit, kprobes, or tracepoints alone.
+    #[arg(long, value_enum, default_value_t = TierChoice::Auto)]
+    pub tier: TierChoice,
+    /// Type information (BTF) of this kernel, for kernels that do not carry their own.
+    #[arg(long, value_name = "FILE")]
+    pub btf: Option<PathBuf>,
+    /// Debug messages of the kernel side, and the verifier's log if a program is refused.
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Options of `trace`.
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// Only this nginx: the PID of its master, or of any of its processes. Repeatable. Default: every nginx, in
+    /// any container, those started later included.
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Stop after this time, such as 30, 90s or 5m.
+    #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Stop after this many incidents.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Only incidents of this cause. Repeatable.
+    #[arg(long = "cause", value_name = "NAME", value_parser = Cause::from_str)]
+    pub causes: Vec<Cause>,
+    /// Wait for an nginx if none is running.
+    #[arg(long)]
+    pub wait: bool,
+    /// Exit with 1 if there was an incident.
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+    /// Size of the buffer between kernel and program, KiB: a power of two from 64 to 65536.
+    #[arg(long, value_name = "KIB", default_value = "1024", value_parser = parse_ring)]
+    pub ring_size: u32,
+    /// Most connections of all nginx that are open at a time.
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    pub max_connections: u32,
+    /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
+    #[arg(long)]
+    pub stats: bool,
+    #[command(flatten)]
+    pub kernel: Kernel,
+}
+
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub kernel: Kernel,
+}
+
+/// `--tier`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TierChoice {
+    /// The best that the kernel allows.
+    Auto,
+    /// fentry/fexit.
+    Full,
+    /// kprobes.
+    Kprobe,
+    /// Tracepoints and raw tracepoints.
+    Tracepoint,
+}
+
+impl TierChoice {
+    pub(crate) fn forced(self) -> Option<Tier> {
+        match self {
+            TierChoice::Auto => None,
+            TierChoice::Full => Some(Tier::Full),
+            TierChoice::Kprobe => Some(Tier::Kprobe),
+            TierChoice::Tracepoint => Some(Tier::Tracepoint),
+        }
+    }
+}
+
+/// `--output`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// `--color`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// If stdout is a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text} is no time: write seconds, or a number with s, m or h");
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, unit @ ('s' | 'm' | 'h'))) => (text.get(..at).unwrap_or_default(), unit),
+        _ => (text, 's'),
+    };
+    let seconds: f64 = number.parse().map_err(|_| bad())?;
+    let factor = match unit {
+        'm' => 60.0,
+        'h' => 3600.0,
+        _ => 1.0,
+    };
+    Duration::try_from_secs_f64(seconds * factor).map_err(|_| bad()).and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
+}
+
+fn parse_ring(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(kib) if kib.is_power_of_two() && (64..=65536).contains(&kib) => Ok(kib * 1024),
+        _ => Err(format!("{text} is no power of two from 64 to 65536 (KiB)")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_durations() {
+        assert_eq!(parse_duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "s", "0", "-1", "1d", "1e999", "é"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn reads_ring_sizes() {
+        assert_eq!(parse_ring("1024"), Ok(1 << 20));
+        assert!(parse_ring("1000").is_err());
+        assert!(parse_ring("32").is_err());
+    }
+}

@@ -1,0 +1,270 @@
+//! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
+//! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::{event::Attempt, nginx};
+
+/// Which kinds of evidence could have been seen. Where a hook is missing, its silence proves nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "one independent fact each")]
+pub struct Reach {
+    /// Dropped packets.
+    pub drops: bool,
+    /// The kernel gives a reason with each drop (5.17).
+    pub drop_reasons: bool,
+    /// Arriving RSTs.
+    pub resets: bool,
+    /// Every ICMP error; without it IPv4 errors are still found in the error queue, IPv6 ones are not.
+    pub icmp: bool,
+    /// Full accept queues at the moment of the SYN.
+    pub accept_queue: bool,
+    /// Refusals by security modules.
+    pub security: bool,
+}
+
+/// A socket that listens, in words fit for evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listening {
+    /// Local address.
+    pub address: SocketAddr,
+    /// `node (pid 4121)`, if the owner could be found.
+    pub owner: Option<String>,
+    /// Connections waiting in the accept queue.
+    pub queued: u32,
+    /// The queue's limit.
+    pub limit: u32,
+}
+
+impl Listening {
+    /// True if the next SYN would be dropped: the kernel compares with `>` (sk_acceptq_is_full).
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.queued > self.limit
+    }
+}
+
+/// Listeners around the destination, in the worker's network namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listeners {
+    /// Sockets that accept connections to the destination.
+    pub exact: Vec<Listening>,
+    /// Same port, other address.
+    pub other_address: Vec<Listening>,
+    /// Ports that look like the wanted one.
+    pub near_port: Vec<Listening>,
+}
+
+/// The kernel's answer to "how would you route this".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteFact {
+    /// errno of the look-up (positive); None if there is a route.
+    pub errno: Option<i32>,
+    /// Type: `unicast`, `local`, `prohibit`, `blackhole`, `unreachable`, `throw`.
+    pub kind: Option<String>,
+    /// The matching entry as `ip route` would show it.
+    pub entry: Option<String>,
+    /// Next hop: the gateway, or the destination itself on the link.
+    pub next_hop: Option<IpAddr>,
+    /// Outgoing interface.
+    pub device: Option<String>,
+    /// The interface is up and has a carrier.
+    pub device_up: Option<bool>,
+}
+
+/// State of a neighbour (ARP or ND) entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NeighbourFact {
+    /// The next hop.
+    pub ip: IpAddr,
+    /// Kernel's name of the state, such as `FAILED`.
+    pub state: String,
+    /// True for FAILED and INCOMPLETE.
+    pub failed: bool,
+    /// Interface.
+    pub device: String,
+}
+
+/// The connection tracking table of one network namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConntrackFact {
+    /// Entries.
+    pub count: u32,
+    /// Limit.
+    pub max: u32,
+    /// Packets ever dropped because the table was full.
+    pub drops: u64,
+}
+
+impl ConntrackFact {
+    /// True if no entry can be added.
+    #[must_use]
+    pub fn full(&self) -> bool {
+        self.max > 0 && self.count >= self.max
+    }
+}
+
+/// Local ports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortsFact {
+    /// `net.ipv4.ip_local_port_range`.
+    pub range: (u16, u16),
+    /// Sockets to that destination (all states with a port, TIME_WAIT included).
+    pub to_destination: u32,
+    /// Of these in TIME_WAIT.
+    pub time_wait: u32,
+}
+
+/// File descriptors of the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FdFact {
+    /// Open now.
+    pub open: u64,
+    /// Soft limit (RLIMIT_NOFILE).
+    pub soft: u64,
+    /// Hard limit.
+    pub hard: u64,
+    /// Open on the whole host.
+    pub host_open: Option<u64>,
+    /// Limit of the whole host (fs.file-max).
+    pub host_max: Option<u64>,
+}
+
+/// What user space found out, each only where the kernel's record pointed to it; None: not asked, or no
+/// answer.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The destination is an address of the worker's own network namespace.
+    pub is_local: Option<bool>,
+    /// Listeners now.
+    pub listeners: Option<Listeners>,
+    /// The accept queue of the exact listener when the first SYN went unanswered.
+    pub queue_at_retransmit: Option<Listening>,
+    /// Another network namespace of this machine owns the destination address; its description.
+    pub peer_namespace: Option<String>,
+    /// The namespace that dropped a packet, answered for, or overflowed, if it is not the worker's own.
+    pub other_namespace: Option<String>,
+    /// The ICMP sender is an address of the worker's own network namespace.
+    pub icmp_sender_is_own: Option<bool>,
+    /// Route to the destination.
+    pub route: Option<RouteFact>,
+    /// Neighbour entry of the next hop.
+    pub neighbour: Option<NeighbourFact>,
+    /// Conntrack of the namespace in which the drop happened.
+    pub conntrack: Option<ConntrackFact>,
+    /// Where DNAT sent the connection.
+    pub translated: Option<SocketAddr>,
+    /// Local ports.
+    pub ports: Option<PortsFact>,
+    /// File descriptors.
+    pub fds: Option<FdFact>,
+    /// IPv6 is switched off in the worker's network namespace (all or lo).
+    pub ipv6_disabled: Option<bool>,
+    /// Netfilter hook that dropped, by the callers' names: `output`, `input`, `forward`, `prerouting`,
+    /// `postrouting`.
+    pub drop_hook: Option<&'static str>,
+    /// `nft` or `iptables-legacy`, by the callers' names.
+    pub drop_engine: Option<&'static str>,
+    /// Kernel's name of the drop reason, without prefix.
+    pub drop_reason: Option<String>,
+    /// Kernel function that freed the packet.
+    pub drop_function: Option<String>,
+}
+
+/// One failed attempt.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The kernel's record.
+    pub attempt: Attempt,
+    /// The client that left, if nginx closed its connection in the same breath; true if it reset it.
+    pub client_gone: Option<(SocketAddr, bool)>,
+    /// What could have been seen.
+    pub reach: Reach,
+    /// What user space found.
+    pub facts: Facts,
+    /// Configuration lines that lead to the destination; several if it is ambiguous.
+    pub config: Vec<nginx::Candidate>,
+}
+
+/// How an attempt in SYN_SENT ended without an error from the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GaveUp {
+    /// nginx's connect timer: the time fits a directive in force, or no directive is known.
+    Timer,
+    /// The kernel's SYN retransmissions ran out (ETIMEDOUT).
+    Kernel,
+    /// nginx closed it because the client had left.
+    ClientGone,
+    /// The worker ended.
+    WorkerEnded,
+    /// nginx closed it before any known timer could have run out, for a reason not seen.
+    Early,
+}
+
+/// Timers fire up to this much early by clock rounding: nginx's clock has millisecond steps and is cached
+/// per event loop round (src/core/ngx_times.c).
+const TIMER_SLACK_MS: u64 = 15;
+
+impl Case {
+    /// SYNs that this host tried to send.
+    #[must_use]
+    pub fn syns(&self) -> u32 {
+        u32::from(self.attempt.retransmits) + 1
+    }
+
+    /// The connect timeouts in force for any candidate, milliseconds.
+    pub fn connect_timeouts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.config.iter().flat_map(|c| &c.connect_timeouts).filter_map(|t| t.milliseconds)
+    }
+
+    /// The connect timeout that the attempt's duration fits.
+    #[must_use]
+    pub fn timer(&self) -> Option<&nginx::Timeout> {
+        let lasted_ms = self.attempt.duration_us()? / 1000;
+        self.config
+            .iter()
+            .flat_map(|c| &c.connect_timeouts)
+            .filter(|t| t.milliseconds.is_some_and(|ms| ms <= lasted_ms + TIMER_SLACK_MS))
+            .max_by_key(|t| t.milliseconds)
+    }
+
+    /// Tells apart the ways to end in SYN_SENT without RST or ICMP error; None if it ended otherwise.
+    #[must_use]
+    pub fn gave_up(&self) -> Option<GaveUp> {
+        let a = &self.attempt;
+        if a.stage != crate::event::Stage::SynSent || a.reset || a.icmp.is_some() {
+            return None;
+        }
+        if a.sk_err == libc::ETIMEDOUT {
+            return Some(GaveUp::Kernel);
+        }
+        if a.sk_err != 0 || !a.app_closed {
+            return None;
+        }
+        if a.exiting {
+            return Some(GaveUp::WorkerEnded);
+        }
+        // Before the client: with proxy_ignore_client_abort a client may have left long before the timer.
+        if self.timer().is_some() {
+            return Some(GaveUp::Timer);
+        }
+        if self.client_gone.is_some() {
+            return Some(GaveUp::ClientGone);
+        }
+        let unknown = a.start_ns.is_none() || self.connect_timeouts().next().is_none();
+        Some(if unknown { GaveUp::Timer } else { GaveUp::Early })
+    }
+
+    /// True if the duration fits a configured timer: what makes "nginx's timer" more than a guess.
+    #[must_use]
+    pub fn timer_fits(&self) -> bool {
+        self.timer().is_some()
+    }
+
+    /// Every SYN that was sent is known to have been dropped by this machine, so no answer can be the
+    /// peer's.
+    #[must_use]
+    pub fn all_syns_dropped(&self) -> bool {
+        self.attempt.drop.as_ref().is_some_and(|d| !d.reply && d.count >= self.syns())
+    }
+}

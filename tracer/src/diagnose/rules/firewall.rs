@@ -1,0 +1,172 @@
+//! `connect-refused-by-firewall` and `connect-timeout-firewall-drop`: a rule rejected or dropped.
+//!
+//! A local reject is a drop of our SYN followed by a RST or ICMP error. It is proven when *every* SYN that was
+//! sent is known to have been dropped here: then no answer can be the peer's. Look-alikes: a drop of the first
+//! SYN only and an honest RST for the second; a full conntrack table (see `table`); a closed port.
+
+use crate::{
+    correlate::{Case, GaveUp},
+    diagnose::{Cause, Verdict, words},
+    event::{DropClass, Stage},
+};
+
+pub(super) fn refused(case: &Case) -> Option<Verdict> {
+    let a = &case.attempt;
+    if a.stage != Stage::SynSent {
+        return None;
+    }
+    let drop = a.drop.as_ref().filter(|d| d.saw(DropClass::Netfilter) && !d.reply);
+    let answered = a.reset || a.icmp.is_some() || (a.sk_err != 0 && a.sk_err != libc::ETIMEDOUT);
+    if let Some(drop) = drop.filter(|_| answered) {
+        // An honest refusal of a later SYN: the host's stack said that there was no socket.
+        if drop.saw(DropClass::NoSocket) {
+            return None;
+        }
+        let how = match (a.reset, words::icmp(case)) {
+            (true, _) => format!("RST {}, although no SYN had left", words::after(case)),
+            (false, Some(icmp)) => icmp,
+            (false, None) => format!("the connection ended with {} {}", words::errno(a.sk_err), words::after(case)),
+        };
+        return Some(
+            Verdict::graded(
+                Cause::ConnectRefusedByFirewall,
+                case.all_syns_dropped(),
+                format!("a firewall rule rejects connections to {}", a.remote),
+                "a refusal by the upstream itself, of a SYN that a rule let through",
+            )
+            .because_if("drop", words::drop_text(case))
+            .because("reject", how)
+            .because_if("dnat", words::translation(case))
+            .because_if("listener", listener(case))
+            .fix_with(
+                format!("allow {} in the {} chain of that ruleset", a.remote, case.facts.drop_hook.unwrap_or("matching")),
+                "nft -a list ruleset",
+            ),
+        );
+    }
+    remote(case)
+}
+
+/// Rejected on the way: the ICMP message tells.
+fn remote(case: &Case) -> Option<Verdict> {
+    let a = &case.attempt;
+    let to = a.remote;
+    if a.reset {
+        return None;
+    }
+    let Some(icmp) = a.icmp else {
+        // IPv6 without the ICMP hook: an error that came from outside, neither RST nor timeout.
+        let what = match a.sk_err {
+            libc::ECONNREFUSED if case.reach.resets => "port unreachable",
+            libc::EACCES => "administratively prohibited",
+            _ => return None,
+        };
+        return Some(
+            Verdict::likely(
+                Cause::ConnectRefusedByFirewall,
+                format!("a firewall rejects connections to {to}"),
+                "the upstream host itself: type and sender of the ICMP error are not known on this tier",
+            )
+            .because(
+                "errno",
+                format!("{} {}, without a RST: an ICMP error ({what})", words::errno(a.sk_err), words::after(case)),
+            )
+            .fix("look at the firewalls between this host and the upstream"),
+        );
+    };
+    let v6 = icmp.sender.is_ipv6();
+    let by_peer = icmp.sender == to.ip();
+    let own = case.facts.icmp_sender_is_own == Some(true);
+    let proof = match (v6, icmp.kind, icmp.code) {
+        (false, 3, 9 | 10 | 13) | (true, 1, 1 | 5) => true,
+        // Linux answers a closed TCP port with a RST; RFC 1122 would let another stack say this.
+        (false, 3, 3) | (true, 1, 4 | 6) => !by_peer,
+        (false, 3, 2) => false,
+        // A host that calls itself or its own network unreachable.
+        (false, 3, 0 | 1) | (true, 1, 0 | 3) if by_peer => false,
+        _ => return None,
+    };
+    // From this host's own address and no drop of ours seen: some own rule, but that was not witnessed.
+    let proof = proof && (!own || case.reach.drops);
+    let who = if by_peer {
+        format!("the firewall of {}", to.ip())
+    } else if own {
+        "a firewall rule of this host".to_owned()
+    } else {
+        format!("a firewall at {}", icmp.sender)
+    };
+    Some(
+        Verdict::graded(
+            Cause::ConnectRefusedByFirewall,
+            proof,
+            format!("{who} rejects connections to {to}"),
+            "an unusual TCP stack that answers closed ports with ICMP",
+        )
+        .because_if("icmp", words::icmp(case))
+        .because_if("drop", words::drop_text(case))
+        .because("not-listener", "a Linux host answers a closed TCP port with a RST, not with ICMP")
+        .fix(format!("allow this host to reach {to} in the rules of {}", if by_peer { to.ip() } else { icmp.sender })),
+    )
+}
+
+/// Dropped: nothing came back.
+pub(super) fn dropped(case: &Case) -> Option<Verdict> {
+    let a = &case.attempt;
+    let how = case.gave_up()?;
+    let drop = a.drop.as_ref()?;
+    let by_rule = [DropClass::Netfilter, DropClass::RpFilter, DropClass::Bpf, DropClass::Tc, DropClass::Xfrm];
+    let class = by_rule.into_iter().find(|c| drop.saw(*c))?;
+    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early) {
+        return None;
+    }
+    let every = drop.count >= case.syns();
+    // A full conntrack table drops with the same reason; a packet that has an entry cannot be its victim.
+    let table_excluded = class != DropClass::Netfilter
+        || drop.conntrack
+        || case.facts.conntrack.is_some_and(|t| !t.full() && t.drops == 0)
+        || (drop.netns == a.netns && case.facts.conntrack.is_none());
+    let direction = if drop.reply { "the upstream's answer" } else { "the SYN" };
+    let cause = if class == DropClass::Bpf { Cause::BlockedCgroupBpf } else { Cause::ConnectTimeoutFirewallDrop };
+    let who = match class {
+        DropClass::RpFilter => "the reverse path filter",
+        DropClass::Bpf => "a cgroup BPF program",
+        DropClass::Tc => "a tc filter",
+        DropClass::Xfrm => "an IPsec policy",
+        _ => "a firewall rule",
+    };
+    let rival = if every { "a connection tracking table that was full then" } else { "a host that did not answer the SYNs that got through" };
+    Some(
+        Verdict::graded(cause, every && table_excluded, format!("{who} drops {direction} for {}", a.remote), rival)
+            .because_if("drop", words::drop_text(case))
+            .because("syn", format!("{} sent, {} of their packets dropped here", words::syns(case.syns()), drop.count))
+            .because("end", words::gave_up(case, how))
+            .because_if("dnat", words::translation(case))
+            .because_if("listener", listener(case))
+            .fix_with(
+                match class {
+                    DropClass::RpFilter => "correct the route back to the upstream, or loosen rp_filter on that interface".to_owned(),
+                    DropClass::Tc => "remove or correct the tc filter on that interface".to_owned(),
+                    DropClass::Bpf => "systemd: IPAddressAllow= for the upstream in nginx's unit".to_owned(),
+                    DropClass::Xfrm => "correct the IPsec policy for that address".to_owned(),
+                    _ => format!(
+                        "allow {} in the {} chain of that ruleset",
+                        a.remote,
+                        case.facts.drop_hook.unwrap_or("matching")
+                    ),
+                },
+                match class {
+                    DropClass::RpFilter => "ip route get; sysctl net.ipv4.conf.all.rp_filter",
+                    DropClass::Tc => "tc filter show",
+                    DropClass::Bpf => "bpftool cgroup tree",
+                    DropClass::Xfrm => "ip xfrm policy",
+                    _ => "nft -a list ruleset",
+                },
+            ),
+    )
+}
+
+/// That the service itself is fine, where it is.
+fn listener(case: &Case) -> Option<String> {
+    let found = case.facts.listeners.as_ref()?.exact.first()?;
+    Some(format!("the service is there: {}", words::listening(found)))
+}

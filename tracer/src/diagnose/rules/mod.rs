@@ -1,0 +1,34 @@
+//! The rules, one cause family a file.
+
+use super::{Cause, Rule};
+
+mod bind;
+mod client;
+mod fds;
+mod firewall;
+mod host;
+mod listener;
+mod network;
+mod no_answer;
+mod peer;
+mod ports;
+mod queue;
+mod table;
+pub(super) mod unexplained;
+
+/// Every rule. The order decides only among equally sure verdicts.
+pub const RULES: &[Rule] = &[
+    Rule { causes: &[Cause::FdLimit], check: fds::check },
+    Rule { causes: &[Cause::BindFailed, Cause::LocalPortExhausted], check: bind::check },
+    Rule { causes: &[Cause::LocalPortExhausted], check: ports::check },
+    Rule { causes: &[Cause::NetworkUnreachable], check: network::check },
+    Rule { causes: &[Cause::HostUnreachable], check: host::check },
+    Rule { causes: &[Cause::ConnectRefusedByFirewall], check: firewall::refused },
+    Rule { causes: &[Cause::ConnectRefusedNoListener], check: listener::check },
+    Rule { causes: &[Cause::ConnectRefusedByPeer], check: peer::check },
+    Rule { causes: &[Cause::ConnectTimeoutConntrackFull], check: table::check },
+    Rule { causes: &[Cause::ConnectTimeoutFirewallDrop, Cause::BlockedCgroupBpf], check: firewall::dropped },
+    Rule { causes: &[Cause::ConnectTimeoutBacklogFull], check: queue::check },
+    Rule { causes: &[Cause::ClientAborted], check: client::check },
+    Rule { causes: &[Cause::ConnectTimeoutNoAnswer], check: no_answer::check },
+];

@@ -1,0 +1,50 @@
+//! `local-port-exhausted`: connect() found no free local port (EADDRNOTAVAIL from inet_hash_connect, after
+//! the socket had entered SYN_SENT).
+//!
+//! Look-alike: the same errno before SYN_SENT means that no source address exists (IPv6 switched off).
+
+use crate::{
+    correlate::Case,
+    diagnose::{Cause, Verdict, words},
+    event::Stage,
+};
+
+pub(super) fn check(case: &Case) -> Option<Verdict> {
+    let a = &case.attempt;
+    if a.stage != Stage::Connect || !a.syn_state || a.ret != -libc::EADDRNOTAVAIL {
+        return None;
+    }
+    let ports = case.facts.ports.as_ref();
+    Some(
+        Verdict::proven(
+            Cause::LocalPortExhausted,
+            match ports {
+                Some(p) => format!(
+                    "no local port is free for {}: {} sockets use the range {}-{}",
+                    a.remote, p.to_destination, p.range.0, p.range.1
+                ),
+                None => format!("no local port is free for {}", a.remote),
+            },
+        )
+        .because(
+            "syscall",
+            format!(
+                "connect() returned {} while choosing a port: the socket was in SYN_SENT, no SYN was sent",
+                words::errno(libc::EADDRNOTAVAIL)
+            ),
+        )
+        .because_if(
+            "ports",
+            ports.map(|p| {
+                let size = u32::from(p.range.1).saturating_sub(u32::from(p.range.0)) + 1;
+                format!(
+                    "{} of {size} ports are taken towards {}, {} of them in TIME_WAIT",
+                    p.to_destination, a.remote, p.time_wait
+                )
+            }),
+        )
+        .fix("reuse connections: keepalive in the upstream block, with proxy_http_version 1.1 and an empty Connection header")
+        .fix_with("then widen the range", "sysctl net.ipv4.ip_local_port_range")
+        .fix("or spread over more source addresses (proxy_bind) or more upstream ports"),
+    )
+}

@@ -1,0 +1,212 @@
+//! Phrases shared by the rules and the report: errno names, durations, descriptions of evidence.
+
+use std::net::IpAddr;
+
+use crate::{
+    correlate::{Case, GaveUp, Listening},
+    event::{Drop, DropClass},
+};
+
+/// Name of an errno (include/uapi/asm-generic/errno*.h), for those that a connection attempt can yield.
+#[must_use]
+pub fn errno_name(errno: i32) -> Option<&'static str> {
+    Some(match errno {
+        libc::EPERM => "EPERM",
+        libc::ENOENT => "ENOENT",
+        libc::EINTR => "EINTR",
+        libc::EBADF => "EBADF",
+        libc::EAGAIN => "EAGAIN",
+        libc::ENOMEM => "ENOMEM",
+        libc::EACCES => "EACCES",
+        libc::EFAULT => "EFAULT",
+        libc::EINVAL => "EINVAL",
+        libc::ENFILE => "ENFILE",
+        libc::EMFILE => "EMFILE",
+        libc::EPIPE => "EPIPE",
+        libc::EPROTOTYPE => "EPROTOTYPE",
+        libc::ENOPROTOOPT => "ENOPROTOOPT",
+        libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
+        libc::EOPNOTSUPP => "EOPNOTSUPP",
+        libc::EAFNOSUPPORT => "EAFNOSUPPORT",
+        libc::EADDRINUSE => "EADDRINUSE",
+        libc::EADDRNOTAVAIL => "EADDRNOTAVAIL",
+        libc::ENETDOWN => "ENETDOWN",
+        libc::ENETUNREACH => "ENETUNREACH",
+        libc::ECONNABORTED => "ECONNABORTED",
+        libc::ECONNRESET => "ECONNRESET",
+        libc::ENOBUFS => "ENOBUFS",
+        libc::EISCONN => "EISCONN",
+        libc::ENOTCONN => "ENOTCONN",
+        libc::ETIMEDOUT => "ETIMEDOUT",
+        libc::ECONNREFUSED => "ECONNREFUSED",
+        libc::EHOSTDOWN => "EHOSTDOWN",
+        libc::EHOSTUNREACH => "EHOSTUNREACH",
+        libc::EALREADY => "EALREADY",
+        libc::EINPROGRESS => "EINPROGRESS",
+        libc::ENONET => "ENONET",
+        _ => return None,
+    })
+}
+
+/// `111 ECONNREFUSED`.
+#[must_use]
+pub fn errno(errno: i32) -> String {
+    errno_name(errno).map_or_else(|| errno.to_string(), |name| format!("{errno} {name}"))
+}
+
+/// `38 µs`, `4.2 ms`, `1.000 s`.
+#[must_use]
+pub fn duration(us: u64) -> String {
+    match us {
+        0..1_000 => format!("{us} µs"),
+        1_000..1_000_000 => format!("{}.{} ms", us / 1_000, us % 1_000 / 100),
+        _ => format!("{}.{:03} s", us / 1_000_000, us % 1_000_000 / 1_000),
+    }
+}
+
+/// `1 SYN`, `3 SYNs`.
+#[must_use]
+pub fn syns(count: u32) -> String {
+    if count == 1 { "1 SYN".to_owned() } else { format!("{count} SYNs") }
+}
+
+/// `after 38 µs`, or that the beginning was not seen.
+#[must_use]
+pub fn after(case: &Case) -> String {
+    case.attempt
+        .duration_us()
+        .map_or_else(|| "(it began before why502 was watching)".to_owned(), |us| format!("after {}", duration(us)))
+}
+
+/// Name of an ICMP error by type and code (RFC 792, RFC 1812, RFC 4443).
+#[must_use]
+pub fn icmp_name(v6: bool, kind: u8, code: u8) -> String {
+    let known = match (v6, kind, code) {
+        (false, 3, 0) => "network unreachable",
+        (false, 3, 1) => "host unreachable",
+        (false, 3, 2) => "protocol unreachable",
+        (false, 3, 3) => "port unreachable",
+        (false, 3, 4) => "fragmentation needed",
+        (false, 3, 6) => "destination network unknown",
+        (false, 3, 7) => "destination host unknown",
+        (false, 3, 9) => "network administratively prohibited",
+        (false, 3, 10) => "host administratively prohibited",
+        (false, 3, 11 | 12) => "unreachable for this type of service",
+        (false, 3, 13) => "communication administratively prohibited",
+        (false, 11, 0) => "time to live exceeded",
+        (true, 1, 0) => "no route to destination",
+        (true, 1, 1) => "communication administratively prohibited",
+        (true, 1, 2) => "beyond scope of source address",
+        (true, 1, 3) => "address unreachable",
+        (true, 1, 4) => "port unreachable",
+        (true, 1, 5) => "source address failed policy",
+        (true, 1, 6) => "reject route to destination",
+        (true, 3, 0) => "hop limit exceeded",
+        _ => return format!("{} type {kind} code {code}", if v6 { "ICMPv6" } else { "ICMP" }),
+    };
+    format!("{} {known} (type {kind} code {code})", if v6 { "ICMPv6" } else { "ICMP" })
+}
+
+/// What the ICMP error said and who sent it.
+#[must_use]
+pub fn icmp(case: &Case) -> Option<String> {
+    let icmp = case.attempt.icmp?;
+    let who = if icmp.sender == case.attempt.remote.ip() {
+        format!("{}, the upstream itself", icmp.sender)
+    } else if case.facts.icmp_sender_is_own == Some(true) {
+        format!("{}, this host", icmp.sender)
+    } else {
+        format!("{}, a host on the way", icmp.sender)
+    };
+    let v6 = matches!(icmp.sender, IpAddr::V6(_));
+    Some(format!("{} from {who}, {}", icmp_name(v6, icmp.kind, icmp.code), after(case)))
+}
+
+/// Where a drop happened: hook, engine, namespace.
+#[must_use]
+pub fn drop_place(case: &Case, drop: &Drop) -> String {
+    let mut place = match (drop.class, case.facts.drop_hook) {
+        (DropClass::Netfilter, Some(hook)) => format!("by netfilter at the {hook} hook"),
+        (DropClass::Netfilter, None) => "by netfilter".to_owned(),
+        (DropClass::RpFilter, _) => "by the reverse path filter (rp_filter)".to_owned(),
+        (DropClass::Bpf, _) => "by a BPF program attached to a cgroup or socket".to_owned(),
+        (DropClass::Tc, _) => "by traffic control (tc)".to_owned(),
+        (DropClass::Neighbour, _) => "because the next hop did not answer (neighbour discovery)".to_owned(),
+        (DropClass::NoRoute, _) => "for want of a route".to_owned(),
+        (DropClass::Xfrm, _) => "by IPsec policy".to_owned(),
+        (DropClass::NoSocket, _) => "as no socket wanted it".to_owned(),
+        (DropClass::ListenOverflow, _) => "as the accept queue was full".to_owned(),
+        (DropClass::Other, _) => match &case.facts.drop_function {
+            Some(function) => format!("in the kernel's {function}()"),
+            None => "in the kernel".to_owned(),
+        },
+    };
+    if let Some(engine) = case.facts.drop_engine {
+        place.push_str(&format!(" ({engine})"));
+    }
+    if other_namespace(case, drop.netns) {
+        let name = case.facts.other_namespace.as_deref().unwrap_or("another network namespace of this machine");
+        place.push_str(&format!(", in {name}"));
+    }
+    place
+}
+
+/// True if that namespace is known and not the worker's own.
+#[must_use]
+pub fn other_namespace(case: &Case, netns: u32) -> bool {
+    netns != 0 && netns != case.attempt.netns
+}
+
+/// `SYN dropped by netfilter at the output hook, 2 times; kernel's reason NETFILTER_DROP`.
+#[must_use]
+pub fn drop_text(case: &Case) -> Option<String> {
+    let drop = case.attempt.drop.as_ref()?;
+    let what = if drop.reply { "answer" } else { "SYN" };
+    let times = if drop.count == 1 { "once".to_owned() } else { format!("{} times", drop.count) };
+    let mut text = format!("{what} dropped {times} {}", drop_place(case, drop));
+    if let Some(reason) = &case.facts.drop_reason {
+        text.push_str(&format!("; the kernel's reason: {reason}"));
+    }
+    Some(text)
+}
+
+/// `node (pid 4121) listens on 127.0.0.1:3001`.
+#[must_use]
+pub fn listening(listener: &Listening) -> String {
+    match &listener.owner {
+        Some(owner) => format!("{owner} listens on {}", listener.address),
+        None => format!("a socket listens on {}", listener.address),
+    }
+}
+
+/// Where DNAT sent the connection.
+#[must_use]
+pub fn translation(case: &Case) -> Option<String> {
+    let to = case.facts.translated?;
+    Some(format!("DNAT on this machine rewrote {} to {to} (conntrack)", case.attempt.remote))
+}
+
+/// Who ended an attempt that got no answer, and by which clock.
+#[must_use]
+pub fn gave_up(case: &Case, how: GaveUp) -> String {
+    match how {
+        GaveUp::Kernel => format!("the kernel gave up {} ({})", after(case), errno(libc::ETIMEDOUT)),
+        GaveUp::Timer => match case.timer() {
+            Some(timer) => format!("nginx gave up {}: {}", after(case), timer.text),
+            None => format!("nginx gave up {}", after(case)),
+        },
+        GaveUp::ClientGone => format!("nginx gave up {} because its client had left", after(case)),
+        GaveUp::WorkerEnded => format!("the worker ended {}", after(case)),
+        GaveUp::Early => format!("nginx gave up {}, earlier than any connect timeout in force", after(case)),
+    }
+}
+
+/// The line that names the server, for advice: `conf.d/shop.conf:4`.
+#[must_use]
+pub fn server_line(case: &Case) -> Option<String> {
+    let [only] = case.config.as_slice() else {
+        return None;
+    };
+    let line = only.lines.first()?;
+    Some(format!("{}:{}", line.file.display(), line.line))
+}

@@ -1,0 +1,207 @@
+//! JSON lines, schema `why502/1`: own types, so that the inner ones can change. Unknown fields are null.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::Path,
+};
+
+use serde::Serialize;
+
+use super::{Incident, Line, Report, time};
+use crate::{
+    diagnose::words,
+    event::Stage,
+    session::{Occupancy, Summary},
+};
+
+/// Name and version of the schema.
+pub const SCHEMA: &str = "why502/1";
+
+#[derive(Serialize)]
+struct IncidentLine<'a> {
+    schema: &'static str,
+    r#type: &'static str,
+    time: String,
+    mono_ns: u64,
+    cause: &'static str,
+    confidence: &'static str,
+    summary: &'a str,
+    rival: Option<&'a str>,
+    worker: Worker<'a>,
+    upstream: Upstream<'a>,
+    config: Vec<Config<'a>>,
+    attempt: Attempt,
+    request: Request,
+    evidence: Vec<Evidence<'a>>,
+    fix: Vec<Fix<'a>>,
+}
+
+#[derive(Serialize)]
+struct Worker<'a> {
+    pid: u32,
+    container: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Upstream<'a> {
+    name: Option<&'a str>,
+    address: Option<String>,
+    server: Option<&'a str>,
+    module: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Config<'a> {
+    role: &'static str,
+    file: Option<std::borrow::Cow<'a, str>>,
+    line: Option<u32>,
+    text: &'a str,
+}
+
+#[derive(Serialize)]
+struct Attempt {
+    phase: &'static str,
+    errno: Option<i32>,
+    errno_name: Option<&'static str>,
+    duration_us: Option<u64>,
+    local: Option<String>,
+    syns: Option<u32>,
+    number: Option<u32>,
+    client_saw: Option<u16>,
+}
+
+/// The client's request: not attributed yet, so every field is null.
+#[derive(Serialize, Default)]
+struct Request {
+    id: Option<u64>,
+    method: Option<String>,
+    target: Option<String>,
+    host: Option<String>,
+    client: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Evidence<'a> {
+    kind: &'static str,
+    text: &'a str,
+}
+
+#[derive(Serialize)]
+struct Fix<'a> {
+    text: &'a str,
+    command: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct SummaryLine<'a> {
+    schema: &'static str,
+    r#type: &'static str,
+    time: String,
+    duration_s: f64,
+    incidents: BTreeMap<&'static str, u64>,
+    incidents_total: u64,
+    events_lost: u64,
+    workers: usize,
+    masters: usize,
+    tier: &'static str,
+    connects: u64,
+    established: u64,
+    failed: u64,
+    ring_records: u64,
+    overhead_ns_per_connection: Option<u64>,
+    programs: &'a [crate::session::ProgramCost],
+    maps: Occupancy,
+}
+
+/// Writes one object a line.
+#[derive(Debug, Default)]
+pub struct Json;
+
+fn file(path: &Path) -> Option<std::borrow::Cow<'_, str>> {
+    Some(path.to_string_lossy())
+}
+
+impl Report for Json {
+    fn incident(&mut self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
+        let a = &i.case.attempt;
+        let errno = a.errno();
+        let config = i
+            .lines()
+            .into_iter()
+            .map(|line| match line {
+                Line::Config(c) => {
+                    Config { role: line.role(), file: file(&c.file), line: Some(c.line), text: &c.text }
+                }
+                Line::Default(t) => Config { role: line.role(), file: None, line: None, text: &t.text },
+            })
+            .collect();
+        let line = IncidentLine {
+            schema: SCHEMA,
+            r#type: "incident",
+            time: time::rfc3339(i.time),
+            mono_ns: i.mono_ns,
+            cause: i.verdict.cause.name(),
+            confidence: i.verdict.confidence.name(),
+            summary: &i.verdict.summary,
+            rival: i.verdict.rival.as_deref(),
+            worker: Worker { pid: a.worker, container: i.container.as_deref() },
+            upstream: Upstream {
+                name: i.upstream(),
+                address: i.address().map(|a| a.to_string()),
+                server: i.server(),
+                module: i.module(),
+            },
+            config,
+            attempt: Attempt {
+                phase: match a.stage {
+                    Stage::Socket => "socket",
+                    Stage::Bind => "bind",
+                    Stage::Connect | Stage::SynSent => "connect",
+                    Stage::Established => "established",
+                },
+                errno,
+                errno_name: errno.and_then(words::errno_name),
+                duration_us: a.duration_us(),
+                local: (a.local.port() != 0).then(|| a.local.to_string()),
+                syns: (a.stage == Stage::SynSent).then(|| i.case.syns()),
+                number: None,
+                client_saw: None,
+            },
+            request: Request::default(),
+            evidence: i.verdict.evidence.iter().map(|e| Evidence { kind: e.kind, text: &e.text }).collect(),
+            fix: i.verdict.fix.iter().map(|f| Fix { text: &f.text, command: f.command.as_deref() }).collect(),
+        };
+        write_line(out, &line)
+    }
+
+    fn summary(&mut self, out: &mut dyn Write, s: &Summary) -> io::Result<()> {
+        let line = SummaryLine {
+            schema: SCHEMA,
+            r#type: "summary",
+            time: time::rfc3339(s.time),
+            duration_s: s.duration.as_secs_f64(),
+            incidents: s.incidents.iter().map(|(cause, n)| (cause.name(), *n)).collect(),
+            incidents_total: s.incidents.values().sum(),
+            events_lost: s.lost(),
+            workers: s.workers,
+            masters: s.masters,
+            tier: s.tier.name(),
+            connects: s.counters.connects,
+            established: s.counters.established,
+            failed: s.counters.failed,
+            ring_records: s.counters.sent,
+            overhead_ns_per_connection: s.overhead_ns(),
+            programs: &s.programs,
+            maps: s.maps,
+        };
+        write_line(out, &line)
+    }
+}
+
+fn write_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    out.write_all(&line)?;
+    out.flush()
+}

@@ -1,0 +1,143 @@
+//! Showing incidents: what an incident is, and the ways to print it.
+
+pub mod json;
+pub mod text;
+mod time;
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    time::SystemTime,
+};
+
+use crate::{
+    correlate::Case,
+    diagnose::{Cause, Verdict},
+    nginx::{Candidate, ConfigLine, Role, Timeout},
+    session::Summary,
+};
+
+/// A failed attempt with its cause, ready to be shown.
+#[derive(Debug)]
+pub struct Incident {
+    /// When the attempt ended.
+    pub time: SystemTime,
+    /// The same, CLOCK_MONOTONIC ns.
+    pub mono_ns: u64,
+    /// The explained case.
+    pub case: Case,
+    /// Its explanation.
+    pub verdict: Verdict,
+    /// The worker's container.
+    pub container: Option<String>,
+    /// The lines that set the local address, for failed binds.
+    pub bind_lines: Vec<ConfigLine>,
+}
+
+impl Incident {
+    /// The candidate, if the configuration leaves no doubt.
+    #[must_use]
+    pub fn only_candidate(&self) -> Option<&Candidate> {
+        match self.case.config.as_slice() {
+            [only] => Some(only),
+            _ => None,
+        }
+    }
+
+    /// Destination; None if it is not known.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        let a = &self.case.attempt;
+        (!a.no_remote && a.stage != crate::event::Stage::Bind).then_some(a.remote)
+    }
+
+    /// The upstream's name, if all candidates agree.
+    #[must_use]
+    pub fn upstream(&self) -> Option<&str> {
+        self.agreed(|c| c.upstream.as_deref())
+    }
+
+    /// The server as written, if all candidates agree.
+    #[must_use]
+    pub fn server(&self) -> Option<&str> {
+        self.agreed(|c| Some(c.server.as_str()))
+    }
+
+    /// The module, if all candidates agree.
+    #[must_use]
+    pub fn module(&self) -> Option<&str> {
+        self.agreed(|c| Some(c.module.name()))
+    }
+
+    fn agreed<'a>(&'a self, f: impl Fn(&'a Candidate) -> Option<&'a str>) -> Option<&'a str> {
+        let mut all = self.case.config.iter().map(f);
+        let first = all.next()??;
+        all.all(|other| other == Some(first)).then_some(first)
+    }
+
+    /// Every configuration line to show, each once, and the time-outs that matter for this cause.
+    #[must_use]
+    pub fn lines(&self) -> Vec<Line<'_>> {
+        let mut lines: Vec<Line<'_>> = Vec::new();
+        // In this order the lines of one candidate stay together, servers before passes.
+        lines.extend(self.case.config.iter().flat_map(|c| &c.lines).chain(&self.bind_lines).map(Line::Config));
+        if self.shows_timeout() {
+            let timeouts = self.case.config.iter().flat_map(|c| &c.connect_timeouts);
+            lines.extend(timeouts.map(|t| t.line.as_ref().map_or(Line::Default(t), Line::Config)));
+        }
+        let mut unique: Vec<Line<'_>> = Vec::with_capacity(lines.len());
+        for line in lines {
+            if !unique.contains(&line) {
+                unique.push(line);
+            }
+        }
+        unique
+    }
+
+    fn shows_timeout(&self) -> bool {
+        matches!(
+            self.verdict.cause,
+            Cause::ConnectTimeoutBacklogFull
+                | Cause::ConnectTimeoutConntrackFull
+                | Cause::ConnectTimeoutFirewallDrop
+                | Cause::ConnectTimeoutNoAnswer
+                | Cause::ClientAborted
+                | Cause::BlockedCgroupBpf
+        )
+    }
+}
+
+/// A line to show.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Line<'a> {
+    /// Written in the configuration.
+    Config(&'a ConfigLine),
+    /// A default that is in force.
+    Default(&'a Timeout),
+}
+
+impl Line<'_> {
+    /// `server`, `pass` or `directive`.
+    #[must_use]
+    pub fn role(&self) -> &'static str {
+        match self {
+            Line::Config(line) => line.role.name(),
+            Line::Default(_) => Role::Directive.name(),
+        }
+    }
+}
+
+/// Something that shows incidents.
+pub trait Report {
+    /// Shows one incident.
+    ///
+    /// # Errors
+    /// Those of the output; `BrokenPipe` means that the reader has had enough.
+    fn incident(&mut self, out: &mut dyn Write, incident: &Incident) -> io::Result<()>;
+
+    /// Ends the run.
+    ///
+    /// # Errors
+    /// As above.
+    fn summary(&mut self, out: &mut dyn Write, summary: &Summary) -> io::Result<()>;
+}

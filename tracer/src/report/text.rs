@@ -1,0 +1,243 @@
+//! Text for people: one block an incident, as wide as the terminal, colours only as an addition.
+
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anstyle::{AnsiColor, Style};
+
+use super::{Incident, Line, Report, time};
+use crate::{
+    diagnose::{Cause, Confidence, words},
+    event::Stage,
+    session::Summary,
+};
+
+/// Label column: two blanks, eight letters, three blanks.
+const INDENT: usize = 13;
+/// Narrowest text column; a narrower terminal breaks lines by itself.
+const NARROWEST: usize = 30;
+/// Within this time an equal failure is one line instead of a block.
+const REPEAT: Duration = Duration::from_secs(5);
+
+const TIME: Style = Style::new().dimmed();
+const LABEL: Style = Style::new().dimmed();
+const PROVEN: Style = AnsiColor::Red.on_default().bold();
+const LIKELY: Style = AnsiColor::Yellow.on_default().bold();
+const PLACE: Style = AnsiColor::Cyan.on_default();
+const FIX: Style = AnsiColor::Green.on_default();
+
+/// The text report.
+#[derive(Debug)]
+pub struct Text {
+    width: usize,
+    shown: HashMap<(Cause, Option<SocketAddr>, u32), (Instant, u64)>,
+}
+
+impl Text {
+    /// `width`: columns of the terminal; None if it is none.
+    #[must_use]
+    pub fn new(width: Option<usize>) -> Self {
+        Self { width: width.unwrap_or(usize::MAX), shown: HashMap::new() }
+    }
+
+    /// Writes a labelled paragraph, broken at blanks.
+    fn paragraph(&self, out: &mut dyn Write, label: &str, style: Style, text: &str) -> io::Result<()> {
+        let room = self.width.saturating_sub(INDENT).max(NARROWEST);
+        for (index, line) in wrap(text, room).into_iter().enumerate() {
+            let label = if index == 0 { label } else { "" };
+            writeln!(out, "  {LABEL}{label:<8}{LABEL:#}   {style}{line}{style:#}")?;
+        }
+        Ok(())
+    }
+
+    fn cause(&self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
+        let tag = format!("({}, {})", i.verdict.cause, i.verdict.confidence.name());
+        let style = match i.verdict.confidence {
+            Confidence::Proven => PROVEN,
+            Confidence::Likely | Confidence::Unexplained => LIKELY,
+        };
+        let summary = safe(&i.verdict.summary);
+        let room = self.width.saturating_sub(INDENT).max(NARROWEST);
+        let used = summary.chars().count();
+        if self.width != usize::MAX && used + 2 + tag.chars().count() <= room {
+            let gap = (room - used - tag.chars().count()).min(60_usize.saturating_sub(used).max(2));
+            return writeln!(
+                out,
+                "  {LABEL}cause   {LABEL:#}   {style}{summary}{style:#}{:gap$}{LABEL}{tag}{LABEL:#}",
+                ""
+            );
+        }
+        self.paragraph(out, "cause", style, &summary)?;
+        self.paragraph(out, "", LABEL, &tag)
+    }
+}
+
+/// Breaks a text at blanks into lines of at most `room` columns; a longer word has a line of its own.
+fn wrap(text: &str, room: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let used = lines.last().map_or(0, |l| l.chars().count());
+        if used > 0 && used.saturating_add(1).saturating_add(word.chars().count()) > room {
+            lines.push(String::new());
+        }
+        if let Some(line) = lines.last_mut() {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+/// Replaces what could steer a terminal: control characters, and marks that change the writing direction.
+fn safe(text: &str) -> String {
+    text.chars()
+        .flat_map(|c| {
+            let risky = c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let (plain, escaped) = if risky { (None, Some(c.escape_default())) } else { (Some(c), None) };
+            plain.into_iter().chain(escaped.into_iter().flatten())
+        })
+        .collect()
+}
+
+/// A path as people know it: relative to /etc/nginx where it is below.
+fn short(path: &Path) -> String {
+    let shown = path.strip_prefix("/etc/nginx").unwrap_or(path);
+    safe(&shown.to_string_lossy())
+}
+
+fn headline(i: &Incident) -> String {
+    let a = &i.case.attempt;
+    let what = match a.stage {
+        Stage::Socket => "socket failed",
+        Stage::Bind => "bind failed",
+        Stage::Connect | Stage::SynSent => "connect failed",
+        Stage::Established => "connection failed",
+    };
+    let errno = a.errno().map(|e| format!("  {}", words::errno(e))).unwrap_or_default();
+    let after = a.duration_us().map(|us| format!("  after {}", words::duration(us))).unwrap_or_default();
+    let container = i.container.as_deref().map(|c| format!("  {}", safe(c))).unwrap_or_default();
+    format!("{what}{errno}{after}  worker {}{container}", a.worker)
+}
+
+fn upstream(i: &Incident) -> String {
+    let address = i.address().map_or_else(|| "(not known: no socket was opened)".to_owned(), |a| a.to_string());
+    match i.upstream() {
+        Some(name) if Some(name) != i.address().map(|a| a.to_string()).as_deref() => {
+            format!("{} → {address}", safe(name))
+        }
+        _ => address,
+    }
+}
+
+impl Report for Text {
+    fn incident(&mut self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
+        let clock = time::clock(i.time);
+        let key = (i.verdict.cause, i.address(), i.case.attempt.netns);
+        if let Some((at, count)) = self.shown.get_mut(&key).filter(|(at, _)| at.elapsed() < REPEAT) {
+            *count += 1;
+            // In a storm one line in a while says how many there were.
+            if *count <= 3 || at.elapsed() > REPEAT / 2 || count.is_power_of_two() {
+                writeln!(
+                    out,
+                    "{TIME}{clock}{TIME:#}  again ({count} in {}): {} {}  worker {}",
+                    words::duration(u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)),
+                    i.verdict.cause,
+                    upstream(i),
+                    i.case.attempt.worker
+                )?;
+            }
+            return out.flush();
+        }
+        self.shown.retain(|_, (at, _)| at.elapsed() < REPEAT);
+        self.shown.insert(key, (Instant::now(), 1));
+        writeln!(out, "{TIME}{clock}{TIME:#}  {}", headline(i))?;
+        self.paragraph(out, "upstream", Style::new(), &upstream(i))?;
+        self.cause(out, i)?;
+        if let Some(rival) = &i.verdict.rival {
+            self.paragraph(out, "or", LIKELY, &safe(rival))?;
+        }
+        let lines = i.lines();
+        let place = |line: &Line<'_>| match line {
+            Line::Config(c) => format!("{}:{}", short(&c.file), c.line),
+            Line::Default(_) => "default".to_owned(),
+        };
+        let column = lines.iter().map(|l| place(l).chars().count()).max().unwrap_or(0);
+        for (index, line) in lines.iter().enumerate() {
+            let label = if index == 0 { "config" } else { "" };
+            let text = match line {
+                Line::Config(c) => &c.text,
+                Line::Default(t) => &t.text,
+            };
+            writeln!(
+                out,
+                "  {LABEL}{label:<8}{LABEL:#}   {PLACE}{:<column$}{PLACE:#}  {}",
+                place(line),
+                safe(text)
+            )?;
+        }
+        if i.case.config.len() > 1 {
+            self.paragraph(out, "", LIKELY, "several places of the configuration lead to this address")?;
+        }
+        for (index, evidence) in i.verdict.evidence.iter().enumerate() {
+            self.paragraph(out, if index == 0 { "evidence" } else { "" }, Style::new(), &safe(&evidence.text))?;
+        }
+        for (index, fix) in i.verdict.fix.iter().enumerate() {
+            self.paragraph(out, if index == 0 { "fix" } else { "" }, FIX, &safe(&fix.text))?;
+            if let Some(command) = &fix.command {
+                self.paragraph(out, "", Style::new(), &format!("  $ {}", safe(command)))?;
+            }
+        }
+        writeln!(out)?;
+        out.flush()
+    }
+
+    fn summary(&mut self, _out: &mut dyn Write, s: &Summary) -> io::Result<()> {
+        let mut err = anstream::stderr().lock();
+        let total: u64 = s.incidents.values().sum();
+        writeln!(
+            err,
+            "why502: {} in {}: {total} incident{}, {} connects, {} established, {} failed",
+            words::duration(u64::try_from(s.duration.as_micros()).unwrap_or(u64::MAX)),
+            crate::session::plural(s.workers, "worker"),
+            if total == 1 { "" } else { "s" },
+            s.counters.connects,
+            s.counters.established,
+            s.counters.failed
+        )?;
+        for (cause, count) in &s.incidents {
+            writeln!(err, "{count:>10}  {cause}: {}", cause.meaning())?;
+        }
+        if s.lost() > 0 {
+            writeln!(
+                err,
+                "why502: {} events were lost: the list above is incomplete (a larger --ring-size helps)",
+                s.lost()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wraps_at_blanks_and_never_loses_a_word() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("incomprehensibilities x", 5), ["incomprehensibilities", "x"]);
+        assert_eq!(wrap("", 5), [""]);
+    }
+
+    #[test]
+    fn bytes_from_outside_cannot_steer_the_terminal() {
+        assert_eq!(safe("a\u{1b}[2Jb\u{202e}c→é"), "a\\u{1b}[2Jb\\u{202e}c→é");
+    }
+}

@@ -1,0 +1,353 @@
+//! Evidence from user space, asked only where a record points to it and remembered for a moment, so that a
+//! storm of equal failures asks once.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    correlate::{
+        ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
+    },
+    event::{Attempt, DropClass, Stage},
+    sys::{
+        conntrack, kallsyms, link,
+        listen::{self, Found},
+        netns::{self, NetNs},
+        owners::Owner,
+        process, route, sockdiag, sysctl,
+    },
+};
+
+/// How long an answer about a destination is used again.
+const FRESH: Duration = Duration::from_millis(500);
+/// How long an unused namespace is kept open (an open one cannot be removed by the kernel).
+const NAMESPACE_IDLE: Duration = Duration::from_secs(2);
+/// Most remembered answers.
+const MOST: usize = 1024;
+
+/// Asks the operating system.
+pub(super) struct Gatherer {
+    namespaces: HashMap<u32, (NetNs, Instant)>,
+    /// Answers by namespace and destination.
+    destinations: HashMap<(u32, SocketAddr), (Destination, Instant)>,
+    elsewhere: HashMap<(u32, SocketAddr), (Option<String>, Instant)>,
+    /// Accept queues seen at the first retransmission, by socket.
+    queues: HashMap<u64, (Listening, Instant)>,
+    symbols: HashMap<u64, Option<String>>,
+    drop_reasons: HashMap<u32, String>,
+}
+
+#[derive(Clone, Default)]
+struct Destination {
+    is_local: Option<bool>,
+    listeners: Option<Listeners>,
+}
+
+impl Gatherer {
+    /// `drop_reasons`: names of `enum skb_drop_reason` on this kernel.
+    #[must_use]
+    pub(super) fn new(drop_reasons: HashMap<u32, String>) -> Self {
+        Self {
+            namespaces: HashMap::new(),
+            destinations: HashMap::new(),
+            elsewhere: HashMap::new(),
+            queues: HashMap::new(),
+            symbols: HashMap::new(),
+            drop_reasons,
+        }
+    }
+
+    /// Everything that helps to explain one attempt. Nothing here fails: what cannot be had stays empty.
+    pub(super) fn gather(&mut self, attempt: &Attempt, reach: Reach) -> Facts {
+        let mut facts = Facts::default();
+        self.describe_drop(attempt, &mut facts);
+        match attempt.stage {
+            Stage::Socket => facts.fds = fds(attempt.worker),
+            Stage::Bind => {
+                if let Some(ns) = self.own(attempt) {
+                    facts.is_local = route::is_local(&ns, attempt.remote.ip()).ok();
+                }
+            }
+            Stage::Connect => self.at_once(attempt, &mut facts),
+            Stage::SynSent | Stage::Established => self.in_flight(attempt, reach, &mut facts),
+        }
+        facts
+    }
+
+    /// Looks at the accept queue while a SYN is unanswered.
+    pub(super) fn note_queue(&mut self, socket: u64, worker: u32, remote: SocketAddr) {
+        let Some(ns) = NetNs::of_pid(worker).ok() else {
+            return;
+        };
+        let target = self.translated(&ns, None, remote).unwrap_or(remote);
+        if let Ok(report) = listen::report(&ns, target)
+            && let Some(found) = report.exact.first()
+        {
+            self.queues.insert(socket, (listening(found), Instant::now()));
+        }
+    }
+
+    /// Forgets what is old.
+    pub(super) fn sweep(&mut self) {
+        self.namespaces.retain(|_, (_, used)| used.elapsed() < NAMESPACE_IDLE);
+        self.destinations.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
+        // A connect timeout of nginx is a minute by default; ten cover what people set.
+        self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
+    }
+
+    /// The worker's network namespace: by the worker, else by anybody who lives in it.
+    fn own(&mut self, attempt: &Attempt) -> Option<NetNs> {
+        self.open(attempt.netns, Some(attempt.worker))
+    }
+
+    fn open(&mut self, inum: u32, pid: Option<u32>) -> Option<NetNs> {
+        if let Some((ns, used)) = self.namespaces.get_mut(&inum).filter(|_| inum != 0) {
+            *used = Instant::now();
+            return Some(ns.clone());
+        }
+        let by_pid = pid.and_then(|pid| NetNs::of_pid(pid).ok()).filter(|ns| inum == 0 || ns.inum() == inum);
+        let ns = by_pid.or_else(|| netns::find(inum).ok().flatten()?.open().ok())?;
+        if self.namespaces.len() < MOST {
+            self.namespaces.insert(ns.inum(), (ns.clone(), Instant::now()));
+        }
+        Some(ns)
+    }
+
+    fn describe_drop(&mut self, attempt: &Attempt, facts: &mut Facts) {
+        let overflow_ns = attempt.overflow.map_or(0, |o| o.netns);
+        let mut others = vec![overflow_ns];
+        if let Some(drop) = &attempt.drop {
+            others.extend([drop.netns, drop.no_socket_netns]);
+            facts.drop_reason = (drop.reason != 0).then(|| self.drop_reasons.get(&drop.reason).cloned()).flatten();
+            if drop.class != DropClass::NoSocket {
+                let mut addresses = drop.stack.clone();
+                addresses.push(drop.location);
+                self.name_symbols(&addresses);
+                let name = |address: &u64| self.symbols.get(address).and_then(Option::as_deref);
+                let names: Vec<&str> = drop.stack.iter().filter_map(name).collect();
+                facts.drop_hook = hook_of(&names);
+                facts.drop_engine = engine_of(&names);
+                facts.drop_function = name(&drop.location).map(str::to_owned);
+            }
+        }
+        let other = others.into_iter().find(|inum| *inum != 0 && *inum != attempt.netns);
+        facts.other_namespace = other.and_then(|inum| netns::find(inum).ok().flatten()).map(|r| resident(&r));
+    }
+
+    fn name_symbols(&mut self, addresses: &[u64]) {
+        let unknown: Vec<u64> =
+            addresses.iter().copied().filter(|a| *a != 0 && !self.symbols.contains_key(a)).collect();
+        if unknown.is_empty() || self.symbols.len() > 4 * MOST {
+            return;
+        }
+        let mut found = kallsyms::open().and_then(|table| kallsyms::names(table, &unknown)).unwrap_or_default();
+        for address in unknown {
+            self.symbols.insert(address, found.remove(&address));
+        }
+    }
+
+    /// connect() failed before a SYN.
+    fn at_once(&mut self, attempt: &Attempt, facts: &mut Facts) {
+        let Some(ns) = self.own(attempt) else {
+            return;
+        };
+        if attempt.syn_state {
+            facts.ports = ports(&ns, attempt.remote);
+            return;
+        }
+        facts.route = route_fact(&ns, attempt.remote.ip());
+        facts.ipv6_disabled = sysctl::settings(&ns)
+            .ok()
+            .and_then(|s| Some(s.disable_ipv6_all? || s.disable_ipv6_lo.unwrap_or(false)))
+            .filter(|_| attempt.remote.is_ipv6());
+    }
+
+    fn in_flight(&mut self, attempt: &Attempt, reach: Reach, facts: &mut Facts) {
+        facts.queue_at_retransmit = self.queues.remove(&attempt.socket).map(|(queue, _)| queue);
+        let Some(ns) = self.own(attempt) else {
+            return;
+        };
+        facts.translated = self.translated(&ns, Some(attempt), attempt.remote);
+        let target = facts.translated.unwrap_or(attempt.remote);
+        let destination = self.destination(&ns, target);
+        facts.is_local = destination.is_local;
+        facts.listeners = destination.listeners;
+        if let Some(icmp) = attempt.icmp {
+            facts.icmp_sender_is_own = route::is_local(&ns, icmp.sender).ok();
+        }
+        let refused = attempt.reset || attempt.drop.as_ref().is_some_and(|d| d.class == DropClass::NoSocket);
+        if !refused {
+            facts.route = route_fact(&ns, target.ip());
+            let hop = facts.route.as_ref().and_then(|r| r.next_hop).unwrap_or(target.ip());
+            facts.neighbour = neighbour(&ns, hop);
+        }
+        if let Some(drop) = attempt.drop.as_ref().filter(|d| d.saw(DropClass::Netfilter)) {
+            let inum = if drop.netns == 0 { attempt.netns } else { drop.netns };
+            facts.conntrack = self.open(inum, None).as_ref().and_then(table);
+        }
+        let silent = attempt.drop.is_none() && attempt.icmp.is_none() && !attempt.reset;
+        if silent && facts.is_local == Some(false) && !reach.accept_queue | attempt.overflow.is_none() {
+            facts.peer_namespace = self.elsewhere(&ns, target);
+        }
+    }
+
+    fn destination(&mut self, ns: &NetNs, target: SocketAddr) -> Destination {
+        let key = (ns.inum(), target);
+        if let Some((known, _)) = self.destinations.get(&key).filter(|(_, at)| at.elapsed() < FRESH) {
+            return known.clone();
+        }
+        let found = match listen::report(ns, target) {
+            Ok(report) => Destination {
+                is_local: Some(report.is_local_address),
+                listeners: Some(Listeners {
+                    exact: report.exact.iter().map(listening).collect(),
+                    other_address: report.other_address.iter().map(listening).collect(),
+                    near_port: report.near_port.iter().map(listening).collect(),
+                }),
+            },
+            Err(_) => Destination::default(),
+        };
+        if self.destinations.len() < MOST {
+            self.destinations.insert(key, (found.clone(), Instant::now()));
+        }
+        found
+    }
+
+    /// The namespace of this machine that has the destination's address.
+    fn elsewhere(&mut self, ns: &NetNs, target: SocketAddr) -> Option<String> {
+        let key = (ns.inum(), target);
+        if let Some((known, _)) = self.elsewhere.get(&key).filter(|(_, at)| at.elapsed() < FRESH) {
+            return known.clone();
+        }
+        let found = listen::elsewhere(ns, target)
+            .ok()
+            .and_then(|(found, _)| found.into_iter().find(|e| e.has_address).map(|e| resident(&e.resident)));
+        if self.elsewhere.len() < MOST {
+            self.elsewhere.insert(key, (found.clone(), Instant::now()));
+        }
+        found
+    }
+
+    /// Where DNAT sent a connection: by the packet that was dropped, or by the conntrack entry.
+    fn translated(&self, ns: &NetNs, attempt: Option<&Attempt>, remote: SocketAddr) -> Option<SocketAddr> {
+        let wire = attempt.and_then(|a| a.drop.as_ref()).filter(|d| d.conntrack && d.wire_dst != remote);
+        if let Some(drop) = wire {
+            return Some(drop.wire_dst);
+        }
+        let local = attempt.map(|a| a.local).filter(|l| l.port() != 0)?;
+        conntrack::limits(ns).ok().flatten()?;
+        conntrack::lookup(ns, local, remote).ok().flatten()?.translated(remote)
+    }
+}
+
+/// The netfilter hook, by the IP-layer function that ran it (net/ipv4/ip_{input,output,forward}.c and IPv6).
+fn hook_of(callers: &[&str]) -> Option<&'static str> {
+    callers.iter().find_map(|name| {
+        Some(match name.trim_start_matches('_') {
+            "ip_local_out" | "ip6_local_out" => "output",
+            "ip_local_deliver" | "ip6_input" => "input",
+            "ip_forward" | "ip6_forward" => "forward",
+            "ip_rcv" | "ipv6_rcv" | "ip_list_rcv" | "ipv6_list_rcv" | "ip_sublist_rcv" => "prerouting",
+            "ip_output" | "ip6_output" | "ip_mc_output" => "postrouting",
+            "nf_hook_ingress" | "nf_ingress" => "ingress",
+            _ => return None,
+        })
+    })
+}
+
+/// Which rule engine, by its own functions among the callers.
+fn engine_of(callers: &[&str]) -> Option<&'static str> {
+    callers.iter().find_map(|name| {
+        if name.starts_with("nft_do_chain") {
+            Some("nftables")
+        } else if name.starts_with("ipt_do_table") || name.starts_with("ip6t_do_table") {
+            Some("iptables-legacy")
+        } else {
+            None
+        }
+    })
+}
+
+/// A namespace in words: its container, its name, or a process in it.
+fn resident(r: &netns::Resident) -> String {
+    match (&r.container, &r.name, r.pid) {
+        (Some(container), ..) => format!("container {container}"),
+        (None, Some(name), _) => format!("network namespace {name}"),
+        (None, None, Some(pid)) => format!("the network namespace of {} (pid {pid})", crate::sys::proc::comm(pid)),
+        (None, None, None) => format!("network namespace {}", r.inum),
+    }
+}
+
+fn listening(found: &Found) -> Listening {
+    Listening {
+        address: found.listener.local,
+        owner: found.owner.as_ref().map(owner),
+        queued: found.listener.recv_q,
+        limit: found.listener.send_q,
+    }
+}
+
+fn owner(owner: &Owner) -> String {
+    let name = owner.exe.as_deref().unwrap_or(&owner.comm);
+    match &owner.container {
+        Some(container) => format!("{name} (pid {}, {container})", owner.pid),
+        None => format!("{name} (pid {})", owner.pid),
+    }
+}
+
+fn fds(worker: u32) -> Option<FdFact> {
+    let usage = process::fd_usage(worker).ok()?;
+    Some(FdFact {
+        open: usage.open,
+        soft: usage.soft,
+        hard: usage.hard,
+        host_open: usage.host_open,
+        host_max: usage.host_max,
+    })
+}
+
+fn ports(ns: &NetNs, remote: SocketAddr) -> Option<PortsFact> {
+    let range = sysctl::settings(ns).ok()?.local_ports?;
+    let used = sockdiag::count_to(ns, remote).ok()?;
+    Some(PortsFact {
+        range,
+        to_destination: used.states.total(),
+        time_wait: used.states.get(sockdiag::TcpState::TimeWait),
+    })
+}
+
+fn route_fact(ns: &NetNs, to: IpAddr) -> Option<RouteFact> {
+    let found = route::lookup(ns, &route::Query::to(to)).ok()?;
+    let entry = found.matched.as_ref().map(ToString::to_string);
+    let matched_kind = found.matched.as_ref().map(|m| m.kind.name().to_owned());
+    Some(match found.result {
+        Ok(r) => RouteFact {
+            errno: None,
+            kind: Some(r.kind.name().to_owned()),
+            entry,
+            next_hop: Some(r.gateway.unwrap_or(to)),
+            device: r.oif.as_ref().map(|l| l.name.clone()),
+            device_up: r.oif.as_ref().map(|l| l.up && l.carrier.unwrap_or(true)),
+        },
+        Err(errno) => {
+            RouteFact { errno: Some(errno), kind: matched_kind, entry, next_hop: None, device: None, device_up: None }
+        }
+    })
+}
+
+fn neighbour(ns: &NetNs, hop: IpAddr) -> Option<NeighbourFact> {
+    let found = link::neighbours(ns, hop, None).ok()?.into_iter().next()?;
+    let state = found.state.name().to_owned();
+    let failed = matches!(state.as_str(), "FAILED" | "INCOMPLETE");
+    Some(NeighbourFact { ip: found.ip, state, failed, device: found.dev })
+}
+
+fn table(ns: &NetNs) -> Option<ConntrackFact> {
+    let limits = conntrack::limits(ns).ok().flatten()?;
+    let drops = conntrack::stat_drops(ns).ok().flatten().map_or(0, |d| d.drop);
+    Some(ConntrackFact { count: limits.count, max: limits.max, drops })
+}

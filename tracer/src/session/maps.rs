@@ -1,0 +1,113 @@
+//! The kernel's maps, as far as user space reads or writes them.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+};
+use serde::Serialize;
+use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, Proc, role};
+
+use crate::event;
+
+/// Handles to the maps.
+pub(super) struct Maps {
+    procs: HashMap<MapData, u32, Proc>,
+    conns: HashMap<MapData, u64, Conn>,
+    flows: HashMap<MapData, FlowKey, Evidence>,
+    counters: PerCpuArray<MapData, Counters>,
+    /// Records.
+    pub(super) ring: RingBuf<MapData>,
+}
+
+/// Entries in the kernel's maps, for the proof that none leak.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Occupancy {
+    /// Open connections of nginx that are recorded.
+    pub conns: usize,
+    /// Watched processes.
+    pub procs: usize,
+    /// Flows with packet-level evidence (an LRU map: bounded, not emptied).
+    pub flows: usize,
+}
+
+impl Maps {
+    /// Takes the maps out of the loaded object.
+    ///
+    /// # Errors
+    /// If the object lacks one: it then belongs to another version.
+    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut take = |name: &str| -> Result<Map> {
+            ebpf.take_map(name).ok_or_else(|| anyhow!("the BPF object has no map {name}"))
+        };
+        Ok(Self {
+            procs: take("PROCS")?.try_into().context("map PROCS")?,
+            conns: take("CONNS")?.try_into().context("map CONNS")?,
+            flows: take("FLOWS")?.try_into().context("map FLOWS")?,
+            counters: take("COUNTERS")?.try_into().context("map COUNTERS")?,
+            ring: take("EVENTS")?.try_into().context("map EVENTS")?,
+        })
+    }
+
+    /// Watches a process: from now on its connections are recorded.
+    ///
+    /// # Errors
+    /// If the map is full.
+    pub(super) fn watch(&mut self, pid: u32, root: u32) -> Result<()> {
+        self.procs
+            .insert(pid, Proc { role: role::NGINX, root }, 0)
+            .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))
+    }
+
+    /// No longer watches a process; it may be gone already.
+    pub(super) fn unwatch(&mut self, pid: u32) {
+        // Gone already: the kernel removed it when it ended.
+        let _ = self.procs.remove(&pid);
+    }
+
+    /// Packet-level evidence of a flow that came too late for its record; it is taken out of the map.
+    pub(super) fn take_late_evidence(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<Evidence> {
+        let key = FlowKey {
+            saddr: event::addr(local.ip()),
+            daddr: event::addr(remote.ip()),
+            sport: local.port(),
+            dport: remote.port(),
+        };
+        let found = self.flows.get(&key, 0).ok()?;
+        let _ = self.flows.remove(&key);
+        Some(found)
+    }
+
+    /// Sums the counters of all CPUs.
+    #[must_use]
+    pub(super) fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        let Ok(values) = self.counters.get(&0, 0) else {
+            return sum;
+        };
+        for c in values.iter() {
+            sum.connects += c.connects;
+            sum.established += c.established;
+            sum.failed += c.failed;
+            sum.sent += c.sent;
+            sum.lost += c.lost;
+            sum.conns_full += c.conns_full;
+            sum.proc_lost += c.proc_lost;
+            sum.closed += c.closed;
+            sum.hints_lost += c.hints_lost;
+        }
+        sum
+    }
+
+    /// Counts the entries of the maps.
+    #[must_use]
+    pub(super) fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            conns: self.conns.keys().flatten().count(),
+            procs: self.procs.keys().flatten().count(),
+            flows: self.flows.keys().flatten().count(),
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! A run of `why502 trace`: follow nginx's processes, read records, gather facts, explain, report.
+//!
+//! One thread, one loop: the ring buffer is emptied ten times a second (records do not wake us; process
+//! events do), and explaining has a time budget per round, so that the buffer never waits for /proc.
+
+mod config;
+mod facts;
+mod maps;
+mod watch;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io::{self, Write},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use bytes::Bytes;
+use serde::Serialize;
+use tracer_ebpf::{Counters, flag};
+
+pub use config::Snapshot;
+pub use maps::Occupancy;
+
+use crate::{
+    correlate::{Case, Reach},
+    diagnose::{self, Cause},
+    event::{self, Attempt, Event, Stage},
+    nginx::{ConfigLine, Role, Setting},
+    probes::{Tier, load::Loaded},
+    report::{Incident, Report},
+    sys::{process, proc},
+};
+use facts::Gatherer;
+use maps::Maps;
+use watch::Watch;
+
+/// How often the ring buffer is emptied. At 10,000 failures a second 100 ms are a third of its size.
+pub const POLL: Duration = Duration::from_millis(100);
+/// Time for explaining per round; what is left waits for the next one.
+const BUDGET: Duration = Duration::from_millis(60);
+/// Attempts that may wait to be explained; beyond it records stay in the ring buffer, and the kernel counts
+/// what does not fit there.
+const MOST_WAITING: usize = 20_000;
+
+/// What to trace.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Only these masters or processes, if not empty.
+    pub pids: Vec<u32>,
+    /// Only these causes, if not empty.
+    pub causes: Vec<Cause>,
+    /// End after so many incidents.
+    pub count: Option<u64>,
+}
+
+/// Run time of one program of the kernel side, if the kernel counts it (`--stats`).
+#[derive(Debug, Clone, Serialize)]
+pub struct ProgramCost {
+    /// Program's name.
+    pub name: String,
+    /// Runs.
+    pub runs: u64,
+    /// Run time, ns, all runs; it includes the kernel's own two clock readings a run.
+    pub run_time_ns: u64,
+}
+
+/// The end of a run.
+#[derive(Debug)]
+pub struct Summary {
+    /// When it ended.
+    pub time: SystemTime,
+    /// How long it watched.
+    pub duration: Duration,
+    /// Incidents by cause.
+    pub incidents: BTreeMap<Cause, u64>,
+    /// The kernel's counters.
+    pub counters: Counters,
+    /// Records that could not be read, or whose process was unknown.
+    pub unread: u64,
+    /// Workers at the end.
+    pub workers: usize,
+    /// Masters at the end.
+    pub masters: usize,
+    /// Tier in use.
+    pub tier: Tier,
+    /// Entries in the kernel's maps.
+    pub maps: Occupancy,
+    /// Cost by program; empty unless the kernel counted.
+    pub programs: Vec<ProgramCost>,
+}
+
+impl Summary {
+    /// Events that did not reach the report.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.counters.lost + self.counters.proc_lost + self.counters.conns_full + self.counters.hints_lost + self.unread
+    }
+
+    /// Run time of all programs per connection of nginx, ns; None unless the kernel counted.
+    #[must_use]
+    pub fn overhead_ns(&self) -> Option<u64> {
+        let total: u64 = self.programs.iter().map(|p| p.run_time_ns).sum();
+        (total > 0).then(|| total.checked_div(self.counters.connects)).flatten()
+    }
+}
+
+/// `1 worker`, `4 workers`.
+#[must_use]
+pub fn plural(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
+}
+
+struct Held {
+    attempt: Attempt,
+    client_gone: Option<(std::net::SocketAddr, bool)>,
+    round: u64,
+}
+
+/// A running trace.
+pub struct Session<'a> {
+    ebpf: Ebpf,
+    maps: Maps,
+    watch: Watch,
+    gatherer: Gatherer,
+    reach: Reach,
+    tier: Tier,
+    filter: Filter,
+    report: Box<dyn Report + 'a>,
+    out: Box<dyn Write + 'a>,
+    waiting: VecDeque<Held>,
+    round: u64,
+    unread: u64,
+    incidents: BTreeMap<Cause, u64>,
+    shown: u64,
+    started: Instant,
+    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+/// What a round of the loop found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// Go on.
+    Continue,
+    /// The wanted number of incidents is reached.
+    Done,
+}
+
+impl<'a> Session<'a> {
+    /// Takes over a loaded object and looks for nginx; complaints go to stderr.
+    ///
+    /// # Errors
+    /// If maps are missing or /proc cannot be read.
+    pub fn new(
+        loaded: Loaded,
+        filter: Filter,
+        report: Box<dyn Report + 'a>,
+        out: Box<dyn Write + 'a>,
+        debug: bool,
+    ) -> Result<Self> {
+        let reach = reach(&loaded);
+        let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
+        let logger = if debug {
+            Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the BPF programs' debug messages")?)
+        } else {
+            None
+        };
+        let mut maps = Maps::take(&mut ebpf)?;
+        let mut watch = Watch::new(filter.pids.clone());
+        complain(&watch.scan(&mut maps)?);
+        Ok(Self {
+            ebpf,
+            maps,
+            watch,
+            gatherer: Gatherer::new(drop_reasons),
+            reach,
+            tier,
+            filter,
+            report,
+            out,
+            waiting: VecDeque::new(),
+            round: 0,
+            unread: 0,
+            incidents: BTreeMap::new(),
+            shown: 0,
+            started: Instant::now(),
+            logger,
+        })
+    }
+
+    /// The descriptor that becomes readable when a process event comes in.
+    #[must_use]
+    pub fn wake_fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.maps.ring)
+    }
+
+    /// Watched workers and masters.
+    #[must_use]
+    pub fn population(&self) -> (usize, usize) {
+        (self.watch.workers(), self.watch.masters())
+    }
+
+    /// One round: read all records, then explain within the time budget.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn round(&mut self) -> Result<Round> {
+        self.round += 1;
+        self.drain()?;
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+        let end = Instant::now() + BUDGET;
+        while Instant::now() < end {
+            let ready = self.waiting.front().is_some_and(|h| !needs_company(&h.attempt) || h.round < self.round);
+            if !ready {
+                break;
+            }
+            let Some(held) = self.waiting.pop_front() else {
+                break;
+            };
+            self.explain(held)?;
+            if self.filter.count.is_some_and(|count| self.shown >= count) {
+                return Ok(Round::Done);
+            }
+        }
+        if self.round % 20 == 0 {
+            self.gatherer.sweep();
+            self.watch.sweep();
+        }
+        Ok(Round::Continue)
+    }
+
+    /// Explains what is left and writes the summary.
+    ///
+    /// # Errors
+    /// Those of the output.
+    pub fn finish(mut self) -> Result<Summary> {
+        self.drain()?;
+        while let Some(held) = self.waiting.pop_front() {
+            if self.filter.count.is_some_and(|count| self.shown >= count) {
+                break;
+            }
+            self.explain(held)?;
+        }
+        let summary = Summary {
+            time: SystemTime::now(),
+            duration: self.started.elapsed(),
+            incidents: std::mem::take(&mut self.incidents),
+            counters: self.maps.counters(),
+            unread: self.unread,
+            workers: self.watch.workers(),
+            masters: self.watch.masters(),
+            tier: self.tier,
+            maps: self.maps.occupancy(),
+            programs: costs(&self.ebpf),
+        };
+        self.report.summary(&mut *self.out, &summary).context("cannot write to stdout")?;
+        Ok(summary)
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        while self.waiting.len() < MOST_WAITING {
+            let Some(record) = self.maps.ring.next() else {
+                break;
+            };
+            let bytes = Bytes::copy_from_slice(&record);
+            drop(record);
+            match event::decode(&bytes) {
+                Ok(event) => self.take(event)?,
+                Err(error) => {
+                    self.unread += 1;
+                    complain(&[error.to_string()]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Attempt(attempt) => {
+                self.waiting.push_back(Held { attempt: *attempt, client_gone: None, round: self.round });
+            }
+            Event::ClientGone { socket, end_ns, client, reset } => {
+                let fits = |h: &&mut Held| {
+                    h.attempt.socket == socket && end_ns.abs_diff(h.attempt.end_ns) < 20_000_000
+                };
+                if let Some(held) = self.waiting.iter_mut().rev().find(fits) {
+                    held.client_gone = Some((client, reset));
+                }
+            }
+            Event::Hint { socket, worker, remote } => {
+                if !self.reach.accept_queue {
+                    self.gatherer.note_queue(socket, worker, remote);
+                }
+            }
+            Event::Fork { pid, parent } => complain(&self.watch.forked(pid, parent)),
+            Event::Exec { pid } => complain(&self.watch.executed(&mut self.maps, pid)?),
+            Event::Exit { pid } => self.watch.exited(pid),
+        }
+        Ok(())
+    }
+
+    fn explain(&mut self, held: Held) -> Result<()> {
+        let Held { mut attempt, client_gone, .. } = held;
+        if self.watch.get(attempt.worker).is_none() {
+            complain(&self.watch.scan(&mut self.maps)?);
+        }
+        let Some(worker) = self.watch.get(attempt.worker).cloned() else {
+            // Its process was never seen as nginx, or ended long ago.
+            self.unread += 1;
+            return Ok(());
+        };
+        if matches!(attempt.stage, Stage::Bind | Stage::Socket) && !serves(attempt.worker) {
+            // A master that cannot bind a listen socket is no upstream failure.
+            return Ok(());
+        }
+        self.add_late_evidence(&mut attempt);
+        let facts = self.gatherer.gather(&attempt, self.reach);
+        let (config, bind_lines) = match attempt.stage {
+            Stage::Socket => (Vec::new(), Vec::new()),
+            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
+            Stage::Connect | Stage::SynSent | Stage::Established => (worker.config.candidates(attempt.remote), Vec::new()),
+        };
+        let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
+        let case = Case { attempt, client_gone, reach: self.reach, facts, config };
+        let verdict = diagnose::diagnose(&case);
+        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
+            return Ok(());
+        }
+        *self.incidents.entry(verdict.cause).or_default() += 1;
+        self.shown += 1;
+        let incident = Incident { time, mono_ns, case, verdict, container: worker.container.clone(), bind_lines };
+        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
+    }
+
+    /// A packet freed on another CPU may have been noted just after the record was sent.
+    fn add_late_evidence(&mut self, attempt: &mut Attempt) {
+        let complete = attempt.drop.is_some() || attempt.icmp.is_some() || attempt.overflow.is_some();
+        if complete || attempt.stage != Stage::SynSent || attempt.local.port() == 0 {
+            return;
+        }
+        let Some(found) = self.maps.take_late_evidence(attempt.local, attempt.remote) else {
+            return;
+        };
+        let start = attempt.start_ns.unwrap_or(0);
+        // The ports may have been used again since: only what lies within this attempt counts.
+        let within = |ns: u64| ns != 0 && ns >= start && ns <= attempt.end_ns + 50_000_000;
+        let local = attempt.remote.ip().is_loopback();
+        let mut flags = 0;
+        if within(found.drop_last_ns) && (!local || found.drop_netns == attempt.netns) {
+            flags |= flag::DROP;
+        }
+        if within(found.icmp_ns) {
+            flags |= flag::ICMP;
+        }
+        if within(found.overflow_ns) && (!local || found.backlog_netns == attempt.netns) {
+            flags |= flag::LISTEN_OVERFLOW;
+        }
+        if let Ok((drop, icmp, overflow)) = event::evidence(&found, flags) {
+            attempt.drop = drop;
+            attempt.icmp = icmp;
+            attempt.overflow = overflow;
+        }
+    }
+}
+
+/// An attempt that nginx gave up waits one round for the note that its client had left.
+fn needs_company(attempt: &Attempt) -> bool {
+    attempt.app_closed && attempt.stage == Stage::SynSent
+}
+
+/// What the attached probes can see.
+fn reach(loaded: &Loaded) -> Reach {
+    Reach {
+        drops: loaded.has("drop"),
+        drop_reasons: !loaded.drop_reasons.is_empty(),
+        resets: loaded.has("reset"),
+        icmp: loaded.has("icmp4") && loaded.has("icmp6"),
+        accept_queue: loaded.has("accept-queue"),
+        security: loaded.has("security-connect"),
+    }
+}
+
+/// True if the process makes upstream connections, by its title now; a process that is gone counts as one.
+fn serves(pid: u32) -> bool {
+    let Ok(title) = proc::read_up_to(format!("/proc/{pid}/cmdline"), 4096) else {
+        return true;
+    };
+    title.is_empty() || process::role_of(&title).serves()
+}
+
+/// The lines whose local address nginx tried to bind.
+fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
+    let model = &config.model;
+    let mut lines: Vec<ConfigLine> = Vec::new();
+    for pass in &model.passes {
+        let effective = model.effective(pass, Setting::Bind);
+        let names_it = effective.value.contains(&ip.to_string()) || effective.value.contains('$');
+        if let Some(node) = effective.node.filter(|_| names_it) {
+            for line in [model.line(Role::Directive, node), model.line(Role::Pass, pass.node)] {
+                if !lines.contains(&line) {
+                    lines.push(line);
+                }
+            }
+        }
+    }
+    lines
+}
+
+/// Wall-clock time of a CLOCK_MONOTONIC instant.
+fn wall_clock(mono_ns: u64) -> SystemTime {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes into the given timespec only.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let now_ns = seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0));
+    SystemTime::now() - Duration::from_nanos(now_ns.saturating_sub(mono_ns))
+}
+
+fn costs(ebpf: &Ebpf) -> Vec<ProgramCost> {
+    ebpf.programs()
+        .filter_map(|(name, program)| {
+            let info = program.info().ok()?;
+            (info.run_count() > 0).then(|| ProgramCost {
+                name: name.to_owned(),
+                runs: info.run_count(),
+                run_time_ns: u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX),
+            })
+        })
+        .collect()
+}
+
+/// Says on stderr what is wrong but does not end the run.
+pub fn complain(problems: &[String]) {
+    let mut err = io::stderr().lock();
+    for problem in problems {
+        // There is nowhere left to report that stderr is gone.
+        let _ = writeln!(err, "why502: {problem}");
+    }
+}

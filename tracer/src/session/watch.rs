@@ -1,0 +1,197 @@
+//! Which processes are nginx, which master each belongs to, and with which configuration it was born.
+
+use std::{collections::HashMap, rc::Rc, time::Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{config::Snapshot, maps::Maps};
+use crate::{
+    nginx::binary,
+    sys::{
+        process::{Finder, Process, Role},
+        netns,
+    },
+};
+
+/// How long an ended process is remembered: its last records may still be under way.
+const REMEMBER_S: u64 = 10;
+
+/// A watched process.
+#[derive(Debug, Clone)]
+pub(super) struct Watched {
+    /// Its master (itself for a master or single process).
+    pub(super) master: u32,
+    /// Network namespace (inode), if it could be read.
+    pub(super) netns: Option<u32>,
+    /// The container, as `docker 0123456789ab`.
+    pub(super) container: Option<String>,
+    /// The configuration that was on disk when it was born.
+    pub(super) config: Rc<Snapshot>,
+    /// When it ended.
+    ended: Option<Instant>,
+    serves: bool,
+}
+
+/// All watched processes.
+pub(super) struct Watch {
+    finder: Finder,
+    /// `-p`: only these masters or processes, if not empty.
+    only: Vec<u32>,
+    processes: HashMap<u32, Watched>,
+}
+
+impl Watch {
+    /// Watches all nginx processes, or only those that belong to `only`.
+    #[must_use]
+    pub(super) fn new(only: Vec<u32>) -> Self {
+        Self { finder: Finder::new(binary::is_nginx_binary), only, processes: HashMap::new() }
+    }
+
+    /// Looks at all processes of the host and watches what is nginx; problems are returned as sentences.
+    ///
+    /// # Errors
+    /// If /proc cannot be listed or the kernel's table is full.
+    pub(super) fn scan(&mut self, maps: &mut Maps) -> Result<Vec<String>> {
+        let scan = self.finder.find_nginx().context("cannot list the processes of this host (/proc)")?;
+        let mut problems: Vec<String> = scan
+            .refused
+            .iter()
+            .map(|(pid, why)| format!("cannot examine process {pid}, which may be nginx: {why} (CAP_SYS_PTRACE is needed)"))
+            .collect();
+        for instance in &scan.instances {
+            let family = || std::iter::once(&instance.master).chain(&instance.children);
+            if !self.only.is_empty() && !family().any(|p| self.only.contains(&p.pid)) {
+                continue;
+            }
+            let known = self.processes.get(&instance.master.pid).filter(|p| p.ended.is_none()).cloned();
+            let config = match known {
+                Some(known) => known.config,
+                None => {
+                    let snapshot = Rc::new(Snapshot::of(&instance.master));
+                    problems.extend(snapshot.problems.iter().map(|p| format!("nginx (pid {}): {p}", instance.master.pid)));
+                    snapshot
+                }
+            };
+            for process in family() {
+                self.add(maps, process, instance.master.pid, &config)?;
+            }
+        }
+        for orphan in &scan.orphans {
+            if self.only.is_empty() || self.only.contains(&orphan.pid) {
+                let config = Rc::new(Snapshot::of(orphan));
+                self.add(maps, orphan, orphan.pid, &config)?;
+            }
+        }
+        Ok(problems)
+    }
+
+    fn add(&mut self, maps: &mut Maps, process: &Process, master: u32, config: &Rc<Snapshot>) -> Result<()> {
+        if self.processes.get(&process.pid).is_some_and(|p| p.ended.is_none()) {
+            return Ok(());
+        }
+        maps.watch(process.pid, master)?;
+        self.processes.insert(
+            process.pid,
+            Watched {
+                master,
+                netns: process.netns,
+                container: process.container.as_ref().map(ToString::to_string),
+                config: Rc::clone(config),
+                ended: None,
+                serves: process.role.serves(),
+            },
+        );
+        Ok(())
+    }
+
+    /// A watched process has a new child; the kernel watches it already.
+    pub(super) fn forked(&mut self, pid: u32, parent: u32) -> Vec<String> {
+        let Some(known) = self.processes.get(&parent).cloned() else {
+            return Vec::new();
+        };
+        // A child of the master after a reload runs with what is on disk now.
+        let mut problems = Vec::new();
+        let config = if known.master == parent && known.config.is_stale(parent) {
+            let fresh = self.finder.examine(parent).ok().flatten().map(|master| Rc::new(Snapshot::of(&master)));
+            if let Some(fresh) = &fresh {
+                problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
+            }
+            fresh.unwrap_or_else(|| Rc::clone(&known.config))
+        } else {
+            Rc::clone(&known.config)
+        };
+        if let Some(master) = self.processes.get_mut(&parent).filter(|_| known.master == parent) {
+            master.config = Rc::clone(&config);
+        }
+        let netns = netns::inum_of_pid(pid).ok().or(known.netns);
+        self.processes.insert(
+            pid,
+            Watched { master: known.master, netns, container: known.container, config, ended: None, serves: true },
+        );
+        problems
+    }
+
+    /// A process executed a program: the executable decides whether it is nginx.
+    ///
+    /// # Errors
+    /// As [`Watch::scan`].
+    pub(super) fn executed(&mut self, maps: &mut Maps, pid: u32) -> Result<Vec<String>> {
+        self.processes.remove(&pid);
+        match self.finder.examine(pid) {
+            Ok(Some(process)) if process.role != Role::Command => {
+                maps.watch(pid, pid)?;
+                let config = Rc::new(Snapshot::of(&process));
+                let problems = config.problems.iter().map(|p| format!("nginx (pid {pid}): {p}")).collect();
+                self.add(maps, &process, pid, &config)?;
+                // Children that it made before it was verified.
+                let mut all = vec![format!("following nginx master {pid}")];
+                all.extend::<Vec<String>>(problems);
+                all.extend(self.scan(maps)?);
+                Ok(all)
+            }
+            Ok(Some(_) | None) => {
+                maps.unwatch(pid);
+                Ok(Vec::new())
+            }
+            Err(error) => {
+                maps.unwatch(pid);
+                let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
+                Ok(if gone { Vec::new() } else { vec![format!("cannot examine process {pid}, which may be nginx: {error}")] })
+            }
+        }
+    }
+
+    /// A watched process ended.
+    pub(super) fn exited(&mut self, pid: u32) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            process.ended = Some(Instant::now());
+        }
+    }
+
+    /// Forgets processes that ended a while ago.
+    pub(super) fn sweep(&mut self) {
+        self.processes.retain(|_, p| p.ended.is_none_or(|at| at.elapsed().as_secs() < REMEMBER_S));
+    }
+
+    /// A process by PID.
+    #[must_use]
+    pub(super) fn get(&self, pid: u32) -> Option<&Watched> {
+        self.processes.get(&pid)
+    }
+
+    /// Running workers (and single processes).
+    #[must_use]
+    pub(super) fn workers(&self) -> usize {
+        self.processes.iter().filter(|(pid, p)| p.ended.is_none() && p.serves && !self.is_master(**pid)).count()
+    }
+
+    /// Running masters (and single processes).
+    #[must_use]
+    pub(super) fn masters(&self) -> usize {
+        self.processes.iter().filter(|(pid, p)| p.ended.is_none() && p.master == **pid).count()
+    }
+
+    fn is_master(&self, pid: u32) -> bool {
+        self.processes.iter().any(|(other, p)| p.master == pid && *other != pid && p.ended.is_none())
+    }
+}
