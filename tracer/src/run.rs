@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, IsTerminal as _, Write},
-    os::fd::{AsRawFd, RawFd},
     process::ExitCode,
 };
 
@@ -124,7 +123,9 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
         return Err(no_nginx(&options.pids));
     }
     announce(&session, tier);
-    let wake = AsyncFd::register(Descriptor(session.wake_fd())).context("cannot wait for the kernel's events")?;
+    let descriptor = session.wake_fd().context("cannot wait for the kernel's events")?;
+    // SAFETY: an OwnedFd names one open descriptor for as long as it lives, and AsyncFd owns it until the end.
+    let wake = unsafe { AsyncFd::register(descriptor) }.context("cannot wait for the kernel's events")?;
     let deadline = options.duration.map(|d| Instant::now() + d);
     let mut tick = interval(POLL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -148,15 +149,6 @@ async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => sleep_until(deadline).await,
         None => std::future::pending().await,
-    }
-}
-
-/// A descriptor that the session owns.
-struct Descriptor(RawFd);
-
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
     }
 }
 

@@ -201,9 +201,12 @@ pub enum GaveUp {
     Early,
 }
 
-/// Timers fire up to this much early by clock rounding: nginx's clock has millisecond steps and is cached
-/// per event loop round (src/core/ngx_times.c).
-const TIMER_SLACK_MS: u64 = 15;
+/// How much earlier than its length nginx's timer can end an attempt, milliseconds: it is set from a clock
+/// that is read once per round of the event loop (src/core/ngx_times.c), so it starts as long before connect()
+/// as the round took until then. Rounds of a quarter of a second mean a worker in trouble.
+fn timer_slack_ms(timeout_ms: u64) -> u64 {
+    (timeout_ms / 4).min(250) + 15
+}
 
 impl Case {
     /// SYNs that this host tried to send.
@@ -224,7 +227,7 @@ impl Case {
         self.config
             .iter()
             .flat_map(|c| &c.connect_timeouts)
-            .filter(|t| t.milliseconds.is_some_and(|ms| ms <= lasted_ms + TIMER_SLACK_MS))
+            .filter(|t| t.milliseconds.is_some_and(|ms| ms <= lasted_ms + timer_slack_ms(ms)))
             .max_by_key(|t| t.milliseconds)
     }
 
@@ -255,10 +258,13 @@ impl Case {
         Some(if unknown { GaveUp::Timer } else { GaveUp::Early })
     }
 
-    /// True if the duration fits a configured timer: what makes "nginx's timer" more than a guess.
+    /// True if the duration fits a configured timer and nothing else can have ended the attempt.
     #[must_use]
-    pub fn timer_fits(&self) -> bool {
-        self.timer().is_some()
+    pub fn timer_is_certain(&self) -> bool {
+        let whole = |t: &nginx::Timeout| {
+            self.attempt.duration_us().zip(t.milliseconds).is_some_and(|(us, ms)| us / 1000 >= ms)
+        };
+        self.timer().is_some_and(|t| whole(t) || self.client_gone.is_none())
     }
 
     /// Every SYN that was sent is known to have been dropped by this machine, so no answer can be the

@@ -33,11 +33,18 @@ pub(super) struct Gatherer {
     namespaces: HashMap<u32, (NetNs, Instant)>,
     /// Answers by namespace and destination.
     destinations: HashMap<(u32, SocketAddr), (Destination, Instant)>,
-    elsewhere: HashMap<(u32, SocketAddr), (Option<String>, Instant)>,
+    elsewhere: HashMap<(u32, SocketAddr), (Option<Peer>, Instant)>,
     /// Accept queues seen at the first retransmission, by socket.
     queues: HashMap<u64, (Listening, Instant)>,
     symbols: HashMap<u64, Option<String>>,
     drop_reasons: HashMap<u32, String>,
+}
+
+/// A destination that is an address of another namespace of this machine.
+#[derive(Clone)]
+struct Peer {
+    place: String,
+    queue: Option<Listening>,
 }
 
 #[derive(Clone, Default)]
@@ -82,11 +89,15 @@ impl Gatherer {
         let Some(ns) = NetNs::of_pid(worker).ok() else {
             return;
         };
-        let target = self.translated(&ns, None, remote).unwrap_or(remote);
-        if let Ok(report) = listen::report(&ns, target)
-            && let Some(found) = report.exact.first()
-        {
-            self.queues.insert(socket, (listening(found), Instant::now()));
+        let own = listen::report(&ns, remote).ok();
+        let queue = match own.as_ref().and_then(|report| report.exact.first()) {
+            Some(found) => Some(listening(found)),
+            // A container's address, perhaps: its queue can be read as well.
+            None if own.as_ref().is_some_and(|report| !report.is_local_address) => self.elsewhere(&ns, remote).and_then(|e| e.queue),
+            None => None,
+        };
+        if let Some(queue) = queue {
+            self.queues.insert(socket, (queue, Instant::now()));
         }
     }
 
@@ -171,7 +182,7 @@ impl Gatherer {
         let Some(ns) = self.own(attempt) else {
             return;
         };
-        facts.translated = self.translated(&ns, Some(attempt), attempt.remote);
+        facts.translated = translated(&ns, attempt);
         let target = facts.translated.unwrap_or(attempt.remote);
         let destination = self.destination(&ns, target);
         facts.is_local = destination.is_local;
@@ -190,8 +201,8 @@ impl Gatherer {
             facts.conntrack = self.open(inum, None).as_ref().and_then(table);
         }
         let silent = attempt.drop.is_none() && attempt.icmp.is_none() && !attempt.reset;
-        if silent && facts.is_local == Some(false) && !reach.accept_queue | attempt.overflow.is_none() {
-            facts.peer_namespace = self.elsewhere(&ns, target);
+        if silent && facts.is_local == Some(false) && (!reach.accept_queue || attempt.overflow.is_none()) {
+            facts.peer_namespace = self.elsewhere(&ns, target).map(|peer| peer.place);
         }
     }
 
@@ -218,30 +229,33 @@ impl Gatherer {
     }
 
     /// The namespace of this machine that has the destination's address.
-    fn elsewhere(&mut self, ns: &NetNs, target: SocketAddr) -> Option<String> {
+    fn elsewhere(&mut self, ns: &NetNs, target: SocketAddr) -> Option<Peer> {
         let key = (ns.inum(), target);
         if let Some((known, _)) = self.elsewhere.get(&key).filter(|(_, at)| at.elapsed() < FRESH) {
             return known.clone();
         }
         let found = listen::elsewhere(ns, target)
             .ok()
-            .and_then(|(found, _)| found.into_iter().find(|e| e.has_address).map(|e| resident(&e.resident)));
+            .and_then(|(found, _)| found.into_iter().find(|e| e.has_address))
+            .map(|e| Peer { place: resident(&e.resident), queue: e.listeners.first().map(listening) });
         if self.elsewhere.len() < MOST {
             self.elsewhere.insert(key, (found.clone(), Instant::now()));
         }
         found
     }
+}
 
-    /// Where DNAT sent a connection: by the packet that was dropped, or by the conntrack entry.
-    fn translated(&self, ns: &NetNs, attempt: Option<&Attempt>, remote: SocketAddr) -> Option<SocketAddr> {
-        let wire = attempt.and_then(|a| a.drop.as_ref()).filter(|d| d.conntrack && d.wire_dst != remote);
-        if let Some(drop) = wire {
-            return Some(drop.wire_dst);
-        }
-        let local = attempt.map(|a| a.local).filter(|l| l.port() != 0)?;
-        conntrack::limits(ns).ok().flatten()?;
-        conntrack::lookup(ns, local, remote).ok().flatten()?.translated(remote)
+/// Where DNAT sent a connection: by the packet that was dropped, or by the conntrack entry.
+fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
+    let remote = attempt.remote;
+    if let Some(drop) = attempt.drop.as_ref().filter(|d| d.conntrack && d.wire_dst != remote) {
+        return Some(drop.wire_dst);
     }
+    if attempt.local.port() == 0 {
+        return None;
+    }
+    conntrack::limits(ns).ok().flatten()?;
+    conntrack::lookup(ns, attempt.local, remote).ok().flatten()?.translated(remote)
 }
 
 /// The netfilter hook, by the IP-layer function that ran it (net/ipv4/ip_{input,output,forward}.c and IPv6).

@@ -11,6 +11,7 @@ mod watch;
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{self, Write},
+    os::fd::{AsFd as _, OwnedFd},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -189,10 +190,12 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// The descriptor that becomes readable when a process event comes in.
-    #[must_use]
-    pub fn wake_fd(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.maps.ring)
+    /// A descriptor that becomes readable when a process event comes in.
+    ///
+    /// # Errors
+    /// If this process has no descriptor left.
+    pub fn wake_fd(&self) -> io::Result<OwnedFd> {
+        self.maps.ring.as_fd().try_clone_to_owned()
     }
 
     /// Watched workers and masters.
@@ -392,18 +395,21 @@ fn serves(pid: u32) -> bool {
     title.is_empty() || process::role_of(&title).serves()
 }
 
-/// The lines whose local address nginx tried to bind.
+/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for.
 fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
     let model = &config.model;
     let mut lines: Vec<ConfigLine> = Vec::new();
     for pass in &model.passes {
         let effective = model.effective(pass, Setting::Bind);
         let names_it = effective.value.contains(&ip.to_string()) || effective.value.contains('$');
-        if let Some(node) = effective.node.filter(|_| names_it) {
-            for line in [model.line(Role::Directive, node), model.line(Role::Pass, pass.node)] {
-                if !lines.contains(&line) {
-                    lines.push(line);
-                }
+        let Some(node) = effective.node.filter(|_| names_it) else {
+            continue;
+        };
+        let servers = pass.upstream.and_then(|index| model.upstreams.get(index)).map(|u| u.servers.as_slice());
+        let of_servers = servers.unwrap_or_default().iter().map(|s| model.line(Role::Server, s.node));
+        for line in of_servers.chain([model.line(Role::Pass, pass.node), model.line(Role::Directive, node)]) {
+            if !lines.contains(&line) {
+                lines.push(line);
             }
         }
     }

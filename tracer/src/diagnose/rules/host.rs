@@ -3,7 +3,7 @@
 //! Look-alikes: a firewall that rejects with host-unreachable; an `unreachable` route (no SYN at all).
 
 use crate::{
-    correlate::Case,
+    correlate::{Case, GaveUp},
     diagnose::{Cause, Verdict, words},
     event::{DropClass, Stage},
 };
@@ -58,20 +58,39 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         );
     }
     // Without the ICMP message (IPv6 where its hook is missing) the errno and the neighbour entry remain.
-    if a.sk_err == libc::EHOSTUNREACH || (neighbour_failed && dropped_by_neighbour) {
+    let on_link = neighbour_failed || dropped_by_neighbour;
+    if a.sk_err == libc::EHOSTUNREACH {
+        let summary =
+            if on_link { own() } else { format!("the network reports that {} cannot be reached", a.remote.ip()) };
+        let verdict = Verdict::graded(
+            Cause::HostUnreachable,
+            neighbour_failed && dropped_by_neighbour,
+            summary,
+            "a router or firewall that reports the host as unreachable",
+        );
         return Some(
-            fixes(Verdict::graded(
-                Cause::HostUnreachable,
-                neighbour_failed && dropped_by_neighbour,
-                own(),
-                "a router or firewall that reports the host as unreachable",
-            ), case)
-            .because_if("errno", a.errno().map(|e| format!("the connection ended with {} {}", words::errno(e), words::after(case))))
-            .because_if("neighbour", neighbour_text)
-            .because_if("drop", words::drop_text(case)),
+            fixes(verdict, case)
+                .because("errno", format!("the connection ended with {} {}", words::errno(a.sk_err), words::after(case)))
+                .because_if("neighbour", neighbour_text)
+                .because_if("drop", words::drop_text(case)),
         );
     }
-    None
+    // nginx's timer can end before neighbour discovery does (three seconds, net.ipv4.neigh.*.mcast_solicit).
+    let how = case.gave_up().filter(|how| matches!(how, GaveUp::Timer | GaveUp::Kernel))?;
+    if !on_link || case.facts.is_local != Some(false) || a.overflow.is_some() {
+        return None;
+    }
+    let verdict = Verdict::likely(
+        Cause::HostUnreachable,
+        own(),
+        "a host that has only just gone and would not have answered the SYN either",
+    );
+    Some(
+        fixes(verdict, case)
+            .because_if("neighbour", neighbour_text)
+            .because_if("drop", words::drop_text(case))
+            .because("end", words::gave_up(case, how)),
+    )
 }
 
 fn fixes(verdict: Verdict, case: &Case) -> Verdict {

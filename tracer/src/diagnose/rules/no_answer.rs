@@ -13,6 +13,10 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early) || a.drop.is_some() || a.overflow.is_some() {
         return None;
     }
+    // Not even the next hop answers: see `host`.
+    if case.facts.neighbour.as_ref().is_some_and(|n| n.failed) {
+        return None;
+    }
     let here = case.facts.is_local == Some(true) || case.facts.peer_namespace.is_some();
     // A packet for this very machine that nobody dropped and nobody answered: something is missing.
     if case.facts.is_local == Some(true) && !case.reach.accept_queue {
@@ -20,7 +24,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     }
     let outside = case.facts.is_local == Some(false) && case.facts.peer_namespace.is_none();
     let queue_excluded = case.reach.accept_queue || outside;
-    let timer_sure = how == GaveUp::Kernel || case.timer_fits();
+    let timer_sure = how == GaveUp::Kernel || case.timer_is_certain();
     let proof = case.reach.drops && queue_excluded && timer_sure && !here;
     let rival = if !case.reach.drops {
         "a firewall rule of this host: dropped packets cannot be seen on this tier"

@@ -35,13 +35,14 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     if a.drop.as_ref().is_some_and(|d| d.saw(DropClass::Netfilter)) || case.facts.is_local == Some(true) {
         return None;
     }
+    let target = case.facts.translated.unwrap_or(a.remote);
     let rival = if case.reach.drops {
         "a firewall on the way that rejects with a RST: from here both look the same"
     } else {
         "a firewall, here or on the way, that rejects with a RST"
     };
     Some(
-        Verdict::likely(Cause::ConnectRefusedByPeer, format!("{} refused the connection: nothing listens on port {} there", a.remote.ip(), a.remote.port()), rival)
+        Verdict::likely(Cause::ConnectRefusedByPeer, format!("{} refused the connection: nothing listens on port {} there", target.ip(), target.port()), rival)
             .because(
                 "rst",
                 match a.reset_ttl {
@@ -52,8 +53,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             .because_if("drop", case.reach.drops.then_some("no packet of this handshake was dropped or rejected by this machine"))
             .because_if("dnat", words::translation(case))
             .fix_with(
-                format!("check on {} that the service listens on port {} and not only on 127.0.0.1", a.remote.ip(), a.remote.port()),
-                format!("ss -ltn 'sport = :{}'", a.remote.port()),
+                format!("check on {} that the service listens on port {} and not only on 127.0.0.1", target.ip(), target.port()),
+                format!("ss -ltn 'sport = :{}'", target.port()),
             ),
     )
 }
