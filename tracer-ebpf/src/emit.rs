@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
 use tracer_ebpf::{
-    Addr, Attempt, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent, drop_class, flag, kind,
-    stage,
+    Addr, Attempt, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent, drop_class, flag,
+    kind, stage,
 };
 
 use crate::{
@@ -104,8 +104,7 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
         }
         if sk != 0 {
             let family = conn.family;
-            let saddr =
-                kernel::sock_addr(sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr));
+            let saddr = kernel::sock_addr(sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr));
             let sport = u16::from_be(read(sk, setting!(inet_sport)));
             let netns = kernel::sock_netns(sk);
             (*a).saddr = saddr;
@@ -148,18 +147,13 @@ unsafe fn merge_flow(dst: *mut Evidence, key: &FlowKey, start_ns: u64, netns: u3
     unsafe {
         let local = is_loopback(&key.daddr);
         let ns = (*ev).drop_netns;
-        if (*ev).drop_last_ns != 0
-            && (*ev).drop_last_ns >= start_ns
-            && (!local || ns == 0 || ns == netns)
-        {
+        if (*ev).drop_last_ns != 0 && (*ev).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns) {
             flags |= flag::DROP;
         }
         if (*ev).icmp_ns != 0 && (*ev).icmp_ns >= start_ns {
             flags |= flag::ICMP;
         }
-        if (*ev).overflow_ns != 0
-            && (*ev).overflow_ns >= start_ns
-            && (!local || (*ev).backlog_netns == netns)
+        if (*ev).overflow_ns != 0 && (*ev).overflow_ns >= start_ns && (!local || (*ev).backlog_netns == netns)
         {
             flags |= flag::LISTEN_OVERFLOW;
         }

@@ -577,7 +577,7 @@ const _: () = {
     assert!(size_of::<Proc>() == 8);
     assert!(size_of::<Shared>() == 16);
     assert!(size_of::<Counters>() == 72);
-    assert!(size_of::<Settings>() % 8 == 0);
+    assert!(size_of::<Settings>().is_multiple_of(8));
 };
 
 #[cfg(feature = "user")]

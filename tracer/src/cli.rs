@@ -146,7 +146,9 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         'h' => 3600.0,
         _ => 1.0,
     };
-    Duration::try_from_secs_f64(seconds * factor).map_err(|_| bad()).and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
+    Duration::try_from_secs_f64(seconds * factor)
+        .map_err(|_| bad())
+        .and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
 }
 
 fn parse_ring(text: &str) -> Result<u32, String> {

@@ -22,11 +22,18 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
     let host = caps::host().context("cannot read this host's kernel version and privileges from /proc")?;
     let written = |r: io::Result<()>| r.context("cannot write to stdout");
     written(writeln!(out, "kernel     {}", host.kernel))?;
-    let modules = host.lsms.as_ref().map_or_else(|| "not known (securityfs is not mounted)".to_owned(), |l| l.join(", "));
+    let modules = host
+        .lsms
+        .as_ref()
+        .map_or_else(|| "not known (securityfs is not mounted)".to_owned(), |l| l.join(", "));
     written(writeln!(out, "security   {modules}"))?;
     let missing = host.effective.missing();
     let names: Vec<&str> = missing.iter().map(|c| c.name()).collect();
-    let held = if names.is_empty() { "all that why502 uses".to_owned() } else { format!("missing: {}", names.join(", ")) };
+    let held = if names.is_empty() {
+        "all that why502 uses".to_owned()
+    } else {
+        format!("missing: {}", names.join(", "))
+    };
     written(writeln!(out, "privileges {held}"))?;
     check_privileges()?;
     let loaded = load::load(&kernel_options(&options.kernel))?;
@@ -39,8 +46,12 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
     for status in &loaded.probes {
         let probe = status.probe;
         written(match &status.state {
-            State::Attached(label) => writeln!(out, "  ok       {:<17} {label}\n           tells {}", probe.name, probe.tells),
-            State::Missing(why) => writeln!(out, "  MISSING  {:<17} {why}\n           lost  {}", probe.name, probe.lost),
+            State::Attached(label) => {
+                writeln!(out, "  ok       {:<17} {label}\n           tells {}", probe.name, probe.tells)
+            }
+            State::Missing(why) => {
+                writeln!(out, "  MISSING  {:<17} {why}\n           lost  {}", probe.name, probe.lost)
+            }
             State::NotInTier => writeln!(
                 out,
                 "  -        {:<17} not in the {} tier\n           lost  {}",

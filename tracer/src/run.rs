@@ -35,15 +35,20 @@ const INCOMPLETE: u8 = 4;
 /// Runs `trace`.
 pub(crate) fn trace(options: &Trace) -> Result<ExitCode> {
     check_privileges()?;
-    let _stats = options.stats.then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime)).transpose().context(
-        "--stats: the kernel refuses to count run times (CAP_SYS_ADMIN is needed)",
-    )?;
+    let _stats = options
+        .stats
+        .then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime))
+        .transpose()
+        .context("--stats: the kernel refuses to count run times (CAP_SYS_ADMIN is needed)")?;
     if options.kernel.verbose {
         start_logger();
     }
     let loaded = load::load(&load_options(&options.kernel, options))?;
     warn_missing(&loaded);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
     runtime.block_on(watch(options, loaded))
 }
 
@@ -104,7 +109,9 @@ fn warn_missing(loaded: &Loaded) {
         .probes
         .iter()
         .filter_map(|status| match &status.state {
-            State::Missing(why) => Some(format!("hook {} is missing: {why}; lost: {}", status.probe.name, status.probe.lost)),
+            State::Missing(why) => {
+                Some(format!("hook {} is missing: {why}; lost: {}", status.probe.name, status.probe.lost))
+            }
             State::Attached(_) | State::NotInTier => None,
         })
         .collect();
@@ -115,8 +122,7 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     let tier = loaded.tier;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
-    let filter =
-        Filter { pids: options.pids.clone(), causes: options.causes.clone(), count: options.count };
+    let filter = Filter { pids: options.pids.clone(), causes: options.causes.clone(), count: options.count };
     let mut session = Session::new(loaded, filter, report(options), output(options), options.kernel.verbose)?;
     let (_, masters) = session.population();
     if masters == 0 && !options.wait {
@@ -168,7 +174,11 @@ fn announce(session: &Session<'_>, tier: Tier) {
 
 /// sd_notify(3): one datagram. A failure is systemd's to notice.
 fn notify(path: &std::ffi::OsStr) {
-    use std::os::{linux::net::SocketAddrExt as _, unix::ffi::OsStrExt as _, unix::net::{SocketAddr, UnixDatagram}};
+    use std::os::{
+        linux::net::SocketAddrExt as _,
+        unix::ffi::OsStrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    };
     let address = match path.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(path),

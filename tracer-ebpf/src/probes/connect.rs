@@ -162,7 +162,15 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         count(|c| c.connects += 1);
     }
     debug!(ctx, "connect returned {}", ret);
-    let end = End { stage: stage::CONNECT, old_state: if known { 2 } else { 7 }, shutdown: 0, ret, sk_err: 0, flags, lsm_ret };
+    let end = End {
+        stage: stage::CONNECT,
+        old_state: if known { 2 } else { 7 },
+        shutdown: 0,
+        ret,
+        sk_err: 0,
+        flags,
+        lsm_ret,
+    };
     emit::attempt(sk, &conn, &end);
     if known {
         let _ = CONNS.remove(sk);
@@ -225,4 +233,3 @@ fn on_lsm(ret: i32) -> i32 {
     let _ = LSM.insert(bpf_get_current_pid_tgid(), ret, 0);
     0
 }
-

@@ -1,13 +1,13 @@
 //! ICMP errors as they reach TCP: type, code and sender, whatever becomes of them in the socket.
 
-use aya_ebpf::{
-    macros::{fentry, kprobe},
-    programs::{FEntryContext, ProbeContext},
-};
 use crate::{
     emit,
     kernel::{self, read},
     maps::setting,
+};
+use aya_ebpf::{
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
 };
 
 #[fentry(function = "tcp_v4_err")]

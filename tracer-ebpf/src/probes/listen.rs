@@ -1,13 +1,13 @@
 //! A SYN for a listener of this machine whose accept queue is full: no tracepoint tells of it.
 
-use aya_ebpf::{
-    macros::{fentry, kprobe},
-    programs::{FEntryContext, ProbeContext},
-};
 use crate::{
     emit,
     kernel::{self, read},
     maps::setting,
+};
+use aya_ebpf::{
+    macros::{fentry, kprobe},
+    programs::{FEntryContext, ProbeContext},
 };
 
 #[fentry(function = "tcp_conn_request")]

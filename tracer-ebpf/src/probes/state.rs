@@ -4,11 +4,7 @@
 //! process is looked at only at CLOSE → SYN_SENT, which happens inside connect(); later transitions run in
 //! whatever context the packet or timer arrived in and are recognised by the socket alone.
 
-use aya_ebpf::{
-    helpers::bpf_get_current_pid_tgid,
-    macros::raw_tracepoint,
-    programs::RawTracePointContext,
-};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext};
 use aya_log_ebpf::debug;
 use tracer_ebpf::{ClientGone, Conn, PeerKey, flag, kind, role, stage};
 
@@ -128,7 +124,15 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         emit::attempt(
             sk,
             &conn,
-            &End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags: 0, lsm_ret: 0 },
+            &End {
+                stage: stage::SYN_SENT,
+                old_state: old as u8,
+                shutdown,
+                ret: 0,
+                sk_err,
+                flags: 0,
+                lsm_ret: 0,
+            },
         );
         debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", sk_err);
         if sk_err == 0 && shutdown == 3 {
@@ -167,7 +171,15 @@ fn unknown_end(sk: u64, old: i32) {
         emit::attempt(
             sk,
             &conn,
-            &End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err: 0, flags: 0, lsm_ret: 0 },
+            &End {
+                stage: stage::SYN_SENT,
+                old_state: old as u8,
+                shutdown,
+                ret: 0,
+                sk_err: 0,
+                flags: 0,
+                lsm_ret: 0,
+            },
         );
         emit::watch_client(sk, tgid);
     }
@@ -195,7 +207,8 @@ fn client_closed(sk: u64, how: u8) {
     };
     // SAFETY: copied at once; only this worker's thread writes it.
     let last = unsafe { *given_up };
-    if last.sk == sk || now.wrapping_sub(last.end_ns) > CLIENT_WATCH_NS || (how == 2 && last.closed_sk == sk) {
+    if last.sk == sk || now.wrapping_sub(last.end_ns) > CLIENT_WATCH_NS || (how == 2 && last.closed_sk == sk)
+    {
         return;
     }
     let family: u16 = read(sk, setting!(skc_family));

@@ -89,8 +89,11 @@ impl FromStr for Cause {
 
     fn from_str(text: &str) -> Result<Self, String> {
         Cause::ALL.iter().copied().find(|c| c.name() == text).ok_or_else(|| {
-            let near: Vec<&str> =
-                Cause::ALL.iter().map(|c| c.name()).filter(|n| n.contains(text) || related(n, text)).collect();
+            let near: Vec<&str> = Cause::ALL
+                .iter()
+                .map(|c| c.name())
+                .filter(|n| n.contains(text) || related(n, text))
+                .collect();
             if near.is_empty() {
                 format!("there is no cause {text}; `why502 trace --help` lists them")
             } else {

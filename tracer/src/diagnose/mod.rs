@@ -163,7 +163,9 @@ fn settle(case: &Case, mut verdicts: Vec<Verdict>) -> Verdict {
             Some(known) => format!("{known}; or {also}"),
             None => also,
         });
-        first.evidence.extend(rival.evidence.iter().filter(|e| !first.evidence.contains(e)).cloned().collect::<Vec<_>>());
+        first.evidence.extend(
+            rival.evidence.iter().filter(|e| !first.evidence.contains(e)).cloned().collect::<Vec<_>>(),
+        );
     }
     first
 }

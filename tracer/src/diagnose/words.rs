@@ -73,9 +73,10 @@ pub fn syns(count: u32) -> String {
 /// `after 38 µs`, or that the beginning was not seen.
 #[must_use]
 pub fn after(case: &Case) -> String {
-    case.attempt
-        .duration_us()
-        .map_or_else(|| "(it began before why502 was watching)".to_owned(), |us| format!("after {}", duration(us)))
+    case.attempt.duration_us().map_or_else(
+        || "(it began before why502 was watching)".to_owned(),
+        |us| format!("after {}", duration(us)),
+    )
 }
 
 /// Name of an ICMP error by type and code (RFC 792, RFC 1812, RFC 4443).
@@ -145,7 +146,8 @@ pub fn drop_place(case: &Case, drop: &Drop) -> String {
         place.push_str(&format!(" ({engine})"));
     }
     if other_namespace(case, drop.netns) {
-        let name = case.facts.other_namespace.as_deref().unwrap_or("another network namespace of this machine");
+        let name =
+            case.facts.other_namespace.as_deref().unwrap_or("another network namespace of this machine");
         place.push_str(&format!(", in {name}"));
     }
     place

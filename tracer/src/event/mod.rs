@@ -416,7 +416,8 @@ pub fn evidence(e: &wire::Evidence, flags: u32) -> Result<Parts, DecodeError> {
     } else {
         None
     };
-    let icmp = has(flag::ICMP).then(|| Icmp { kind: e.icmp_type, code: e.icmp_code, sender: ip(&e.icmp_sender) });
+    let icmp =
+        has(flag::ICMP).then(|| Icmp { kind: e.icmp_type, code: e.icmp_code, sender: ip(&e.icmp_sender) });
     let overflow = has(flag::LISTEN_OVERFLOW).then_some(Overflow {
         queued: e.backlog,
         limit: e.backlog_max,

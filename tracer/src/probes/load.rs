@@ -101,20 +101,24 @@ pub fn load(options: &Options) -> Result<Loaded> {
             .name("why502-load".into())
             .spawn_scoped(scope, || load_here(options))
             .context("cannot start the thread that loads the BPF programs")?;
-        worker.join().map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?
+        worker
+            .join()
+            .map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?
     })
 }
 
 fn load_here(options: &Options) -> Result<Loaded> {
     let path = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
     let data = fs::read(path).with_context(|| no_btf(path))?;
-    let btf = Btf::parse(&data).with_context(|| format!("cannot use the type information in {}", path.display()))?;
+    let btf = Btf::parse(&data)
+        .with_context(|| format!("cannot use the type information in {}", path.display()))?;
     let (tier, tier_reason) = match options.tier {
         Some(forced) => (forced, None),
         None => ask::best_tier(&btf),
     };
     if tier == Tier::Full {
-        ask::trampolines(&btf).context("--tier full: this kernel refuses fentry/fexit programs; try --tier auto")?;
+        ask::trampolines(&btf)
+            .context("--tier full: this kernel refuses fentry/fexit programs; try --tier auto")?;
     }
     if tier == Tier::Kprobe && !ask::kprobes() {
         bail!("--tier kprobe: this kernel has no kprobes (CONFIG_KPROBES); try --tier auto");
@@ -206,7 +210,9 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
         .filter_map(|p| p.variant(tier))
         .filter_map(|v| match v.attach {
             Attach::FEntry(name) | Attach::FExit(name) => Some((btf.func(name)?, name)),
-            Attach::RawTracepoint(_) | Attach::Tracepoint(..) | Attach::KProbe(_) | Attach::KRetProbe(_) => None,
+            Attach::RawTracepoint(_) | Attach::Tracepoint(..) | Attach::KProbe(_) | Attach::KRetProbe(_) => {
+                None
+            }
         })
         .collect();
     ids.sort_unstable();
@@ -234,7 +240,8 @@ fn attach_one(
         io::Error::new(io::ErrorKind::NotFound, format!("the BPF object holds no program {name}"))
     })?;
     let types = || {
-        functions.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no type information for trampolines"))
+        functions
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no type information for trampolines"))
     };
     match attach {
         Attach::RawTracepoint(point) => {
@@ -279,7 +286,10 @@ fn explain(error: &ProgramError, attach: Attach) -> anyhow::Error {
                  (-v shows the verifier's log)"
             )
         } else {
-            anyhow!("{label}: the kernel's verifier refused the program ({io_error}; -v shows its log) {}", tail.join("\n"))
+            anyhow!(
+                "{label}: the kernel's verifier refused the program ({io_error}; -v shows its log) {}",
+                tail.join("\n")
+            )
         };
     }
     let mut text = error.to_string();
@@ -299,7 +309,12 @@ fn private_view() -> io::Result<()> {
     }
     mount("none", "/", None, libc::MS_REC | libc::MS_PRIVATE)?;
     if !Path::new("/sys/kernel/tracing/events").exists() {
-        mount("tracefs", "/sys/kernel/tracing", Some("tracefs"), libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC)?;
+        mount(
+            "tracefs",
+            "/sys/kernel/tracing",
+            Some("tracefs"),
+            libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
+        )?;
     }
     // Only a saving of time: if it cannot be hidden, aya reads it again.
     if Path::new(KERNEL_BTF).exists() {

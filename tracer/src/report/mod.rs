@@ -80,7 +80,8 @@ impl Incident {
     pub fn lines(&self) -> Vec<Line<'_>> {
         let mut lines: Vec<Line<'_>> = Vec::new();
         // In this order the lines of one candidate stay together, servers before passes.
-        lines.extend(self.case.config.iter().flat_map(|c| &c.lines).chain(&self.bind_lines).map(Line::Config));
+        lines
+            .extend(self.case.config.iter().flat_map(|c| &c.lines).chain(&self.bind_lines).map(Line::Config));
         if self.shows_timeout() {
             let timeouts = self.case.config.iter().flat_map(|c| &c.connect_timeouts);
             lines.extend(timeouts.map(|t| t.line.as_ref().map_or(Line::Default(t), Line::Config)));

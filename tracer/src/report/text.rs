@@ -99,7 +99,8 @@ fn wrap(text: &str, room: usize) -> Vec<String> {
 fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let risky = c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let risky = c.is_control()
+                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             let (plain, escaped) = if risky { (None, Some(c.escape_default())) } else { (Some(c), None) };
             plain.into_iter().chain(escaped.into_iter().flatten())
         })
@@ -127,7 +128,8 @@ fn headline(i: &Incident) -> String {
 }
 
 fn upstream(i: &Incident) -> String {
-    let address = i.address().map_or_else(|| "(not known: no socket was opened)".to_owned(), |a| a.to_string());
+    let address =
+        i.address().map_or_else(|| "(not known: no socket was opened)".to_owned(), |a| a.to_string());
     match i.upstream() {
         Some(name) if Some(name) != i.address().map(|a| a.to_string()).as_deref() => {
             format!("{} → {address}", safe(name))
@@ -186,7 +188,12 @@ impl Report for Text {
             self.paragraph(out, "", LIKELY, "several places of the configuration lead to this address")?;
         }
         for (index, evidence) in i.verdict.evidence.iter().enumerate() {
-            self.paragraph(out, if index == 0 { "evidence" } else { "" }, Style::new(), &safe(&evidence.text))?;
+            self.paragraph(
+                out,
+                if index == 0 { "evidence" } else { "" },
+                Style::new(),
+                &safe(&evidence.text),
+            )?;
         }
         for (index, fix) in i.verdict.fix.iter().enumerate() {
             self.paragraph(out, if index == 0 { "fix" } else { "" }, FIX, &safe(&fix.text))?;

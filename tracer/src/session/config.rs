@@ -77,7 +77,8 @@ impl Snapshot {
 
     fn read(master: &Process) -> Result<Self, String> {
         let pid = master.pid;
-        let root = RootFs::of_pid(pid).map_err(|e| format!("cannot enter the root of nginx (pid {pid}): {e}"))?;
+        let root =
+            RootFs::of_pid(pid).map_err(|e| format!("cannot enter the root of nginx (pid {pid}): {e}"))?;
         let exe = read_exe(pid).map_err(|e| format!("cannot read nginx's executable (pid {pid}): {e}"))?;
         let defaults = binary::build_defaults(&exe).unwrap_or_default();
         drop(exe);
@@ -87,14 +88,19 @@ impl Snapshot {
         let files = ProcessFiles(root);
         let source = Source { main: &started.conf_path, globals: started.globals.as_deref() };
         let (config, errors) = nginx::parse_partial(&files, source);
-        let versions = config
-            .files()
-            .map(|(path, _)| (path.to_path_buf(), version(&files.0, path)))
-            .collect();
+        let versions =
+            config.files().map(|(path, _)| (path.to_path_buf(), version(&files.0, path))).collect();
         let model = Model::new(config);
         let problems = errors.iter().chain(&model.warnings).map(ToString::to_string).collect();
         let hosts = files.0.read(Path::new("/etc/hosts"), 1 << 20).ok();
-        Ok(Self { model, problems, main: Some(started.conf_path), versions, hosts, resolved: RefCell::default() })
+        Ok(Self {
+            model,
+            problems,
+            main: Some(started.conf_path),
+            versions,
+            hosts,
+            resolved: RefCell::default(),
+        })
     }
 
     /// True if a file has changed on disk since.
@@ -163,8 +169,10 @@ fn dns(name: &str) -> Vec<IpAddr> {
     let (send, receive) = mpsc::channel();
     let owned = name.to_owned();
     let spawned = thread::Builder::new().name("why502-dns".into()).spawn(move || {
-        let found: Vec<IpAddr> =
-            (owned.as_str(), 0).to_socket_addrs().map(|all| all.map(|a| a.ip()).collect()).unwrap_or_default();
+        let found: Vec<IpAddr> = (owned.as_str(), 0)
+            .to_socket_addrs()
+            .map(|all| all.map(|a| a.ip()).collect())
+            .unwrap_or_default();
         // The receiver may have given up.
         let _ = send.send(found);
     });
@@ -180,7 +188,8 @@ mod tests {
 
     #[test]
     fn reads_a_hosts_file() {
-        let file = b"127.0.0.1 localhost\n# 10.0.0.9 app\n10.0.0.1\tdb app # local\nfe80::1%eth0 x\n::2 APP\n";
+        let file =
+            b"127.0.0.1 localhost\n# 10.0.0.9 app\n10.0.0.1\tdb app # local\nfe80::1%eth0 x\n::2 APP\n";
         assert_eq!(hosts_file(file, "app"), ["10.0.0.1".parse::<IpAddr>().unwrap(), "::2".parse().unwrap()]);
         assert!(hosts_file(file, "nope").is_empty());
     }

@@ -93,7 +93,9 @@ impl Gatherer {
         let queue = match own.as_ref().and_then(|report| report.exact.first()) {
             Some(found) => Some(listening(found)),
             // A container's address, perhaps: its queue can be read as well.
-            None if own.as_ref().is_some_and(|report| !report.is_local_address) => self.elsewhere(&ns, remote).and_then(|e| e.queue),
+            None if own.as_ref().is_some_and(|report| !report.is_local_address) => {
+                self.elsewhere(&ns, remote).and_then(|e| e.queue)
+            }
             None => None,
         };
         if let Some(queue) = queue {
@@ -133,7 +135,8 @@ impl Gatherer {
         let mut others = vec![overflow_ns];
         if let Some(drop) = &attempt.drop {
             others.extend([drop.netns, drop.no_socket_netns]);
-            facts.drop_reason = (drop.reason != 0).then(|| self.drop_reasons.get(&drop.reason).cloned()).flatten();
+            facts.drop_reason =
+                (drop.reason != 0).then(|| self.drop_reasons.get(&drop.reason).cloned()).flatten();
             if drop.class != DropClass::NoSocket {
                 let mut addresses = drop.stack.clone();
                 addresses.push(drop.location);
@@ -155,7 +158,8 @@ impl Gatherer {
         if unknown.is_empty() || self.symbols.len() > 4 * MOST {
             return;
         }
-        let mut found = kallsyms::open().and_then(|table| kallsyms::names(table, &unknown)).unwrap_or_default();
+        let mut found =
+            kallsyms::open().and_then(|table| kallsyms::names(table, &unknown)).unwrap_or_default();
         for address in unknown {
             self.symbols.insert(address, found.remove(&address));
         }
@@ -291,7 +295,9 @@ fn resident(r: &netns::Resident) -> String {
     match (&r.container, &r.name, r.pid) {
         (Some(container), ..) => format!("container {container}"),
         (None, Some(name), _) => format!("network namespace {name}"),
-        (None, None, Some(pid)) => format!("the network namespace of {} (pid {pid})", crate::sys::proc::comm(pid)),
+        (None, None, Some(pid)) => {
+            format!("the network namespace of {} (pid {pid})", crate::sys::proc::comm(pid))
+        }
         (None, None, None) => format!("network namespace {}", r.inum),
     }
 }
@@ -347,9 +353,14 @@ fn route_fact(ns: &NetNs, to: IpAddr) -> Option<RouteFact> {
             device: r.oif.as_ref().map(|l| l.name.clone()),
             device_up: r.oif.as_ref().map(|l| l.up && l.carrier.unwrap_or(true)),
         },
-        Err(errno) => {
-            RouteFact { errno: Some(errno), kind: matched_kind, entry, next_hop: None, device: None, device_up: None }
-        }
+        Err(errno) => RouteFact {
+            errno: Some(errno),
+            kind: matched_kind,
+            entry,
+            next_hop: None,
+            device: None,
+            device_up: None,
+        },
     })
 }
 

@@ -31,7 +31,7 @@ use crate::{
     nginx::{ConfigLine, Role, Setting},
     probes::{Tier, load::Loaded},
     report::{Incident, Report},
-    sys::{process, proc},
+    sys::{proc, process},
 };
 use facts::Gatherer;
 use maps::Maps;
@@ -96,7 +96,11 @@ impl Summary {
     /// Events that did not reach the report.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.counters.lost + self.counters.proc_lost + self.counters.conns_full + self.counters.hints_lost + self.unread
+        self.counters.lost
+            + self.counters.proc_lost
+            + self.counters.conns_full
+            + self.counters.hints_lost
+            + self.unread
     }
 
     /// Run time of all programs per connection of nginx, ns; None unless the kernel counted.
@@ -163,7 +167,10 @@ impl<'a> Session<'a> {
         let reach = reach(&loaded);
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
-            Some(aya_log::EbpfLogger::init(&mut ebpf).context("cannot read the BPF programs' debug messages")?)
+            Some(
+                aya_log::EbpfLogger::init(&mut ebpf)
+                    .context("cannot read the BPF programs' debug messages")?,
+            )
         } else {
             None
         };
@@ -216,7 +223,8 @@ impl<'a> Session<'a> {
         }
         let end = Instant::now() + BUDGET;
         while Instant::now() < end {
-            let ready = self.waiting.front().is_some_and(|h| !needs_company(&h.attempt) || h.round < self.round);
+            let ready =
+                self.waiting.front().is_some_and(|h| !needs_company(&h.attempt) || h.round < self.round);
             if !ready {
                 break;
             }
@@ -228,7 +236,7 @@ impl<'a> Session<'a> {
                 return Ok(Round::Done);
             }
         }
-        if self.round % 20 == 0 {
+        if self.round.is_multiple_of(20) {
             self.gatherer.sweep();
             self.watch.sweep();
         }
@@ -325,7 +333,9 @@ impl<'a> Session<'a> {
         let (config, bind_lines) = match attempt.stage {
             Stage::Socket => (Vec::new(), Vec::new()),
             Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
-            Stage::Connect | Stage::SynSent | Stage::Established => (worker.config.candidates(attempt.remote), Vec::new()),
+            Stage::Connect | Stage::SynSent | Stage::Established => {
+                (worker.config.candidates(attempt.remote), Vec::new())
+            }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
         let case = Case { attempt, client_gone, reach: self.reach, facts, config };
@@ -335,7 +345,8 @@ impl<'a> Session<'a> {
         }
         *self.incidents.entry(verdict.cause).or_default() += 1;
         self.shown += 1;
-        let incident = Incident { time, mono_ns, case, verdict, container: worker.container.clone(), bind_lines };
+        let incident =
+            Incident { time, mono_ns, case, verdict, container: worker.container.clone(), bind_lines };
         self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
     }
 
@@ -405,7 +416,8 @@ fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
         let Some(node) = effective.node.filter(|_| names_it) else {
             continue;
         };
-        let servers = pass.upstream.and_then(|index| model.upstreams.get(index)).map(|u| u.servers.as_slice());
+        let servers =
+            pass.upstream.and_then(|index| model.upstreams.get(index)).map(|u| u.servers.as_slice());
         let of_servers = servers.unwrap_or_default().iter().map(|s| model.line(Role::Server, s.node));
         for line in of_servers.chain([model.line(Role::Pass, pass.node), model.line(Role::Directive, node)]) {
             if !lines.contains(&line) {
@@ -422,7 +434,8 @@ fn wall_clock(mono_ns: u64) -> SystemTime {
     // SAFETY: writes into the given timespec only.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let now_ns = seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0));
+    let now_ns =
+        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0));
     SystemTime::now() - Duration::from_nanos(now_ns.saturating_sub(mono_ns))
 }
 

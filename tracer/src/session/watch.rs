@@ -8,8 +8,8 @@ use super::{config::Snapshot, maps::Maps};
 use crate::{
     nginx::binary,
     sys::{
-        process::{Finder, Process, Role},
         netns,
+        process::{Finder, Process, Role},
     },
 };
 
@@ -56,7 +56,9 @@ impl Watch {
         let mut problems: Vec<String> = scan
             .refused
             .iter()
-            .map(|(pid, why)| format!("cannot examine process {pid}, which may be nginx: {why} (CAP_SYS_PTRACE is needed)"))
+            .map(|(pid, why)| {
+                format!("cannot examine process {pid}, which may be nginx: {why} (CAP_SYS_PTRACE is needed)")
+            })
             .collect();
         for instance in &scan.instances {
             let family = || std::iter::once(&instance.master).chain(&instance.children);
@@ -68,7 +70,9 @@ impl Watch {
                 Some(known) => known.config,
                 None => {
                     let snapshot = Rc::new(Snapshot::of(&instance.master));
-                    problems.extend(snapshot.problems.iter().map(|p| format!("nginx (pid {}): {p}", instance.master.pid)));
+                    problems.extend(
+                        snapshot.problems.iter().map(|p| format!("nginx (pid {}): {p}", instance.master.pid)),
+                    );
                     snapshot
                 }
             };
@@ -112,7 +116,8 @@ impl Watch {
         // A child of the master after a reload runs with what is on disk now.
         let mut problems = Vec::new();
         let config = if known.master == parent && known.config.is_stale(parent) {
-            let fresh = self.finder.examine(parent).ok().flatten().map(|master| Rc::new(Snapshot::of(&master)));
+            let fresh =
+                self.finder.examine(parent).ok().flatten().map(|master| Rc::new(Snapshot::of(&master)));
             if let Some(fresh) = &fresh {
                 problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
             }
@@ -126,7 +131,14 @@ impl Watch {
         let netns = netns::inum_of_pid(pid).ok().or(known.netns);
         self.processes.insert(
             pid,
-            Watched { master: known.master, netns, container: known.container, config, ended: None, serves: true },
+            Watched {
+                master: known.master,
+                netns,
+                container: known.container,
+                config,
+                ended: None,
+                serves: true,
+            },
         );
         problems
     }
@@ -156,7 +168,11 @@ impl Watch {
             Err(error) => {
                 maps.unwatch(pid);
                 let gone = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
-                Ok(if gone { Vec::new() } else { vec![format!("cannot examine process {pid}, which may be nginx: {error}")] })
+                Ok(if gone {
+                    Vec::new()
+                } else {
+                    vec![format!("cannot examine process {pid}, which may be nginx: {error}")]
+                })
             }
         }
     }
@@ -182,7 +198,10 @@ impl Watch {
     /// Running workers (and single processes).
     #[must_use]
     pub(super) fn workers(&self) -> usize {
-        self.processes.iter().filter(|(pid, p)| p.ended.is_none() && p.serves && !self.is_master(**pid)).count()
+        self.processes
+            .iter()
+            .filter(|(pid, p)| p.ended.is_none() && p.serves && !self.is_master(**pid))
+            .count()
     }
 
     /// Running masters (and single processes).

@@ -222,7 +222,9 @@ impl<'a> Btf<'a> {
             Some((id, t)) if t.kind == ARRAY => {
                 let types = self.home(id).types;
                 match (u32_at(types, t.body), u32_at(types, t.body + 8)) {
-                    (Some(element), Some(count)) if element != id => self.size_of(element).saturating_mul(count),
+                    (Some(element), Some(count)) if element != id => {
+                        self.size_of(element).saturating_mul(count)
+                    }
                     _ => 0,
                 }
             }
@@ -262,7 +264,7 @@ impl<'a> Btf<'a> {
             id = member;
             width = member_width;
         }
-        if bits % 8 != 0 || width % 8 != 0 {
+        if !bits.is_multiple_of(8) || !width.is_multiple_of(8) {
             return Err(BtfError::BitField(path.to_owned()));
         }
         let size = if width == 0 { self.size_of(id) } else { width / 8 };
@@ -413,8 +415,14 @@ mod tests {
 
     fn sample() -> Vec<u8> {
         let mut b = Builder::new();
-        let (int, sock, common, anon_field, err, flags) =
-            (b.name("int"), b.name("sock"), b.name("common"), b.name("daddr"), b.name("err"), b.name("flags"));
+        let (int, sock, common, anon_field, err, flags) = (
+            b.name("int"),
+            b.name("sock"),
+            b.name("common"),
+            b.name("daddr"),
+            b.name("err"),
+            b.name("flags"),
+        );
         b.push(int, INT, 0, false, 4, &[0]); // 1
         b.push(0, UNION, 1, false, 4, &[anon_field, 1, 0]); // 2: union { int daddr; }
         b.push(common, STRUCT, 1, false, 8, &[0, 2, 32]); // 3: struct common { <pad>; union at byte 4 }

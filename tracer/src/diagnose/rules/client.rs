@@ -13,12 +13,23 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let (proof, text) = match (how, case.client_gone) {
         (GaveUp::ClientGone, Some((client, reset))) => (
             case.connect_timeouts().next().is_some(),
-            format!("client {client} had {} and nginx closed its connection in the same moment", if reset { "reset the connection" } else { "closed" }),
+            format!(
+                "client {client} had {} and nginx closed its connection in the same moment",
+                if reset { "reset the connection" } else { "closed" }
+            ),
         ),
-        (GaveUp::Early, _) => (false, "nginx closed the attempt without an error from the network".to_owned()),
+        (GaveUp::Early, _) => {
+            (false, "nginx closed the attempt without an error from the network".to_owned())
+        }
         _ => return None,
     };
-    let timer = case.connect_timeouts().min().map(|ms| format!("{} before its connect timeout of {}", words::after(case), words::duration(ms.saturating_mul(1000))));
+    let timer = case.connect_timeouts().min().map(|ms| {
+        format!(
+            "{} before its connect timeout of {}",
+            words::after(case),
+            words::duration(ms.saturating_mul(1000))
+        )
+    });
     let state = match (&a.drop, a.overflow) {
         (Some(_), _) => words::drop_text(case),
         (None, Some(o)) => Some(format!("the upstream's accept queue was full ({} waiting)", o.queued)),

@@ -25,7 +25,9 @@ pub(super) fn refused(case: &Case) -> Option<Verdict> {
         let how = match (a.reset, words::icmp(case)) {
             (true, _) => format!("RST {}, although no SYN had left", words::after(case)),
             (false, Some(icmp)) => icmp,
-            (false, None) => format!("the connection ended with {} {}", words::errno(a.sk_err), words::after(case)),
+            (false, None) => {
+                format!("the connection ended with {} {}", words::errno(a.sk_err), words::after(case))
+            }
         };
         return Some(
             Verdict::graded(
@@ -39,7 +41,11 @@ pub(super) fn refused(case: &Case) -> Option<Verdict> {
             .because_if("dnat", words::translation(case))
             .because_if("listener", listener(case))
             .fix_with(
-                format!("allow {} in the {} chain of that ruleset", a.remote, case.facts.drop_hook.unwrap_or("matching")),
+                format!(
+                    "allow {} in the {} chain of that ruleset",
+                    a.remote,
+                    case.facts.drop_hook.unwrap_or("matching")
+                ),
                 "nft -a list ruleset",
             ),
         );
@@ -69,7 +75,11 @@ fn remote(case: &Case) -> Option<Verdict> {
             )
             .because(
                 "errno",
-                format!("{} {}, without a RST: an ICMP error ({what})", words::errno(a.sk_err), words::after(case)),
+                format!(
+                    "{} {}, without a RST: an ICMP error ({what})",
+                    words::errno(a.sk_err),
+                    words::after(case)
+                ),
             )
             .fix("look at the firewalls between this host and the upstream"),
         );
@@ -105,7 +115,10 @@ fn remote(case: &Case) -> Option<Verdict> {
         .because_if("icmp", words::icmp(case))
         .because_if("drop", words::drop_text(case))
         .because("not-listener", "a Linux host answers a closed TCP port with a RST, not with ICMP")
-        .fix(format!("allow this host to reach {to} in the rules of {}", if by_peer { to.ip() } else { icmp.sender })),
+        .fix(format!(
+            "allow this host to reach {to} in the rules of {}",
+            if by_peer { to.ip() } else { icmp.sender }
+        )),
     )
 }
 
@@ -126,7 +139,8 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
         || case.facts.conntrack.is_some_and(|t| !t.full() && t.drops == 0)
         || (drop.netns == a.netns && case.facts.conntrack.is_none());
     let direction = if drop.reply { "the upstream's answer" } else { "the SYN" };
-    let cause = if class == DropClass::Bpf { Cause::BlockedCgroupBpf } else { Cause::ConnectTimeoutFirewallDrop };
+    let cause =
+        if class == DropClass::Bpf { Cause::BlockedCgroupBpf } else { Cause::ConnectTimeoutFirewallDrop };
     let who = match class {
         DropClass::RpFilter => "the reverse path filter",
         DropClass::Bpf => "a cgroup BPF program",
@@ -134,34 +148,48 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
         DropClass::Xfrm => "an IPsec policy",
         _ => "a firewall rule",
     };
-    let rival = if every { "a connection tracking table that was full then" } else { "a host that did not answer the SYNs that got through" };
+    let rival = if every {
+        "a connection tracking table that was full then"
+    } else {
+        "a host that did not answer the SYNs that got through"
+    };
     Some(
-        Verdict::graded(cause, every && table_excluded, format!("{who} drops {direction} for {}", a.remote), rival)
-            .because_if("drop", words::drop_text(case))
-            .because("syn", format!("{} sent, {} of their packets dropped here", words::syns(case.syns()), drop.count))
-            .because("end", words::gave_up(case, how))
-            .because_if("dnat", words::translation(case))
-            .because_if("listener", listener(case))
-            .fix_with(
-                match class {
-                    DropClass::RpFilter => "correct the route back to the upstream, or loosen rp_filter on that interface".to_owned(),
-                    DropClass::Tc => "remove or correct the tc filter on that interface".to_owned(),
-                    DropClass::Bpf => "systemd: IPAddressAllow= for the upstream in nginx's unit".to_owned(),
-                    DropClass::Xfrm => "correct the IPsec policy for that address".to_owned(),
-                    _ => format!(
-                        "allow {} in the {} chain of that ruleset",
-                        a.remote,
-                        case.facts.drop_hook.unwrap_or("matching")
-                    ),
-                },
-                match class {
-                    DropClass::RpFilter => "ip route get; sysctl net.ipv4.conf.all.rp_filter",
-                    DropClass::Tc => "tc filter show",
-                    DropClass::Bpf => "bpftool cgroup tree",
-                    DropClass::Xfrm => "ip xfrm policy",
-                    _ => "nft -a list ruleset",
-                },
-            ),
+        Verdict::graded(
+            cause,
+            every && table_excluded,
+            format!("{who} drops {direction} for {}", a.remote),
+            rival,
+        )
+        .because_if("drop", words::drop_text(case))
+        .because(
+            "syn",
+            format!("{} sent, {} of their packets dropped here", words::syns(case.syns()), drop.count),
+        )
+        .because("end", words::gave_up(case, how))
+        .because_if("dnat", words::translation(case))
+        .because_if("listener", listener(case))
+        .fix_with(
+            match class {
+                DropClass::RpFilter => {
+                    "correct the route back to the upstream, or loosen rp_filter on that interface".to_owned()
+                }
+                DropClass::Tc => "remove or correct the tc filter on that interface".to_owned(),
+                DropClass::Bpf => "systemd: IPAddressAllow= for the upstream in nginx's unit".to_owned(),
+                DropClass::Xfrm => "correct the IPsec policy for that address".to_owned(),
+                _ => format!(
+                    "allow {} in the {} chain of that ruleset",
+                    a.remote,
+                    case.facts.drop_hook.unwrap_or("matching")
+                ),
+            },
+            match class {
+                DropClass::RpFilter => "ip route get; sysctl net.ipv4.conf.all.rp_filter",
+                DropClass::Tc => "tc filter show",
+                DropClass::Bpf => "bpftool cgroup tree",
+                DropClass::Xfrm => "ip xfrm policy",
+                _ => "nft -a list ruleset",
+            },
+        ),
     )
 }
 

@@ -19,11 +19,15 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     }
     let neighbour = case.facts.neighbour.as_ref();
     let neighbour_failed = neighbour.is_some_and(|n| n.failed);
-    let neighbour_text = neighbour.map(|n| format!("neighbour entry of {} on {}: {}", n.ip, n.device, n.state));
+    let neighbour_text =
+        neighbour.map(|n| format!("neighbour entry of {} on {}: {}", n.ip, n.device, n.state));
     let dropped_by_neighbour = a.drop.as_ref().is_some_and(|d| d.saw(DropClass::Neighbour));
     let target = neighbour.map_or(a.remote.ip(), |n| n.ip);
     let own = || {
-        format!("{target} does not answer {} on the local network", if target.is_ipv6() { "neighbour solicitations" } else { "ARP" })
+        format!(
+            "{target} does not answer {} on the local network",
+            if target.is_ipv6() { "neighbour solicitations" } else { "ARP" }
+        )
     };
     if let Some(icmp) = a.icmp {
         let v6 = icmp.sender.is_ipv6();
@@ -32,12 +36,15 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         }
         if case.facts.icmp_sender_is_own == Some(true) {
             return Some(
-                fixes(Verdict::graded(
-                    Cause::HostUnreachable,
-                    neighbour_failed || dropped_by_neighbour,
-                    own(),
-                    "a local firewall rule that rejects with host-unreachable",
-                ), case)
+                fixes(
+                    Verdict::graded(
+                        Cause::HostUnreachable,
+                        neighbour_failed || dropped_by_neighbour,
+                        own(),
+                        "a local firewall rule that rejects with host-unreachable",
+                    ),
+                    case,
+                )
                 .because_if("icmp", words::icmp(case))
                 .because_if("neighbour", neighbour_text)
                 .because_if("drop", words::drop_text(case)),
@@ -60,8 +67,11 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     // Without the ICMP message (IPv6 where its hook is missing) the errno and the neighbour entry remain.
     let on_link = neighbour_failed || dropped_by_neighbour;
     if a.sk_err == libc::EHOSTUNREACH {
-        let summary =
-            if on_link { own() } else { format!("the network reports that {} cannot be reached", a.remote.ip()) };
+        let summary = if on_link {
+            own()
+        } else {
+            format!("the network reports that {} cannot be reached", a.remote.ip())
+        };
         let verdict = Verdict::graded(
             Cause::HostUnreachable,
             neighbour_failed && dropped_by_neighbour,
@@ -70,7 +80,10 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         );
         return Some(
             fixes(verdict, case)
-                .because("errno", format!("the connection ended with {} {}", words::errno(a.sk_err), words::after(case)))
+                .because(
+                    "errno",
+                    format!("the connection ended with {} {}", words::errno(a.sk_err), words::after(case)),
+                )
                 .because_if("neighbour", neighbour_text)
                 .because_if("drop", words::drop_text(case)),
         );
@@ -95,7 +108,11 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
 
 fn fixes(verdict: Verdict, case: &Case) -> Verdict {
     let device_down = case.facts.route.as_ref().is_some_and(|r| r.device_up == Some(false));
-    let verdict = if device_down { verdict.fix("the outgoing interface has no carrier: check the link") } else { verdict };
+    let verdict = if device_down {
+        verdict.fix("the outgoing interface has no carrier: check the link")
+    } else {
+        verdict
+    };
     verdict
         .fix("check that the upstream host is up and the address in the configuration is right")
         .fix_with("see the neighbour entry", format!("ip neigh show {}", case.attempt.remote.ip()))

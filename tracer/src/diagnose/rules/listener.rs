@@ -52,10 +52,16 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     if let Some(now) = listeners.exact.first() {
         // The kernel's word stands: at the time there was none.
-        verdict = verdict.because("listener", format!("{} now: it was started after the refusal", words::listening(now)));
-        return Some(verdict.fix("the service was starting or restarting: let it listen before nginx sends traffic"));
+        verdict = verdict
+            .because("listener", format!("{} now: it was started after the refusal", words::listening(now)));
+        return Some(
+            verdict.fix("the service was starting or restarting: let it listen before nginx sends traffic"),
+        );
     }
-    verdict = verdict.because("listener", format!("no socket on port {} for that address in nginx's network namespace", target.port()));
+    verdict = verdict.because(
+        "listener",
+        format!("no socket on port {} for that address in nginx's network namespace", target.port()),
+    );
     for other in listeners.other_address.iter().take(2) {
         verdict = verdict.because("listener-other-address", words::listening(other));
     }
@@ -64,9 +70,17 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     }
     let place = words::server_line(case).unwrap_or_else(|| "nginx".to_owned());
     verdict = match (listeners.other_address.first(), listeners.near_port.first()) {
-        (Some(other), _) => verdict.fix(format!("point {place} at {}, or let the service listen on {target}", other.address)),
-        (None, Some(near)) => verdict.fix(format!("start the service on {}, or point {place} at {}", target.port(), near.address)),
-        (None, None) => verdict.fix(format!("start the service on {target}, or correct the address in {place}")),
+        (Some(other), _) => {
+            verdict.fix(format!("point {place} at {}, or let the service listen on {target}", other.address))
+        }
+        (None, Some(near)) => verdict.fix(format!(
+            "start the service on {}, or point {place} at {}",
+            target.port(),
+            near.address
+        )),
+        (None, None) => {
+            verdict.fix(format!("start the service on {target}, or correct the address in {place}"))
+        }
     };
     Some(verdict)
 }

@@ -36,7 +36,11 @@ fn at_once(case: &Case) -> Option<Verdict> {
         libc::ENETUNREACH => ("no route leads", "a route that was missing only for a moment", true),
         libc::EHOSTUNREACH => ("an `unreachable` route leads", "a route that changed since", true),
         libc::EINVAL => ("a `blackhole` route leads", "an invalid address or option", true),
-        libc::EACCES => ("a `prohibit` route leads", "a security module (SELinux, AppArmor) that denied it", case.reach.security),
+        libc::EACCES => (
+            "a `prohibit` route leads",
+            "a security module (SELinux, AppArmor) that denied it",
+            case.reach.security,
+        ),
         libc::EADDRNOTAVAIL => return no_source(case, &call),
         _ => return None,
     };
@@ -92,8 +96,16 @@ fn no_source(case: &Case, call: &str) -> Option<Verdict> {
             },
             "an IPv6 address that was still tentative",
         )
-        .because("syscall", format!("{call}: there is no source address (not a lack of ports: no port was sought)"))
-        .because_if("sysctl", disabled.then_some("net.ipv6.conf.all.disable_ipv6 or …lo.disable_ipv6 is 1 in nginx's network namespace"))
+        .because(
+            "syscall",
+            format!("{call}: there is no source address (not a lack of ports: no port was sought)"),
+        )
+        .because_if(
+            "sysctl",
+            disabled.then_some(
+                "net.ipv6.conf.all.disable_ipv6 or …lo.disable_ipv6 is 1 in nginx's network namespace",
+            ),
+        )
         .fix("name the IPv4 address in the upstream: `localhost` in nginx means both 127.0.0.1 and ::1")
         .fix_with("or switch IPv6 on", "sysctl net.ipv6.conf.lo.disable_ipv6=0"),
     )
@@ -103,7 +115,8 @@ fn no_source(case: &Case, call: &str) -> Option<Verdict> {
 fn by_icmp(case: &Case) -> Option<Verdict> {
     let icmp = case.attempt.icmp?;
     let v6 = icmp.sender.is_ipv6();
-    if case.all_syns_dropped() || !matches!((v6, icmp.kind, icmp.code), (false, 3, 0 | 6) | (true, 1, 0 | 2)) {
+    if case.all_syns_dropped() || !matches!((v6, icmp.kind, icmp.code), (false, 3, 0 | 6) | (true, 1, 0 | 2))
+    {
         return None;
     }
     Some(

@@ -10,7 +10,10 @@ use crate::{
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let a = &case.attempt;
     let how = case.gave_up()?;
-    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early) || a.drop.is_some() || a.overflow.is_some() {
+    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early)
+        || a.drop.is_some()
+        || a.overflow.is_some()
+    {
         return None;
     }
     // Not even the next hop answers: see `host`.

@@ -23,7 +23,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         if drop.no_socket_netns == a.netns {
             return None;
         }
-        let place = case.facts.other_namespace.as_deref().unwrap_or("another network namespace of this machine");
+        let place =
+            case.facts.other_namespace.as_deref().unwrap_or("another network namespace of this machine");
         return Some(
             Verdict::proven(Cause::ConnectRefusedByPeer, format!("nothing listens on {} in {place}", case.facts.translated.unwrap_or(a.remote)))
                 .because("rst", format!("RST {} from the network stack of {place}: no socket wanted the SYN", words::after(case)))
@@ -42,19 +43,34 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         "a firewall, here or on the way, that rejects with a RST"
     };
     Some(
-        Verdict::likely(Cause::ConnectRefusedByPeer, format!("{} refused the connection: nothing listens on port {} there", target.ip(), target.port()), rival)
-            .because(
-                "rst",
-                match a.reset_ttl {
-                    Some(ttl) => format!("RST {} with TTL {ttl}", words::after(case)),
-                    None => format!("RST {}", words::after(case)),
-                },
-            )
-            .because_if("drop", case.reach.drops.then_some("no packet of this handshake was dropped or rejected by this machine"))
-            .because_if("dnat", words::translation(case))
-            .fix_with(
-                format!("check on {} that the service listens on port {} and not only on 127.0.0.1", target.ip(), target.port()),
-                format!("ss -ltn 'sport = :{}'", target.port()),
+        Verdict::likely(
+            Cause::ConnectRefusedByPeer,
+            format!(
+                "{} refused the connection: nothing listens on port {} there",
+                target.ip(),
+                target.port()
             ),
+            rival,
+        )
+        .because(
+            "rst",
+            match a.reset_ttl {
+                Some(ttl) => format!("RST {} with TTL {ttl}", words::after(case)),
+                None => format!("RST {}", words::after(case)),
+            },
+        )
+        .because_if(
+            "drop",
+            case.reach.drops.then_some("no packet of this handshake was dropped or rejected by this machine"),
+        )
+        .because_if("dnat", words::translation(case))
+        .fix_with(
+            format!(
+                "check on {} that the service listens on port {} and not only on 127.0.0.1",
+                target.ip(),
+                target.port()
+            ),
+            format!("ss -ltn 'sport = :{}'", target.port()),
+        ),
     )
 }

@@ -26,11 +26,16 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         (None, Some(l), _) | (None, None, Some(l)) => (false, l.queued, l.limit),
         (None, None, None) => return None,
     };
-    let owner = then.or(now).and_then(|l| l.owner.clone()).or_else(|| {
-        case.facts.listeners.as_ref()?.exact.first()?.owner.clone()
-    });
+    let owner = then
+        .or(now)
+        .and_then(|l| l.owner.clone())
+        .or_else(|| case.facts.listeners.as_ref()?.exact.first()?.owner.clone());
     let elsewhere = a.overflow.is_some_and(|o| words::other_namespace(case, o.netns));
-    let place = if elsewhere { case.facts.other_namespace.as_deref().map(|n| format!(" in {n}")).unwrap_or_default() } else { String::new() };
+    let place = if elsewhere {
+        case.facts.other_namespace.as_deref().map(|n| format!(" in {n}")).unwrap_or_default()
+    } else {
+        String::new()
+    };
     Some(
         Verdict::graded(
             Cause::ConnectTimeoutBacklogFull,

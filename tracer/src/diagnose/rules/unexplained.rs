@@ -12,7 +12,11 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
     let how = case.gave_up();
     let summary = match (a.stage, a.security, how) {
         (Stage::Connect, Some(ret), _) => {
-            format!("a security module refused the connect() to {} ({})", a.remote, words::errno(ret.saturating_neg()))
+            format!(
+                "a security module refused the connect() to {} ({})",
+                a.remote,
+                words::errno(ret.saturating_neg())
+            )
         }
         (Stage::Socket, ..) => format!("socket() failed ({})", words::errno(errno.unwrap_or(0))),
         (Stage::Bind, ..) => format!("bind({}) failed ({})", a.remote, words::errno(errno.unwrap_or(0))),
@@ -49,7 +53,9 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
     .because_if("dnat", words::translation(case))
     .because_if(
         "accept-queue",
-        a.overflow.map(|o| format!("the upstream's accept queue was full ({} waiting, limit {})", o.queued, o.limit)),
+        a.overflow.map(|o| {
+            format!("the upstream's accept queue was full ({} waiting, limit {})", o.queued, o.limit)
+        }),
     );
     if a.stage == Stage::SynSent {
         verdict = verdict.because("syn", format!("{} sent", words::syns(case.syns())));
