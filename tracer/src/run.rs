@@ -91,7 +91,7 @@ pub(crate) fn check_privileges() -> Result<()> {
     let admin = host.effective.has(Capability::SysAdmin);
     let missing: Vec<String> = needed
         .iter()
-        .filter(|(c, _)| !host.effective.has(*c) && !(admin && *c != Capability::SysPtrace))
+        .filter(|(c, _)| !host.effective.has(*c) && (!admin || *c == Capability::SysPtrace))
         .map(|(c, why)| format!("{} ({why})", c.name()))
         .collect();
     if missing.is_empty() {
@@ -135,16 +135,20 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     let deadline = options.duration.map(|d| Instant::now() + d);
     let mut tick = interval(POLL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut busy = false;
     loop {
         tokio::select! {
+            () = tokio::task::yield_now(), if busy => {}
             _ = tick.tick() => {}
             ready = wake.readable() => ready.context("cannot wait for the kernel's events")?.clear_ready(),
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             () = until(deadline) => break,
         }
-        if session.round()? == Round::Done {
-            break;
+        match session.round()? {
+            Round::Idle => busy = false,
+            Round::Busy => busy = true,
+            Round::Done => break,
         }
     }
     let summary = session.finish()?;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::{bpf_toolchain, process};
+use crate::{binaries, bpf_toolchain, process};
 
 /// Arguments of `cargo xtask setup`.
 #[derive(clap::Args)]
@@ -26,19 +26,25 @@ pub(crate) struct Args {
 
 /// What the machine is wanted for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-enum Purpose {
+pub(crate) enum Purpose {
     /// Building why502 with its BPF object
     Build,
-    /// Tests, guest kernels and benchmarks
+    /// The demonstration on this machine
+    Demo,
+    /// Guest kernels
+    Guest,
+    /// Tests and benchmarks on this machine
     Test,
-    /// Both
+    /// Everything
     #[default]
     All,
 }
 
 impl Purpose {
     fn covers(self, other: Purpose) -> bool {
-        self == Purpose::All || self == other
+        self == other
+            || self == Purpose::All
+            || self == Purpose::Test && other == Purpose::Demo
     }
 }
 
@@ -47,6 +53,8 @@ impl Purpose {
 enum Sign {
     Program(&'static str),
     File(&'static str),
+    /// A subcommand of the cargo in use: rustup has a stand-in for it even where it is not installed.
+    Cargo(&'static str),
 }
 
 impl Sign {
@@ -54,6 +62,9 @@ impl Sign {
         match self {
             Sign::Program(name) => process::find_program(name).is_some(),
             Sign::File(path) => Path::new(path).exists(),
+            Sign::Cargo(name) => {
+                process::output(binaries::cargo([name, "--version"]).current_dir("/")).is_ok()
+            }
         }
     }
 }
@@ -63,6 +74,7 @@ impl fmt::Display for Sign {
         match self {
             Sign::Program(name) => f.write_str(name),
             Sign::File(path) => f.write_str(path),
+            Sign::Cargo(name) => write!(f, "cargo {name}"),
         }
     }
 }
@@ -84,53 +96,63 @@ struct Need {
 const NEEDS: &[Need] = &[
     Need { purpose: Purpose::Build, sign: Sign::Program("cc"), why: "links programs",
            debian: "gcc libc6-dev", fedora: "gcc", arch: "gcc" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("nginx"), why: "what is watched in live tests",
+    Need { purpose: Purpose::Demo, sign: Sign::Program("nginx"), why: "what is watched",
            debian: "nginx-full", fedora: "nginx", arch: "nginx" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("ip"), why: "network namespaces for live tests",
+    Need { purpose: Purpose::Demo, sign: Sign::Program("ip"), why: "networks of their own for demo and tests",
            debian: "iproute2", fedora: "iproute", arch: "iproute2" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("nft"), why: "firewall faults",
+    Need { purpose: Purpose::Demo, sign: Sign::Program("nft"), why: "firewall faults",
            debian: "nftables", fedora: "nftables", arch: "nftables" },
     Need { purpose: Purpose::Test, sign: Sign::Program("curl"), why: "requests of live tests",
            debian: "curl", fedora: "curl", arch: "curl" },
     Need { purpose: Purpose::Test, sign: Sign::Program("wrk"), why: "load of benchmarks",
            debian: "wrk", fedora: "wrk", arch: "wrk" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("qemu-system-x86_64"), why: "runs guest kernels",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("qemu-system-x86_64"), why: "runs guest kernels",
            debian: "qemu-system-x86", fedora: "qemu-system-x86-core", arch: "qemu-system-x86" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("mmdebstrap"), why: "makes the guests' root file system",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("mmdebstrap"), why: "makes the guests' root file system",
            debian: "mmdebstrap", fedora: "mmdebstrap", arch: "mmdebstrap" },
-    Need { purpose: Purpose::Test, sign: Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
+    Need { purpose: Purpose::Guest, sign: Sign::File("/usr/share/keyrings/debian-archive-keyring.gpg"),
            why: "checks the guests' packages",
            debian: "debian-archive-keyring", fedora: "debian-keyring", arch: "debian-archive-keyring" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("apt-get"), why: "fetches the guests' packages",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("apt-get"), why: "fetches the guests' packages",
            debian: "apt", fedora: "apt", arch: "apt" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("dpkg-deb"), why: "unpacks the guests' packages",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("dpkg-deb"), why: "unpacks the guests' packages",
            debian: "dpkg", fedora: "dpkg", arch: "dpkg" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("mke2fs"), why: "makes guest disks",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("mke2fs"), why: "makes guest disks",
            debian: "e2fsprogs", fedora: "e2fsprogs", arch: "e2fsprogs" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("depmod"), why: "indexes the guests' modules",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("depmod"), why: "indexes the guests' modules",
            debian: "kmod", fedora: "kmod", arch: "kmod" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("xz"), why: "unpacks the guests' modules",
+    Need { purpose: Purpose::Guest, sign: Sign::Program("xz"), why: "unpacks the guests' modules",
            debian: "xz-utils", fedora: "xz", arch: "xz" },
-    Need { purpose: Purpose::Test, sign: Sign::Program("setpriv"), why: "ends a guest with its test",
+    Need { purpose: Purpose::Demo, sign: Sign::Program("setpriv"), why: "ends what was started together with its starter",
+           debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
+    Need { purpose: Purpose::Demo, sign: Sign::Program("unshare"), why: "a network namespace for the demo",
            debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
 ];
+
+/// Parts of the Rust toolchain that the tests use, and rustup's names of them.
+const COMPONENTS: &[(Sign, &str)] = &[(Sign::Cargo("fmt"), "rustfmt"), (Sign::Cargo("clippy"), "clippy")];
 
 /// What is not there.
 struct Lack {
     needs: Vec<&'static Need>,
+    components: Vec<&'static str>,
     toolchain: Option<bpf_toolchain::Missing>,
 }
 
 impl Lack {
-    fn find(purpose: Purpose) -> Lack {
-        let needs =
-            NEEDS.iter().filter(|need| purpose.covers(need.purpose) && !need.sign.is_there()).collect();
-        let toolchain = if purpose.covers(Purpose::Build) { bpf_toolchain::detect().err() } else { None };
-        Lack { needs, toolchain }
+    fn find(purposes: &[Purpose]) -> Lack {
+        let wanted = |purpose| purposes.iter().any(|p| p.covers(purpose));
+        let absent = |need: &&Need| wanted(need.purpose) && !need.sign.is_there();
+        let components = COMPONENTS.iter().filter(|(sign, _)| wanted(Purpose::Test) && !sign.is_there());
+        Lack {
+            needs: NEEDS.iter().filter(absent).collect(),
+            components: components.map(|(_, name)| *name).collect(),
+            toolchain: if wanted(Purpose::Build) { bpf_toolchain::detect().err() } else { None },
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.needs.is_empty() && self.toolchain.is_none()
+        self.needs.is_empty() && self.components.is_empty() && self.toolchain.is_none()
     }
 }
 
@@ -154,6 +176,12 @@ impl fmt::Display for Lack {
                 list(&self.needs, |n| n.arch)
             )?;
         }
+        if !self.components.is_empty() {
+            let names = self.components.join(" ");
+            writeln!(f, "missing of the Rust toolchain: {names}")?;
+            writeln!(f, "  rustup          rustup component add {names}")?;
+            writeln!(f, "  else            your distribution's packages of the same names")?;
+        }
         if let Some(toolchain) = &self.toolchain {
             write!(f, "{toolchain}")?;
         }
@@ -163,25 +191,52 @@ impl fmt::Display for Lack {
 
 /// Runs `cargo xtask setup`.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let lack = Lack::find(args.purpose);
+    let lack = Lack::find(&[args.purpose]);
     if lack.is_empty() {
         println!("setup: nothing is missing");
         return Ok(ExitCode::SUCCESS);
     }
-    if args.no_install || !process::is_root() || !install::is_debian_like() {
+    if args.no_install || !can_install() {
         print!("{lack}");
         if !args.no_install {
-            eprintln!("setup: installs by itself on Debian and Ubuntu as root only; run the commands above");
+            eprintln!("setup: {BY_HAND}");
         }
         return Ok(ExitCode::FAILURE);
     }
-    install::install(&lack)?;
-    let lack = Lack::find(args.purpose);
+    install_all(&lack, &[args.purpose])?;
+    println!("setup: everything is there now");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What another task needs: installs what is missing, or fails with the list if it may not or cannot.
+pub(crate) fn ensure(purposes: &[Purpose], no_install: bool) -> Result<()> {
+    let lack = Lack::find(purposes);
+    if lack.is_empty() {
+        return Ok(());
+    }
+    if no_install {
+        bail!("something is missing, and --no-install was given\n{lack}");
+    }
+    if !can_install() {
+        bail!("something is missing; setup {BY_HAND}\n{lack}");
+    }
+    install_all(&lack, purposes)
+}
+
+const BY_HAND: &str =
+    "installs by itself on Debian and Ubuntu as root only; elsewhere, run the commands listed here";
+
+fn can_install() -> bool {
+    process::is_root() && install::is_debian_like()
+}
+
+fn install_all(lack: &Lack, purposes: &[Purpose]) -> Result<()> {
+    install::install(lack)?;
+    let lack = Lack::find(purposes);
     if !lack.is_empty() {
         bail!("something is still missing after the installation\n{lack}");
     }
-    println!("setup: everything is there now");
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Package names of one distribution, each once.
@@ -200,23 +255,25 @@ mod tests {
     fn purposes() {
         assert!(Purpose::All.covers(Purpose::Build) && Purpose::All.covers(Purpose::Test));
         assert!(Purpose::Build.covers(Purpose::Build) && !Purpose::Build.covers(Purpose::Test));
+        assert!(Purpose::Test.covers(Purpose::Demo) && !Purpose::Demo.covers(Purpose::Test));
     }
 
     #[test]
     fn a_lack_names_things_reasons_and_commands() {
         let needs: Vec<&Need> =
             NEEDS.iter().filter(|need| matches!(need.sign, Sign::Program("nft" | "ip"))).collect();
-        let text = Lack { needs, toolchain: None }.to_string();
+        let text = Lack { needs, components: vec!["clippy"], toolchain: None }.to_string();
         for part in [
             "  - nft (firewall faults)",
             "apt-get install --no-install-recommends iproute2 nftables\n",
             "dnf install iproute nftables\n",
             "pacman -S iproute2 nftables ",
+            "rustup component add clippy\n",
         ] {
             assert!(text.contains(part), "{part:?} is not in:\n{text}");
         }
         let toolchain = Some(bpf_toolchain::Missing { compiler: true, linker: false });
-        let text = Lack { needs: Vec::new(), toolchain }.to_string();
+        let text = Lack { needs: Vec::new(), components: Vec::new(), toolchain }.to_string();
         assert!(text.contains("no Rust compiler") && !text.starts_with("missing:"), "{text}");
     }
 

@@ -95,7 +95,8 @@ impl FromStr for Cause {
                 .filter(|n| n.contains(text) || related(n, text))
                 .collect();
             if near.is_empty() {
-                format!("there is no cause {text}; `why502 trace --help` lists them")
+                let all: Vec<&str> = Cause::ALL.iter().map(|c| c.name()).collect();
+                format!("there is no cause {text}; there are {}", all.join(", "))
             } else {
                 format!("there is no cause {text}; did you mean {}?", near.join(", "))
             }

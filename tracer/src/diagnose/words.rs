@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::{
     correlate::{Case, GaveUp, Listening},
-    event::{Drop, DropClass},
+    event::{Drop, DropClass, Stage},
 };
 
 /// Name of an errno (include/uapi/asm-generic/errno*.h), for those that a connection attempt can yield.
@@ -70,13 +70,14 @@ pub fn syns(count: u32) -> String {
     if count == 1 { "1 SYN".to_owned() } else { format!("{count} SYNs") }
 }
 
-/// `after 38 µs`, or that the beginning was not seen.
+/// `after 38 µs`, `at once`, or that the beginning was not seen.
 #[must_use]
 pub fn after(case: &Case) -> String {
-    case.attempt.duration_us().map_or_else(
-        || "(it began before why502 was watching)".to_owned(),
-        |us| format!("after {}", duration(us)),
-    )
+    match (case.attempt.duration_us(), case.attempt.stage) {
+        (Some(us), _) => format!("after {}", duration(us)),
+        (None, Stage::Socket | Stage::Bind | Stage::Connect) => "at once".to_owned(),
+        (None, Stage::SynSent | Stage::Established) => "(it began before why502 was watching)".to_owned(),
+    }
 }
 
 /// Name of an ICMP error by type and code (RFC 792, RFC 1812, RFC 4443).
@@ -112,10 +113,11 @@ pub fn icmp_name(v6: bool, kind: u8, code: u8) -> String {
 #[must_use]
 pub fn icmp(case: &Case) -> Option<String> {
     let icmp = case.attempt.icmp?;
-    let who = if icmp.sender == case.attempt.remote.ip() {
-        format!("{}, the upstream itself", icmp.sender)
-    } else if case.facts.icmp_sender_is_own == Some(true) {
+    // On loopback the sender is both.
+    let who = if case.facts.icmp_sender_is_own == Some(true) {
         format!("{}, this host", icmp.sender)
+    } else if icmp.sender == case.attempt.remote.ip() {
+        format!("{}, the upstream itself", icmp.sender)
     } else {
         format!("{}, a host on the way", icmp.sender)
     };

@@ -218,10 +218,16 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// Duration, microseconds; None if the beginning is unknown.
+    /// Duration, microseconds; None if the beginning is unknown, or if a system call failed at once.
     #[must_use]
     pub fn duration_us(&self) -> Option<u64> {
-        Some(self.end_ns.saturating_sub(self.start_ns?) / 1000)
+        match self.stage {
+            Stage::Socket | Stage::Bind => None,
+            Stage::Connect if !self.syn_state => None,
+            Stage::Connect | Stage::SynSent | Stage::Established => {
+                Some(self.end_ns.saturating_sub(self.start_ns?) / 1000)
+            }
+        }
     }
 
     /// The errno that the attempt ended with (positive), if any.
@@ -433,3 +439,6 @@ pub fn evidence(e: &wire::Evidence, flags: u32) -> Result<Parts, DecodeError> {
 pub fn read_evidence(bytes: &[u8]) -> Result<wire::Evidence, DecodeError> {
     read(bytes, 0)
 }
+
+#[cfg(test)]
+mod tests;

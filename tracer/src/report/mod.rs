@@ -142,3 +142,6 @@ pub trait Report {
     /// As above.
     fn summary(&mut self, out: &mut dyn Write, summary: &Summary) -> io::Result<()>;
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,8 +128,8 @@ fn headline(i: &Incident) -> String {
 }
 
 fn upstream(i: &Incident) -> String {
-    let address =
-        i.address().map_or_else(|| "(not known: no socket was opened)".to_owned(), |a| a.to_string());
+    let unknown = if i.case.attempt.stage == Stage::Bind { "bind() failed first" } else { "no socket was opened" };
+    let address = i.address().map_or_else(|| format!("(not known: {unknown})"), |a| a.to_string());
     match i.upstream() {
         Some(name) if Some(name) != i.address().map(|a| a.to_string()).as_deref() => {
             format!("{} → {address}", safe(name))
@@ -210,9 +210,9 @@ impl Report for Text {
         let total: u64 = s.incidents.values().sum();
         writeln!(
             err,
-            "why502: {} in {}: {total} incident{}, {} connects, {} established, {} failed",
-            words::duration(u64::try_from(s.duration.as_micros()).unwrap_or(u64::MAX)),
+            "why502: watched {} for {}: {total} incident{}, {} connects, {} established, {} failed",
             crate::session::plural(s.workers, "worker"),
+            words::duration(u64::try_from(s.duration.as_micros()).unwrap_or(u64::MAX)),
             if total == 1 { "" } else { "s" },
             s.counters.connects,
             s.counters.established,

@@ -40,7 +40,12 @@ pub struct Snapshot {
     versions: Vec<(PathBuf, Version)>,
     hosts: Option<Vec<u8>>,
     resolved: RefCell<HashMap<String, Vec<IpAddr>>>,
+    /// Answers of [`Snapshot::candidates`]: a storm of failures asks for the same few addresses.
+    found: RefCell<HashMap<SocketAddr, Vec<Candidate>>>,
 }
+
+/// Most remembered answers.
+const MOST_FOUND: usize = 1024;
 
 type Version = Option<(u64, i64, i64)>;
 
@@ -71,6 +76,7 @@ impl Snapshot {
                 versions: Vec::new(),
                 hosts: None,
                 resolved: RefCell::default(),
+                found: RefCell::default(),
             },
         }
     }
@@ -100,6 +106,7 @@ impl Snapshot {
             versions,
             hosts,
             resolved: RefCell::default(),
+            found: RefCell::default(),
         })
     }
 
@@ -116,6 +123,17 @@ impl Snapshot {
     /// fits; the answer may differ from what nginx got when it started.
     #[must_use]
     pub fn candidates(&self, addr: SocketAddr) -> Vec<Candidate> {
+        if let Some(known) = self.found.borrow().get(&addr) {
+            return known.clone();
+        }
+        let candidates = self.search(addr);
+        if self.found.borrow().len() < MOST_FOUND {
+            self.found.borrow_mut().insert(addr, candidates.clone());
+        }
+        candidates
+    }
+
+    fn search(&self, addr: SocketAddr) -> Vec<Candidate> {
         let literal = self.model.candidates(addr, &|name| known_name(name).unwrap_or_default());
         if literal.iter().any(|c| c.exact) {
             return literal;

@@ -252,8 +252,9 @@ impl Gatherer {
 /// Where DNAT sent a connection: by the packet that was dropped, or by the conntrack entry.
 fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
     let remote = attempt.remote;
-    if let Some(drop) = attempt.drop.as_ref().filter(|d| d.conntrack && d.wire_dst != remote) {
-        return Some(drop.wire_dst);
+    // A SYN that was seen on its way shows its destination: no need to ask.
+    if let Some(drop) = attempt.drop.as_ref().filter(|d| !d.reply) {
+        return (drop.wire_dst != remote).then_some(drop.wire_dst);
     }
     if attempt.local.port() == 0 {
         return None;

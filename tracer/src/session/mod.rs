@@ -41,9 +41,11 @@ use watch::Watch;
 pub const POLL: Duration = Duration::from_millis(100);
 /// Time for explaining per round; what is left waits for the next one.
 const BUDGET: Duration = Duration::from_millis(60);
-/// Attempts that may wait to be explained; beyond it records stay in the ring buffer, and the kernel counts
-/// what does not fit there.
-const MOST_WAITING: usize = 20_000;
+/// Attempts that may wait to be explained (6 MB); beyond it records stay in the ring buffer, and the kernel
+/// counts what does not fit there.
+const MOST_WAITING: usize = 8192;
+/// Explained attempts between two looks into the ring buffer.
+const BATCH: usize = 64;
 
 /// What to trace.
 #[derive(Debug, Clone, Default)]
@@ -146,8 +148,10 @@ pub struct Session<'a> {
 /// What a round of the loop found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Round {
-    /// Go on.
-    Continue,
+    /// Nothing is left to do until the next one.
+    Idle,
+    /// Attempts wait to be explained: come back at once.
+    Busy,
     /// The wanted number of incidents is reached.
     Done,
 }
@@ -222,25 +226,32 @@ impl<'a> Session<'a> {
             logger.flush();
         }
         let end = Instant::now() + BUDGET;
-        while Instant::now() < end {
-            let ready =
-                self.waiting.front().is_some_and(|h| !needs_company(&h.attempt) || h.round < self.round);
-            if !ready {
+        let mut explained = 0_usize;
+        let mut more = false;
+        while let Some(held) = self.waiting.front() {
+            if needs_company(&held.attempt) && held.round == self.round {
                 break;
             }
-            let Some(held) = self.waiting.pop_front() else {
+            if Instant::now() >= end {
+                more = true;
                 break;
-            };
-            self.explain(held)?;
+            }
+            if let Some(held) = self.waiting.pop_front() {
+                self.explain(held)?;
+            }
             if self.filter.count.is_some_and(|count| self.shown >= count) {
                 return Ok(Round::Done);
+            }
+            explained += 1;
+            if explained.is_multiple_of(BATCH) {
+                self.drain()?;
             }
         }
         if self.round.is_multiple_of(20) {
             self.gatherer.sweep();
             self.watch.sweep();
         }
-        Ok(Round::Continue)
+        Ok(if more { Round::Busy } else { Round::Idle })
     }
 
     /// Explains what is left and writes the summary.

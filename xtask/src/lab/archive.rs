@@ -31,7 +31,7 @@ impl Archive {
     /// Prepares the private state for `suites` in the cache; no network yet.
     pub(super) fn open(cache: &Cache, suites: &[&str]) -> Result<Archive> {
         if !Path::new(KEYRING).exists() {
-            bail!("{KEYRING} is missing: install debian-archive-keyring (`cargo xtask setup --for test`)");
+            bail!("{KEYRING} is missing: install debian-archive-keyring (`cargo xtask setup --for guest`)");
         }
         let archive = Archive { dir: cache.path("apt") };
         for sub in ["state/lists/partial", "cache/archives/partial"] {

@@ -30,6 +30,12 @@ pub(super) fn is_debian_like() -> bool {
 
 /// Installs what `lack` names.
 pub(super) fn install(lack: &Lack) -> Result<()> {
+    if !lack.components.is_empty() {
+        add_components(&lack.components)?;
+    }
+    if lack.needs.is_empty() && lack.toolchain.is_none() {
+        return Ok(());
+    }
     eprintln!("setup: apt-get update");
     process::output(apt_get().arg("update"))
         .context("cannot fetch the package lists: check the network and /etc/apt/sources.list*")?;
@@ -54,6 +60,19 @@ fn install_packages(packages: &[String]) -> Result<()> {
     eprintln!("setup: installing {}", packages.join(" "));
     let _policy = StartNothing::new()?;
     process::output(apt_get().args(["install", "-y", "--no-install-recommends"]).args(packages))?;
+    Ok(())
+}
+
+/// rustup knows from its environment which toolchain runs this task.
+fn add_components(names: &[&str]) -> Result<()> {
+    if process::find_program("rustup").is_none() {
+        bail!(
+            "cargo has no {}, and there is no rustup to add it: install your distribution's package",
+            names.join(", ")
+        );
+    }
+    eprintln!("setup: rustup component add {}", names.join(" "));
+    process::output(Command::new("rustup").args(["component", "add"]).args(names))?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 use crate::{
     correlate::{Case, GaveUp},
     diagnose::{Cause, Verdict, words},
-    event::{DropClass, Stage},
+    event::{Drop, DropClass, Stage},
 };
 
 pub(super) fn refused(case: &Case) -> Option<Verdict> {
@@ -32,7 +32,7 @@ pub(super) fn refused(case: &Case) -> Option<Verdict> {
         return Some(
             Verdict::graded(
                 Cause::ConnectRefusedByFirewall,
-                case.all_syns_dropped(),
+                case.all_syns_dropped() && only_by_rules(drop),
                 format!("a firewall rule rejects connections to {}", a.remote),
                 "a refusal by the upstream itself, of a SYN that a rule let through",
             )
@@ -156,15 +156,12 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     Some(
         Verdict::graded(
             cause,
-            every && table_excluded,
+            every && table_excluded && only_by_rules(drop),
             format!("{who} drops {direction} for {}", a.remote),
             rival,
         )
         .because_if("drop", words::drop_text(case))
-        .because(
-            "syn",
-            format!("{} sent, {} of their packets dropped here", words::syns(case.syns()), drop.count),
-        )
+        .because("syn", format!("{} sent, {} dropped here", words::syns(case.syns()), drop.count))
         .because("end", words::gave_up(case, how))
         .because_if("dnat", words::translation(case))
         .because_if("listener", listener(case))
@@ -193,8 +190,19 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     )
 }
 
-/// That the service itself is fine, where it is.
+/// False if a SYN was also dropped for want of a neighbour or a route: that answers for itself.
+fn only_by_rules(drop: &Drop) -> bool {
+    !drop.saw(DropClass::Neighbour) && !drop.saw(DropClass::NoRoute)
+}
+
+/// Whether the service itself is there, for an address of this host.
 fn listener(case: &Case) -> Option<String> {
-    let found = case.facts.listeners.as_ref()?.exact.first()?;
-    Some(format!("the service is there: {}", words::listening(found)))
+    let found = case.facts.listeners.as_ref()?;
+    match found.exact.first() {
+        Some(listener) => Some(format!("the service is there: {}", words::listening(listener))),
+        None if case.facts.is_local == Some(true) => {
+            Some("besides, nothing listens there now: without the rule it would be refused".to_owned())
+        }
+        None => None,
+    }
 }

@@ -39,7 +39,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
                 fixes(
                     Verdict::graded(
                         Cause::HostUnreachable,
-                        neighbour_failed || dropped_by_neighbour,
+                        // Where drops are not seen the entry may be old and a rule may have answered.
+                        dropped_by_neighbour || (neighbour_failed && case.reach.drops),
                         own(),
                         "a local firewall rule that rejects with host-unreachable",
                     ),

@@ -115,6 +115,14 @@ fn no_source(case: &Case, call: &str) -> Option<Verdict> {
 fn by_icmp(case: &Case) -> Option<Verdict> {
     let icmp = case.attempt.icmp?;
     let v6 = icmp.sender.is_ipv6();
+    // The upstream itself has no need of a route to itself: a firewall on it (see there).
+    if icmp.sender == case.attempt.remote.ip() {
+        return None;
+    }
+    // A host that has no route to itself: a firewall on it (see there).
+    if icmp.sender == case.attempt.remote.ip() {
+        return None;
+    }
     if case.all_syns_dropped() || !matches!((v6, icmp.kind, icmp.code), (false, 3, 0 | 6) | (true, 1, 0 | 2))
     {
         return None;

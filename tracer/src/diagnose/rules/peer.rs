@@ -18,7 +18,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     if !(a.reset || (a.sk_err == libc::ECONNREFUSED && !case.reach.resets)) {
         return None;
     }
-    let witnessed = a.drop.as_ref().filter(|d| d.no_socket_netns != 0);
+    // Without the worker's own namespace nobody can tell whose stack it was.
+    let witnessed = a.drop.as_ref().filter(|d| d.no_socket_netns != 0 && a.netns != 0);
     if let Some(drop) = witnessed {
         if drop.no_socket_netns == a.netns {
             return None;

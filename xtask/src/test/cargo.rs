@@ -1,0 +1,87 @@
+//! Stages that are cargo's work.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::counts::{self, Counts};
+use super::{Session, stream};
+use crate::{binaries, process};
+
+/// Every package of the host; the BPF object has a target of its own.
+const HOST: [&str; 3] = ["--workspace", "--exclude", "tracer-ebpf"];
+
+pub(super) fn fmt(_: &mut Session) -> Result<Counts> {
+    process::visible(&mut binaries::cargo(["fmt", "--all", "--check"]))?;
+    Ok(Counts::one_passed())
+}
+
+pub(super) fn clippy(_: &mut Session) -> Result<Counts> {
+    let mut host = binaries::cargo(["clippy", "--quiet"]);
+    host.args(HOST).arg("--all-targets");
+    let mut contract = binaries::cargo(["clippy", "--quiet", "--package", "tracer-ebpf", "--lib"]);
+    contract.args(["--features", "user"]);
+    let mut counts = Counts::default();
+    for mut command in [host, contract] {
+        command.args(["--", "-D", "warnings"]);
+        counts.add(check(&mut command));
+    }
+    Ok(counts)
+}
+
+/// With cargo's profile for tests: it checks overflows, and needs less time than linking optimised tests.
+pub(super) fn unit(_: &mut Session) -> Result<Counts> {
+    let mut command = binaries::cargo(["test", "--quiet"]);
+    command.args(HOST).args(["--no-fail-fast", "--", "--format", "pretty"]);
+    let mut counts = Counts::default();
+    let status = stream::run(command, "unit", |line| {
+        if let Some(result) = counts::of_cargo(line) {
+            counts.add(result);
+        }
+        is_news(line)
+    })?;
+    Ok(counts.with_status(status.success()))
+}
+
+pub(super) fn build(session: &mut Session) -> Result<Counts> {
+    session.binaries = binaries::build(&["--package", "tracer", "--package", "why502-tests"])?;
+    session.binaries.get("why502")?;
+    session.binaries.get("faultlab")?;
+    Ok(Counts::one_passed())
+}
+
+fn check(command: &mut Command) -> Counts {
+    match process::visible(command) {
+        Ok(()) => Counts::one_passed(),
+        Err(error) => {
+            println!("{error:#}");
+            Counts::one_failed()
+        }
+    }
+}
+
+/// What is worth reading of a test program's output: everything but passing tests and empty ones.
+fn is_news(line: &str) -> bool {
+    let passing =
+        line.starts_with("test ") && (line.ends_with(" ... ok") || line.contains("result: ok. 0 passed"));
+    !(passing || line.is_empty() || line.starts_with("running "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failing_tests_are_news() {
+        for news in
+            ["test a::b ... FAILED", "test c ... ignored, needs root", "thread 'a' panicked at b.rs:1:2"]
+        {
+            assert!(is_news(news), "{news}");
+        }
+        for old in
+            ["test a::b ... ok", "", "running 3 tests", "test result: ok. 0 passed; 0 failed; 0 ignored"]
+        {
+            assert!(!is_news(old), "{old}");
+        }
+    }
+}

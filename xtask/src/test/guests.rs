@@ -1,0 +1,235 @@
+//! The fault lab in guest kernels: one boot a kernel, every tier in it.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::counts::{self, Counts};
+use super::live::is_news;
+use super::{Session, stream};
+use crate::lab::{self, GuestRun, Job, Kernel};
+use crate::{binaries, process, signals};
+
+/// Guests at a time: each has two CPUs and one of them is often idle.
+const AT_A_TIME: usize = 2;
+/// For a whole guest, while another one runs beside it.
+const LIMIT: Duration = Duration::from_secs(900);
+/// How much of a failed guest's console and of its programs' stderr is shown, in bytes.
+const TAIL: usize = 6000;
+
+/// Runs in the guest, in a folder with `why502`, `faultlab` and `data`. Each part is announced, and its status told.
+const SCRIPT: &str = r#"
+part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
+lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 4 --tier "$@"; }
+part doctor ./why502 doctor
+"#;
+
+/// What became of one guest.
+struct Outcome {
+    counts: Counts,
+    /// For the reader, with everything that helps after a failure.
+    text: String,
+}
+
+pub(super) fn run(session: &mut Session) -> Result<Counts> {
+    let prepared = lab::prepare(&session.kernels, false)?;
+    let mut total = Counts::default();
+    for skipped in &prepared.skipped {
+        println!("skip kernel {}: {}", skipped.series, skipped.reason);
+        total.add(Counts::one_skipped());
+    }
+    let queue: Mutex<VecDeque<&Kernel>> = Mutex::new(prepared.kernels.iter().collect());
+    let sum = Mutex::new(total);
+    let session = &*session;
+    thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(kernel) = next else { return };
+                    let outcome = one(session, kernel);
+                    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                    print!("{}", outcome.text);
+                    sum.add(outcome.counts);
+                }
+            });
+        }
+    });
+    Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Boots one kernel and runs everything in it.
+fn one(session: &Session, kernel: &Kernel) -> Outcome {
+    let name = kernel.series;
+    if signals::interrupted() {
+        return Outcome { counts: Counts::one_skipped(), text: format!("skip kernel {name}: interrupted\n") };
+    }
+    println!("kernel {name} ({}): started", kernel.release);
+    let guest = job(session).and_then(|job| lab::run(kernel, &job, &mut |_, _| {}));
+    let guest = match guest {
+        Ok(guest) => guest,
+        // It ends with the console.
+        Err(error) => {
+            let text = format!("FAIL kernel {name}: {error:#}\n");
+            return Outcome { counts: Counts::one_failed(), text };
+        }
+    };
+    let outcome = judge(name, &guest);
+    match keep(name, &guest) {
+        Ok(()) => outcome,
+        Err(error) => Outcome { text: format!("{}(no log: {error:#})\n", outcome.text), ..outcome },
+    }
+}
+
+fn job(session: &Session) -> Result<Job> {
+    let small = if session.quick { " --core" } else { "" };
+    let mut script = SCRIPT.to_owned();
+    for (tier, core) in [("full", small), ("kprobe", " --core"), ("tracepoint", " --core")] {
+        writeln!(script, "lab {tier}{core}").context("cannot write the guest's script")?;
+    }
+    let mut job = Job::new(["sh", "-c", script.as_str()]);
+    job.copies = vec![
+        session.binaries.get("why502")?.to_owned(),
+        session.binaries.get("faultlab")?.to_owned(),
+        binaries::root().join("tests/data"),
+    ];
+    job.timeout = LIMIT;
+    job.memory_mib = 2048;
+    Ok(job)
+}
+
+/// Reads what the guest printed.
+fn judge(name: &str, guest: &GuestRun) -> Outcome {
+    let stdout = String::from_utf8_lossy(&guest.stdout);
+    let mut text = format!(
+        "kernel {name}: {:.0} s, of which boot {:.0} s\n",
+        guest.wall.as_secs_f64(),
+        guest.boot.as_secs_f64()
+    );
+    let mut total = Counts::default();
+    let mut part = Part::default();
+    for line in stdout.lines() {
+        match line.strip_prefix("@ ") {
+            Some(end) if end.starts_with("status ") => {
+                let counts = part.finish(end == "status 0");
+                text += &part.report(name, counts);
+                total.add(counts);
+                part = Part::default();
+            }
+            Some(begun) => part = Part { name: begun.to_owned(), ..Part::default() },
+            None => part.line(line),
+        }
+    }
+    if !part.name.is_empty() {
+        text += &format!("FAIL kernel {name}, {}: did not end\n", part.name);
+        total.add(Counts::one_failed());
+    }
+    let total = total.with_status(guest.status == 0);
+    if total.failed > 0 {
+        for (what, bytes) in [("stderr", &guest.stderr), ("console", &guest.console)] {
+            let whole = String::from_utf8_lossy(bytes);
+            text += &format!(
+                "--- end of the {what} of kernel {name} ---\n{}\n",
+                process::tail(whole.trim_end(), TAIL)
+            );
+        }
+    }
+    Outcome { counts: total, text }
+}
+
+/// One program's output in the guest.
+#[derive(Default)]
+struct Part {
+    name: String,
+    counts: Option<Counts>,
+    news: String,
+    all: String,
+}
+
+impl Part {
+    fn line(&mut self, line: &str) {
+        self.counts = counts::of_faultlab(line).or(self.counts);
+        for (text, wanted) in
+            [(&mut self.all, true), (&mut self.news, is_news(line) && self.name != "doctor")]
+        {
+            if wanted {
+                text.push_str("  ");
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
+
+    /// A program that counts nothing counts as one test.
+    fn finish(&self, success: bool) -> Counts {
+        match self.counts {
+            Some(counts) => counts.with_status(success),
+            None if success => Counts::one_passed(),
+            None => Counts::one_failed(),
+        }
+    }
+
+    fn report(&self, kernel: &str, counts: Counts) -> String {
+        let word = if counts.failed > 0 { "FAIL" } else { "ok" };
+        let shown = if counts.failed > 0 && self.counts.is_none() { &self.all } else { &self.news };
+        format!("{word} kernel {kernel}, {}: {counts}\n{shown}", self.name)
+    }
+}
+
+/// Keeps the guest's whole output.
+fn keep(name: &str, guest: &GuestRun) -> Result<()> {
+    let path = stream::log_file(&format!("guest-{name}"))?;
+    write_all(
+        &path,
+        &[&guest.stdout, b"\n--- stderr ---\n", &guest.stderr, b"\n--- console ---\n", &guest.console],
+    )
+}
+
+fn write_all(path: &Path, parts: &[&[u8]]) -> Result<()> {
+    fs::write(path, parts.concat()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(stdout: &str, status: i32) -> GuestRun {
+        GuestRun {
+            status,
+            stdout: stdout.into(),
+            stderr: b"a hint".to_vec(),
+            console: b"Linux version".to_vec(),
+            boot: Duration::from_secs(3),
+            wall: Duration::from_secs(9),
+        }
+    }
+
+    #[test]
+    fn parts_are_counted_by_themselves() {
+        let good = "@ doctor\nkernel 6.1\n@ status 0\n@ full\npass a\nskip b no tun\n1 passed, 0 failed, 1 skipped\n@ status 0\n";
+        let outcome = judge("6.1", &guest(good, 0));
+        assert_eq!(outcome.counts, Counts { passed: 2, failed: 0, skipped: 1 });
+        assert!(
+            outcome.text.contains("skip b no tun") && !outcome.text.contains("pass a"),
+            "{}",
+            outcome.text
+        );
+        assert!(!outcome.text.contains("console"), "{}", outcome.text);
+    }
+
+    #[test]
+    fn failures_show_cases_and_console() {
+        let bad = "@ doctor\nno BTF\n@ status 3\n@ full\nFAIL a\n     ! wrong\n0 passed, 1 failed, 0 skipped\n@ status 1\n@ kprobe\npass";
+        let outcome = judge("6.1", &guest(bad, 0));
+        assert_eq!(outcome.counts, Counts { passed: 0, failed: 3, skipped: 0 });
+        for part in ["no BTF", "     ! wrong", "kprobe: did not end", "Linux version", "a hint"] {
+            assert!(outcome.text.contains(part), "{part} is not in {}", outcome.text);
+        }
+    }
+}

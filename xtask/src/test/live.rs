@@ -1,0 +1,55 @@
+//! The fault lab on this machine's kernel, with whatever tier it allows.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::counts::{self, Counts};
+use super::{Session, stream};
+use crate::binaries;
+
+/// Limits far above what the runs take: they end what hangs.
+const LIMIT: Duration = Duration::from_secs(600);
+
+pub(super) fn cases(session: &mut Session) -> Result<Counts> {
+    let mut command = faultlab(session, &["--jobs", "4"])?;
+    command.arg("--cases").arg(binaries::root().join("tests/data"));
+    if session.quick {
+        command.arg("--core");
+    }
+    run(&command, "live")
+}
+
+pub(super) fn healthy(session: &mut Session) -> Result<Counts> {
+    let requests = if session.quick { "10000" } else { "100000" };
+    run(&faultlab(session, &["healthy", "--requests", requests])?, "healthy")
+}
+
+pub(super) fn leak(session: &mut Session) -> Result<Counts> {
+    let connects = if session.quick { "100000" } else { "1000000" };
+    run(&faultlab(session, &["leak", "--connects", connects])?, "leak")
+}
+
+fn faultlab(session: &Session, args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(session.binaries.get("faultlab")?);
+    command.args(args).arg("--why502").arg(session.binaries.get("why502")?);
+    Ok(command)
+}
+
+/// Runs the lab; the last line that counts is the one that holds.
+fn run(command: &Command, name: &str) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let status = stream::run(stream::limited(command, LIMIT), name, |line| {
+        if let Some(result) = counts::of_faultlab(line) {
+            counts = result;
+        }
+        is_news(line)
+    })?;
+    Ok(counts.with_status(status.success()))
+}
+
+/// Whether a line of the lab tells more than that a case passed.
+pub(super) fn is_news(line: &str) -> bool {
+    !line.starts_with("pass ")
+}

@@ -1,0 +1,51 @@
+//! The table of stages.
+
+use anyhow::Result;
+
+use super::{Counts, Session, cargo, guests, live};
+use crate::setup::{self, Purpose};
+
+/// One stage.
+pub(super) struct Stage {
+    pub(super) name: &'static str,
+    pub(super) about: &'static str,
+    /// Stages without which it makes no sense.
+    pub(super) needs: &'static [&'static str],
+    /// It needs root.
+    pub(super) root: bool,
+    /// It boots guest kernels.
+    pub(super) guest: bool,
+    pub(super) run: fn(&mut Session) -> Result<Counts>,
+}
+
+const STAGE: Stage = Stage {
+    name: "",
+    about: "",
+    needs: &["setup"],
+    root: false,
+    guest: false,
+    run: |_| Ok(Counts::default()),
+};
+const LIVE: Stage = Stage { needs: &["build"], root: true, ..STAGE };
+
+/// In their order: what is quick and fails often comes first.
+#[rustfmt::skip] // a table
+pub(super) const STAGES: &[Stage] = &[
+    Stage { name: "setup", about: "what the tests need is here", needs: &[], run: set_up, ..STAGE },
+    Stage { name: "fmt", about: "cargo fmt --check", run: cargo::fmt, ..STAGE },
+    Stage { name: "clippy", about: "cargo clippy, warnings denied", run: cargo::clippy, ..STAGE },
+    Stage { name: "unit", about: "cargo test: units, command line, golden data", run: cargo::unit, ..STAGE },
+    Stage { name: "build", about: "release build of why502 and the fault lab", run: cargo::build, ..STAGE },
+    Stage { name: "live", about: "the fault lab on this kernel", run: live::cases, ..LIVE },
+    Stage { name: "healthy", about: "very many healthy requests, not a word", run: live::healthy, ..LIVE },
+    Stage { name: "leak", about: "very many failed connections, nothing left in the maps", run: live::leak, ..LIVE },
+    Stage { name: "guests", about: "the fault lab in guest kernels, on every tier", needs: &["build"], guest: true,
+            run: guests::run, ..STAGE },
+];
+
+fn set_up(session: &mut Session) -> Result<Counts> {
+    let purposes: &[Purpose] =
+        if session.host_only { &[Purpose::Build, Purpose::Test] } else { &[Purpose::All] };
+    setup::ensure(purposes, session.no_install)?;
+    Ok(Counts::one_passed())
+}
