@@ -120,6 +120,9 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
             (*a).bytes_received = read(sk, setting!(bytes_received));
             if end.stage >= stage::SYN_SENT {
                 let key = FlowKey { saddr, daddr: conn.daddr, sport, dport: conn.dport };
+                if evicted(conn) {
+                    flags |= flag::EVIDENCE_GAP;
+                }
                 flags |= merge_flow(&raw mut (*a).evidence, &key, conn.start_ns, netns);
                 if flags & flag::ICMP == 0 && family != AF_INET6 {
                     flags |= error_queue(&raw mut (*a).evidence, sk);
@@ -130,6 +133,22 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
     }
     entry.submit(BPF_RB_NO_WAKEUP);
     count(|c| c.sent += 1);
+}
+
+/// Insertions so far into the evidence and peer maps.
+#[inline(always)]
+pub(crate) fn sequences() -> (u32, u32) {
+    // SAFETY: integers of an array element.
+    SHARED.get_ptr(0).map_or((0, 0), |s| unsafe { ((*s).flow_inserts, (*s).peer_inserts) })
+}
+
+/// True if evidence of this connection may have been evicted. The kernel's LRU is approximate and each CPU
+/// hoards free elements, so a quarter of the capacity is taken as the limit.
+#[inline(always)]
+fn evicted(conn: &Conn) -> bool {
+    let (flows, peers) = sequences();
+    flows.wrapping_sub(conn.flow_seq) > tracer_ebpf::FLOWS / 4
+        || peers.wrapping_sub(conn.peer_seq) > tracer_ebpf::PEERS / 4
 }
 
 /// Moves what the packet-level hooks saw of this flow into the record; the flags that then hold.
@@ -291,6 +310,10 @@ pub(crate) fn flow_entry(key: &FlowKey) -> Option<*mut Evidence> {
         return Some(found);
     }
     FLOWS.insert(key, &ZERO, 0).ok()?;
+    if let Some(shared) = SHARED.get_ptr_mut(0) {
+        // SAFETY: an integer of an array element; a lost count is within the margin of `evicted`.
+        unsafe { (*shared).flow_inserts = (*shared).flow_inserts.wrapping_add(1) };
+    }
     FLOWS.get_ptr_mut(key)
 }
 

@@ -13,6 +13,13 @@ pub const WIRE_VERSION: u32 = 1;
 /// Stack depth kept with a dropped packet: enough to reach the IP-layer function that names the hook.
 pub const DROP_STACK_DEPTH: usize = 10;
 
+/// Capacity of the map of packet-level evidence. At nginx's default connect timeout of a minute it holds what
+/// 270 dropped handshakes a second leave.
+pub const FLOWS: u32 = 16384;
+
+/// Capacity of the set of upstream peers.
+pub const PEERS: u32 = 16384;
+
 /// Kinds of record in the ring buffer (the first four bytes of each).
 pub mod kind {
     /// An [`Attempt`](super::Attempt): a failed connection attempt.
@@ -69,6 +76,9 @@ pub mod flag {
     pub const RST_TTL: u32 = 1 << 12;
     /// A SYN of this attempt was retransmitted.
     pub const SYN_RETRANSMIT: u32 = 1 << 13;
+    /// So many other flows or peers came meanwhile that evidence of this one may have been evicted: the
+    /// absence of a drop proves nothing.
+    pub const EVIDENCE_GAP: u32 = 1 << 14;
 }
 
 /// Bits of [`Evidence::flags`].
@@ -155,6 +165,10 @@ pub struct Conn {
     pub rst_ttl: u8,
     /// Padding.
     pub _pad: [u8; 3],
+    /// [`Shared::flow_inserts`] at the beginning.
+    pub flow_seq: u32,
+    /// [`Shared::peer_inserts`] at the beginning.
+    pub peer_seq: u32,
 }
 
 /// Key of [`Evidence`]: a flow as the client side sees it.
@@ -415,6 +429,10 @@ pub struct Shared {
     /// While the clock is below this, a socket's destruction is checked for a record that still waits for
     /// the return of its `connect()`.
     pub sync_until_ns: u64,
+    /// Insertions into the map of packet-level evidence, modulo 2^32; concurrent ones may be counted once.
+    pub flow_inserts: u32,
+    /// Insertions into the set of peers, likewise.
+    pub peer_inserts: u32,
 }
 
 /// Facts of the running kernel, set before the program is loaded. Offsets are in bytes from the start of
@@ -565,7 +583,7 @@ pub struct Settings {
 pub const NONE: u32 = u32::MAX;
 
 const _: () = {
-    assert!(size_of::<Conn>() == 56);
+    assert!(size_of::<Conn>() == 64);
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8);
@@ -575,7 +593,7 @@ const _: () = {
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
     assert!(size_of::<Proc>() == 8);
-    assert!(size_of::<Shared>() == 16);
+    assert!(size_of::<Shared>() == 24);
     assert!(size_of::<Counters>() == 72);
     assert!(size_of::<Settings>().is_multiple_of(8));
 };

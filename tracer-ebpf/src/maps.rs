@@ -38,14 +38,13 @@ pub(crate) static PROCS: HashMap<u32, Proc> = HashMap::with_max_entries(8192, 0)
 pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(65536, 0);
 
 /// Addresses that nginx has connected to: the filter that keeps the packet-level hooks quiet. LRU, since
-/// nothing tells when the last connection to one is gone. 4096: upstream servers of one host.
+/// nothing tells when the last connection to one is gone.
 #[map]
-pub(crate) static PEERS: LruHashMap<PeerKey, u32> = LruHashMap::with_max_entries(4096, 0);
+pub(crate) static PEERS: LruHashMap<PeerKey, u32> = LruHashMap::with_max_entries(tracer_ebpf::PEERS, 0);
 
 /// Packet-level evidence by flow. LRU, since a handshake that succeeds after a drop leaves its entry.
-/// 4096: one minute (nginx's default connect timeout) of 68 dropped handshakes a second.
 #[map]
-pub(crate) static FLOWS: LruHashMap<FlowKey, Evidence> = LruHashMap::with_max_entries(4096, 0);
+pub(crate) static FLOWS: LruHashMap<FlowKey, Evidence> = LruHashMap::with_max_entries(tracer_ebpf::FLOWS, 0);
 
 /// The security hook's refusal of the connect() that a thread is in, by pid_tgid. LRU: consumed when
 /// connect() returns.

@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_GOLDEN=1 cargo test -p tracer --test golden` rewrites the files; the diff is what users would see.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers as well")]
+
 #[path = "golden/cases.rs"]
 mod cases;
 

@@ -117,6 +117,8 @@ fn empty(tgid: u32) -> Conn {
         family: 0,
         rst_ttl: 0,
         _pad: [0; 3],
+        flow_seq: 0,
+        peer_seq: 0,
     }
 }
 

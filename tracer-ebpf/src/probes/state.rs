@@ -50,6 +50,7 @@ fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
     if family != AF_INET && family != AF_INET6 {
         return None;
     }
+    let (flow_seq, peer_seq) = emit::sequences();
     Some(Conn {
         start_ns: emit::now_ns(),
         established_ns: 0,
@@ -61,6 +62,8 @@ fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
         family,
         rst_ttl: 0,
         _pad: [0; 3],
+        flow_seq,
+        peer_seq,
     })
 }
 
@@ -79,6 +82,10 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
     let peer = PeerKey { addr: conn.daddr, port: conn.dport, _pad: 0 };
     if PEERS.get_ptr(peer).is_none() {
         let _ = PEERS.insert(peer, 1, 0);
+        if let Some(shared) = SHARED.get_ptr_mut(0) {
+            // SAFETY: an integer of an array element.
+            unsafe { (*shared).peer_inserts = (*shared).peer_inserts.wrapping_add(1) };
+        }
         debug!(ctx, "new upstream peer, port {}", conn.dport);
     }
     count(|c| c.connects += 1);
@@ -167,7 +174,8 @@ fn unknown_end(sk: u64, old: i32) {
     }
     if let Some(mut conn) = new_conn(sk, tgid) {
         conn.start_ns = 0;
-        conn.flags = flag::UNKNOWN_START;
+        // Packets dropped before we were attached were not seen.
+        conn.flags = flag::UNKNOWN_START | flag::EVIDENCE_GAP;
         emit::attempt(
             sk,
             &conn,

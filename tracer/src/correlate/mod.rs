@@ -70,6 +70,8 @@ pub struct RouteFact {
     pub device: Option<String>,
     /// The interface is up and has a carrier.
     pub device_up: Option<bool>,
+    /// An XDP program is attached to it: what that drops, nobody sees.
+    pub device_xdp: bool,
 }
 
 /// State of a neighbour (ARP or ND) entry.

@@ -69,6 +69,7 @@ fn attempt(stage: Stage, remote: &str) -> Build {
             app_closed: false,
             exiting: false,
             retransmits: 0,
+            evidence_gap: false,
             icmp: None,
             drop: None,
             overflow: None,
@@ -210,6 +211,7 @@ impl Build {
                 next_hop: good.then(|| c.attempt.remote.ip()),
                 device: good.then(|| "eth0".to_owned()),
                 device_up: good.then_some(true),
+                device_xdp: false,
             });
         })
     }

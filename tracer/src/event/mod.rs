@@ -137,6 +137,19 @@ pub struct Drop {
 }
 
 impl Drop {
+    /// Leaves only the last drop if the entry began with an earlier connection that had the same ports.
+    pub fn forget_before(&mut self, start_ns: u64) {
+        if self.first_ns >= start_ns {
+            return;
+        }
+        self.first_ns = self.last_ns;
+        self.count = 1;
+        self.classes = if (self.class as u8) < 8 { 1 << (self.class as u8) } else { 0 };
+        if self.class != DropClass::NoSocket {
+            self.no_socket_netns = 0;
+        }
+    }
+
     /// True if a drop of that class was seen.
     #[must_use]
     pub fn saw(&self, class: DropClass) -> bool {
@@ -209,6 +222,8 @@ pub struct Attempt {
     pub exiting: bool,
     /// SYN retransmission timers that fired.
     pub retransmits: u16,
+    /// Packet-level evidence may be missing: the absence of a drop proves nothing.
+    pub evidence_gap: bool,
     /// ICMP error.
     pub icmp: Option<Icmp>,
     /// Dropped packets.
@@ -358,7 +373,10 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
     let stage = Stage::try_from(a.stage)?;
     let has = |bit: u32| a.flags & bit != 0;
     let unspecified = |addr: &Addr| if *addr == [0; 16] { blank(a.family) } else { ip(addr) };
-    let (drop, icmp, overflow) = evidence(&a.evidence, a.flags)?;
+    let (mut drop, icmp, overflow) = evidence(&a.evidence, a.flags)?;
+    if let Some(drop) = &mut drop {
+        drop.forget_before(a.start_ns);
+    }
     Ok(Event::Attempt(Box::new(Attempt {
         stage,
         worker: a.tgid,
@@ -380,6 +398,7 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         app_closed: has(flag::APP_CLOSED),
         exiting: has(flag::TASK_EXITING),
         retransmits: a.retransmits,
+        evidence_gap: has(flag::EVIDENCE_GAP),
         icmp,
         drop,
         overflow,

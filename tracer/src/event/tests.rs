@@ -22,8 +22,8 @@ fn v4(text: &str) -> Addr {
 /// An attempt with a different value in every field.
 fn full() -> wire::Attempt {
     let evidence = wire::Evidence {
-        drop_first_ns: 101,
-        drop_last_ns: 102,
+        drop_first_ns: 1_000_101,
+        drop_last_ns: 1_000_102,
         drop_location: 0xffff_ffff_8100_0001,
         drop_stack: [11, 12, 13, 0, 15, 0, 0, 0, 0, 0],
         icmp_ns: 103,
@@ -117,13 +117,14 @@ fn every_field_of_an_attempt_arrives() {
         app_closed: true,
         exiting: true,
         retransmits: 4,
+        evidence_gap: false,
         icmp: Some(Icmp { kind: 3, code: 13, sender: "10.9.9.9".parse().unwrap() }),
         drop: Some(Drop {
             class: DropClass::RpFilter,
             reason: 8,
             count: 7,
-            first_ns: 101,
-            last_ns: 102,
+            first_ns: 1_000_101,
+            last_ns: 1_000_102,
             location: 0xffff_ffff_8100_0001,
             // A zero ends the stack.
             stack: vec![11, 12, 13],
@@ -239,6 +240,29 @@ fn a_class_bit_stands_for_one_class() {
             assert_eq!(drop.saw(*class), *class as u8 == bit, "bit {bit}, {class:?}");
         }
     }
+}
+
+#[test]
+fn drops_of_an_earlier_connection_with_the_same_ports_do_not_count() {
+    let mut record = full();
+    // Seven drops, the first before this attempt began: only the last is surely its own.
+    record.evidence.drop_first_ns = record.start_ns - 1;
+    let drop = attempt_of(&record).drop.unwrap();
+    assert_eq!((drop.count, drop.first_ns, drop.last_ns), (1, 1_000_102, 1_000_102));
+    assert!(drop.saw(DropClass::RpFilter) && !drop.saw(DropClass::NoSocket));
+    assert_eq!(drop.no_socket_netns, 0, "the missing socket was the earlier one's");
+    record.evidence.drop_class = drop_class::NO_SOCKET;
+    assert_eq!(attempt_of(&record).drop.unwrap().no_socket_netns, 3);
+    // An attempt whose beginning is not known keeps all.
+    (record.flags, record.start_ns) = (record.flags | flag::UNKNOWN_START, 0);
+    assert_eq!(attempt_of(&record).drop.unwrap().count, 7);
+}
+
+#[test]
+fn a_gap_in_the_evidence_is_told() {
+    let a = attempt_of(&wire::Attempt { flags: flag::EVIDENCE_GAP, ..full() });
+    assert!(a.evidence_gap && a.drop.is_none());
+    assert!(!attempt_of(&full()).evidence_gap);
 }
 
 #[test]

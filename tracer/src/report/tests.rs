@@ -56,6 +56,7 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
         app_closed: false,
         exiting: false,
         retransmits: 0,
+        evidence_gap: false,
         icmp: None,
         drop: None,
         overflow: None,
@@ -171,6 +172,19 @@ fn hostile_bytes_reach_no_terminal() {
     let value: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(value["summary"], bad, "JSON keeps the bytes, escaped");
     assert!(!json.trim_end().contains(|c: char| c.is_ascii_control()), "{json:?}");
+}
+
+#[test]
+#[ignore = "json.rs escapes ASCII controls only: U+009B is an escape sequence's beginning to some terminals"]
+fn json_on_a_terminal_steers_nothing() {
+    let mut incident = incident(Cause::ConnectTimeoutNoAnswer, vec![candidate("backend")]);
+    incident.verdict.summary = "\u{9b}31m\u{7f}\u{202e}".to_owned();
+    let json = shown(&mut Json, &incident);
+    assert!(!json.trim_end().contains(|c: char| c.is_control() || c == '\u{202e}'), "{json:?}");
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["summary"],
+        incident.verdict.summary
+    );
 }
 
 #[test]

@@ -128,7 +128,8 @@ fn headline(i: &Incident) -> String {
 }
 
 fn upstream(i: &Incident) -> String {
-    let unknown = if i.case.attempt.stage == Stage::Bind { "bind() failed first" } else { "no socket was opened" };
+    let unknown =
+        if i.case.attempt.stage == Stage::Bind { "bind() failed first" } else { "no socket was opened" };
     let address = i.address().map_or_else(|| format!("(not known: {unknown})"), |a| a.to_string());
     match i.upstream() {
         Some(name) if Some(name) != i.address().map(|a| a.to_string()).as_deref() => {

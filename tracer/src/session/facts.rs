@@ -353,6 +353,7 @@ fn route_fact(ns: &NetNs, to: IpAddr) -> Option<RouteFact> {
             next_hop: Some(r.gateway.unwrap_or(to)),
             device: r.oif.as_ref().map(|l| l.name.clone()),
             device_up: r.oif.as_ref().map(|l| l.up && l.carrier.unwrap_or(true)),
+            device_xdp: r.oif.as_ref().is_some_and(|l| l.xdp),
         },
         Err(errno) => RouteFact {
             errno: Some(errno),
@@ -361,6 +362,7 @@ fn route_fact(ns: &NetNs, to: IpAddr) -> Option<RouteFact> {
             next_hop: None,
             device: None,
             device_up: None,
+            device_xdp: false,
         },
     })
 }

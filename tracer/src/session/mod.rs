@@ -340,7 +340,12 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         self.add_late_evidence(&mut attempt);
-        let facts = self.gatherer.gather(&attempt, self.reach);
+        let mut reach = self.reach;
+        if attempt.evidence_gap {
+            reach.drops = false;
+            reach.accept_queue = false;
+        }
+        let facts = self.gatherer.gather(&attempt, reach);
         let (config, bind_lines) = match attempt.stage {
             Stage::Socket => (Vec::new(), Vec::new()),
             Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
@@ -349,7 +354,7 @@ impl<'a> Session<'a> {
             }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let case = Case { attempt, client_gone, reach: self.reach, facts, config };
+        let case = Case { attempt, client_gone, reach, facts, config };
         let verdict = diagnose::diagnose(&case);
         if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
             return Ok(());
@@ -384,7 +389,10 @@ impl<'a> Session<'a> {
         if within(found.overflow_ns) && (!local || found.backlog_netns == attempt.netns) {
             flags |= flag::LISTEN_OVERFLOW;
         }
-        if let Ok((drop, icmp, overflow)) = event::evidence(&found, flags) {
+        if let Ok((mut drop, icmp, overflow)) = event::evidence(&found, flags) {
+            if let Some(drop) = &mut drop {
+                drop.forget_before(start);
+            }
             attempt.drop = drop;
             attempt.icmp = icmp;
             attempt.overflow = overflow;

@@ -17,6 +17,8 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_CARRIER: u16 = 33;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_ATTACHED: u16 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const NDA_DST: u16 = 1;
@@ -38,6 +40,8 @@ pub struct Link {
     pub operstate: Option<u8>,
     /// MTU in bytes.
     pub mtu: Option<u32>,
+    /// An XDP program is attached: it can drop packets before the network stack sees them.
+    pub xdp: bool,
 }
 
 /// An address of this namespace.
@@ -206,12 +210,17 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         carrier: None,
         operstate: None,
         mtu: None,
+        xdp: false,
     };
     for (kind, value) in netlink::attrs(payload, IFINFOMSG) {
         match kind {
             IFLA_IFNAME => found.name = netlink::name(value),
             IFLA_MTU => found.mtu = netlink::u32_at(value, 0),
             IFLA_OPERSTATE => found.operstate = netlink::u8_at(value, 0),
+            IFLA_XDP => {
+                found.xdp = netlink::attrs(value, 0)
+                    .any(|(kind, value)| kind == IFLA_XDP_ATTACHED && netlink::u8_at(value, 0) != Some(0));
+            }
             IFLA_CARRIER => found.carrier = netlink::u8_at(value, 0).map(|byte| byte != 0),
             _ => {}
         }

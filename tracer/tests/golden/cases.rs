@@ -137,6 +137,7 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             app_closed: false,
             exiting: false,
             retransmits: 0,
+            evidence_gap: false,
             icmp: None,
             drop: None,
             overflow: None,
@@ -322,6 +323,7 @@ fn route(errno: Option<i32>, kind: &str, entry: &str) -> RouteFact {
         next_hop: errno.is_none().then(|| ip("10.0.0.254")),
         device: errno.is_none().then(|| "eth0".to_owned()),
         device_up: errno.is_none().then_some(true),
+        device_xdp: false,
     }
 }
 

@@ -117,20 +117,32 @@ struct Window {
     switches: f64,
 }
 
+/// One program in one window.
+struct Share {
+    /// Per request.
+    runs: f64,
+    mean: Option<f64>,
+    floor: Option<f64>,
+    above: Option<f64>,
+}
+
+impl Share {
+    /// ns per request; without an empty program to compare with, all of it.
+    fn ns(&self) -> f64 {
+        self.runs * self.above.or(self.mean).unwrap_or(0.0)
+    }
+}
+
 impl Window {
-    /// Runs per request, ns per run, empty, above.
-    fn program(&self, index: usize) -> Option<(f64, Option<f64>, Option<f64>, Option<f64>)> {
+    fn program(&self, index: usize) -> Option<Share> {
         let (cost, empty) = self.programs.get(index)?;
         let (mean, floor) = (cost.mean(), empty.and_then(Cost::mean));
         let above = mean.zip(floor).map(|(mean, floor)| mean - floor);
-        Some((cost.runs as f64 / self.requests, mean, floor, above))
+        Some(Share { runs: cost.runs as f64 / self.requests, mean, floor, above })
     }
 
     fn above(&self) -> f64 {
-        (0..self.programs.len())
-            .filter_map(|index| self.program(index))
-            .map(|(runs, mean, _, above)| runs * above.or(mean).unwrap_or(0.0))
-            .sum()
+        (0..self.programs.len()).filter_map(|index| self.program(index)).map(|share| share.ns()).sum()
     }
 
     fn total(&self) -> f64 {
@@ -236,18 +248,16 @@ fn idle(watcher: &Watcher) -> Result<Idle> {
 
 fn program_cost(program: &Program, index: usize, windows: &[Window]) -> ProgramCost {
     let all: Vec<_> = windows.iter().filter_map(|w| w.program(index)).collect();
-    let some = |values: Vec<f64>| (!values.is_empty()).then(|| median(&mut values.clone()));
+    let some = |mut values: Vec<f64>| (!values.is_empty()).then(|| median(&mut values));
     ProgramCost {
         name: program.name.clone(),
         hook: program.hook.as_ref().map(Hook::label),
         jited_bytes: program.jited_bytes,
-        runs: median(&mut all.iter().map(|p| p.0).collect::<Vec<_>>()),
-        ns_per_run: some(all.iter().filter_map(|p| p.1).collect()),
-        empty_ns_per_run: some(all.iter().filter_map(|p| p.2).collect()),
-        above_ns: some(all.iter().filter_map(|p| p.3).collect()),
-        ns_per_connection: median(
-            &mut all.iter().map(|p| p.0 * p.3.or(p.1).unwrap_or(0.0)).collect::<Vec<_>>(),
-        ),
+        runs: median(&mut all.iter().map(|share| share.runs).collect::<Vec<_>>()),
+        ns_per_run: some(all.iter().filter_map(|share| share.mean).collect()),
+        empty_ns_per_run: some(all.iter().filter_map(|share| share.floor).collect()),
+        above_ns: some(all.iter().filter_map(|share| share.above).collect()),
+        ns_per_connection: median(&mut all.iter().map(Share::ns).collect::<Vec<_>>()),
     }
 }
 

@@ -19,7 +19,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::process;
+use crate::{process, signals};
 use report::{Report, Targets};
 use site::Site;
 
@@ -117,6 +117,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         Some(file) => file.clone(),
         None => build()?,
     };
+    signals::catch()?;
     system::private_namespaces()?;
     let _stats = bpf::enable_stats()?;
     let copy = Copy::of(&built)?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::site::FRONT;
+use crate::signals;
 
 /// Connections, one thread each: enough for the rate, few enough for two CPUs.
 const THREADS: u32 = 4;
@@ -40,6 +41,7 @@ fn one(path: &str, rate: u32, time: Duration) -> Result<u64> {
     let begin = Instant::now();
     let mut sent = 0;
     while begin.elapsed() < time {
+        signals::go_on()?;
         let due = (begin.elapsed().as_secs_f64() * f64::from(rate)) as u64;
         while sent < due {
             stream.write_all(request.as_bytes())?;

@@ -77,16 +77,17 @@ impl Targets {
         for shape in &report.shapes {
             match shape.shape {
                 "connect" => {
-                    healthy(&mut checks, shape, "kernel time per healthy connection above empty", 600.0)
+                    healthy(&mut checks, shape, "kernel time per healthy connection above empty", 600.0);
                 }
                 "keepalive" => {
+                    // wrk's own 32 connections to the front come and go with each window.
                     let runs: f64 = shape.programs.iter().map(|p| p.runs).sum();
                     checks.push(check(
                         shape,
                         "program runs per request",
-                        "0.00",
+                        "0.00 (< 0.05)",
                         format!("{runs:.2}"),
-                        runs < 0.005,
+                        runs < 0.05,
                     ));
                     healthy(&mut checks, shape, "kernel time per request above empty", 30.0);
                 }
@@ -150,7 +151,7 @@ fn paced(result: &PacedResult) -> Check {
     Check {
         metric: format!("{}: sent + lost", result.shape),
         target: "= attempts".to_owned(),
-        measured: format!("{ring_records} + {events_lost} = {attempts}? failed {failed}"),
+        measured: format!("{} of {attempts}; counted {failed}", ring_records + events_lost),
         met: result.exact(),
     }
 }
@@ -217,12 +218,12 @@ impl fmt::Display for Report {
         if !self.checks.is_empty() {
             writeln!(
                 f,
-                "\n{:<62} {:<12} {:<40} verdict",
+                "\n{:<62} {:<13} {:<40} verdict",
                 "target of the accounting layer", "target", "measured"
             )?;
             for c in &self.checks {
                 let verdict = if c.met { "met" } else { "MISSED" };
-                writeln!(f, "{:<62} {:<12} {:<40} {verdict}", c.metric, c.target, c.measured)?;
+                writeln!(f, "{:<62} {:<13} {:<40} {verdict}", c.metric, c.target, c.measured)?;
             }
         }
         self.ratios(f)

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::system;
-use crate::process;
+use crate::{process, signals};
 
 /// The front nginx.
 pub(crate) const FRONT: u16 = 8080;
@@ -87,10 +87,13 @@ impl Site {
 
     /// Runs wrk against a path of the front.
     pub(crate) fn wrk(&self, path: &str, seconds: u32) -> Result<Load> {
+        signals::go_on()?;
         let mut command = Command::new(&self.wrk);
         command.args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{seconds}s")]);
         command.arg(format!("http://127.0.0.1:{FRONT}{path}"));
         let output = process::output(system::dies_with_us(&mut command, libc::SIGKILL))?;
+        // ^C reaches wrk as well, which then ends early and says nothing of it.
+        signals::go_on()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let rate = rate_of(&text).with_context(|| format!("wrk says {text:?}"))?;
         Ok(Load { rate })
@@ -132,13 +135,10 @@ impl Drop for Site {
 /// Ends a master and its workers.
 fn end_nginx(master: &mut Child) {
     let workers = system::children(master.id());
-    system::send(master.id(), libc::SIGTERM);
-    if !system::ended_within(master, Duration::from_secs(3)) {
+    if signals::stop(master, libc::SIGTERM, Duration::from_secs(3)).is_none() {
         for worker in workers {
             system::send(worker, libc::SIGKILL);
         }
-        let _ = master.kill();
-        let _ = master.wait();
     }
 }
 

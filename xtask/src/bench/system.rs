@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -149,18 +149,6 @@ pub(crate) fn send(pid: u32, signal: libc::c_int) {
         // before it is waited for.
         unsafe { libc::kill(pid, signal) };
     }
-}
-
-/// Waits for the end of a process; false if it does not come in time.
-pub(crate) fn ended_within(child: &mut Child, limit: Duration) -> bool {
-    let end = Instant::now() + limit;
-    while Instant::now() < end {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return true;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    false
 }
 
 #[cfg(test)]

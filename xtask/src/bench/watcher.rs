@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::bpf::{self, Cost, Hook};
 use super::system;
+use crate::signals;
 
 /// How long a start, and an end that has a storm to explain, may take.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -142,8 +143,7 @@ impl Watcher {
 
     /// Asks it to end, and waits until it has explained what it holds.
     pub(crate) fn finish(mut self) -> Result<Summary> {
-        system::send(self.pid(), libc::SIGTERM);
-        if !system::ended_within(&mut self.child, END_LIMIT) {
+        if signals::stop(&mut self.child, libc::SIGTERM, END_LIMIT).is_none() {
             bail!("why502 did not end within {} s of SIGTERM", END_LIMIT.as_secs());
         }
         let line = self.stdout.take().and_then(|reader| reader.join().ok().flatten());

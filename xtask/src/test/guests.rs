@@ -6,14 +6,14 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::counts::{self, Counts};
 use super::live::is_news;
 use super::{Session, stream};
-use crate::lab::{self, GuestRun, Job, Kernel};
+use crate::lab::{self, GuestRun, Job, Kernel, Stream};
 use crate::{binaries, process, signals};
 
 /// Guests at a time: each has two CPUs and one of them is often idle.
@@ -29,6 +29,10 @@ part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
 lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 4 --tier "$@"; }
 part doctor ./why502 doctor
 "#;
+
+/// How the script's own lines begin, and the end of a part.
+const MARK: &str = "@ ";
+const STATUS: &str = "status ";
 
 /// What became of one guest.
 struct Outcome {
@@ -71,7 +75,15 @@ fn one(session: &Session, kernel: &Kernel) -> Outcome {
         return Outcome { counts: Counts::one_skipped(), text: format!("skip kernel {name}: interrupted\n") };
     }
     println!("kernel {name} ({}): started", kernel.release);
-    let guest = job(session).and_then(|job| lab::run(kernel, &job, &mut |_, _| {}));
+    let started = Instant::now();
+    let mut shown = Progress::default();
+    let guest = job(session).and_then(|job| {
+        lab::run(kernel, &job, &mut |stream, bytes| {
+            for part in shown.parts(stream, bytes) {
+                println!("kernel {name}: {part} begins after {:.0} s", started.elapsed().as_secs_f64());
+            }
+        })
+    });
     let guest = match guest {
         Ok(guest) => guest,
         // It ends with the console.
@@ -104,6 +116,26 @@ fn job(session: &Session) -> Result<Job> {
     Ok(job)
 }
 
+/// Finds the beginnings of parts in the guest's output as it comes.
+#[derive(Default)]
+struct Progress {
+    unfinished: Vec<u8>,
+}
+
+impl Progress {
+    fn parts(&mut self, stream: Stream, bytes: &[u8]) -> Vec<String> {
+        if stream != Stream::Stdout {
+            return Vec::new();
+        }
+        self.unfinished.extend_from_slice(bytes);
+        let end = self.unfinished.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let lines: Vec<u8> = self.unfinished.drain(..end).collect();
+        let lines = String::from_utf8_lossy(&lines);
+        let begun = lines.lines().filter_map(|line| line.strip_prefix(MARK));
+        begun.filter(|text| !text.starts_with(STATUS)).map(str::to_owned).collect()
+    }
+}
+
 /// Reads what the guest printed.
 fn judge(name: &str, guest: &GuestRun) -> Outcome {
     let stdout = String::from_utf8_lossy(&guest.stdout);
@@ -115,9 +147,9 @@ fn judge(name: &str, guest: &GuestRun) -> Outcome {
     let mut total = Counts::default();
     let mut part = Part::default();
     for line in stdout.lines() {
-        match line.strip_prefix("@ ") {
-            Some(end) if end.starts_with("status ") => {
-                let counts = part.finish(end == "status 0");
+        match line.strip_prefix(MARK) {
+            Some(end) if end.starts_with(STATUS) => {
+                let counts = part.finish(end.strip_prefix(STATUS) == Some("0"));
                 text += &part.report(name, counts);
                 total.add(counts);
                 part = Part::default();
@@ -208,6 +240,14 @@ mod tests {
             boot: Duration::from_secs(3),
             wall: Duration::from_secs(9),
         }
+    }
+
+    #[test]
+    fn progress_waits_for_whole_lines() {
+        let mut progress = Progress::default();
+        assert!(progress.parts(Stream::Stdout, b"@ doc").is_empty());
+        assert_eq!(progress.parts(Stream::Stdout, b"tor\n@ status 0\n@ full\npass"), ["doctor", "full"]);
+        assert!(progress.parts(Stream::Console, b"@ x\n").is_empty());
     }
 
     #[test]

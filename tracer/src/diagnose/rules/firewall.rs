@@ -137,7 +137,7 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     let table_excluded = class != DropClass::Netfilter
         || drop.conntrack
         || case.facts.conntrack.is_some_and(|t| !t.full() && t.drops == 0)
-        || (drop.netns == a.netns && case.facts.conntrack.is_none());
+        || (drop.netns == a.netns && case.facts.conntrack.is_none() && case.facts.is_local.is_some());
     let direction = if drop.reply { "the upstream's answer" } else { "the SYN" };
     let cause =
         if class == DropClass::Bpf { Cause::BlockedCgroupBpf } else { Cause::ConnectTimeoutFirewallDrop };

@@ -28,9 +28,14 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let outside = case.facts.is_local == Some(false) && case.facts.peer_namespace.is_none();
     let queue_excluded = case.reach.accept_queue || outside;
     let timer_sure = how == GaveUp::Kernel || case.timer_is_certain();
-    let proof = case.reach.drops && queue_excluded && timer_sure && !here;
-    let rival = if !case.reach.drops {
+    let xdp = case.facts.route.as_ref().is_some_and(|r| r.device_xdp);
+    let proof = case.reach.drops && queue_excluded && timer_sure && !here && !xdp;
+    let rival = if case.attempt.evidence_gap {
+        "a firewall rule of this host: evidence of this attempt is incomplete"
+    } else if !case.reach.drops {
         "a firewall rule of this host: dropped packets cannot be seen on this tier"
+    } else if xdp {
+        "the XDP program on the outgoing interface: the packets that it drops cannot be seen"
     } else if !queue_excluded {
         "a full accept queue: the upstream is on this machine and this tier does not see its queue"
     } else if here {

@@ -202,6 +202,9 @@ fn facts(case: &mut Case, dice: &mut Dice) {
             "unicast",
         );
     }
+    if let Some(route) = build.0.facts.route.as_mut() {
+        route.device_xdp = dice.one_in(5);
+    }
     if dice.one_in(2) {
         build = build.neighbour(dice.pick(&["FAILED", "REACHABLE", "INCOMPLETE", "STALE"]));
     }
@@ -263,8 +266,8 @@ struct Failures {
 }
 
 impl Failures {
-    fn add(&mut self, what: String, detail: impl FnOnce() -> String) {
-        let seen = self.kinds.entry(what.clone()).or_default();
+    fn add(&mut self, what: &str, detail: impl FnOnce() -> String) {
+        let seen = self.kinds.entry(what.to_owned()).or_default();
         *seen += 1;
         self.count += 1;
         if *seen == 1 && self.kinds.len() <= 5 {
@@ -287,7 +290,7 @@ fn no_combination_breaks_an_invariant() {
         cases += 1;
         *named.entry((verdict.cause, verdict.confidence)).or_insert(0_u32) += 1;
         for what in invariants::broken(&case, &verdict) {
-            failures.add(what, || format!("{case:#?}\n{verdict:#?}"));
+            failures.add(&what, || format!("{case:#?}\n{verdict:#?}"));
         }
     });
     failures.finish();
@@ -307,7 +310,7 @@ fn a_rule_names_its_own_causes_only() {
         for rule in RULES {
             let Some(verdict) = (rule.check)(&case) else { continue };
             if !rule.causes.contains(&verdict.cause) || verdict.confidence == Confidence::Unexplained {
-                failures.add(format!("{} by the rule of {:?}", verdict.cause, rule.causes), || {
+                failures.add(&format!("{} by the rule of {:?}", verdict.cause, rule.causes), || {
                     format!("{case:#?}")
                 });
             }
@@ -330,12 +333,12 @@ fn a_lower_tier_never_proves_something_else() {
         let (best, weak) = (diagnose(&full), diagnose(&less));
         let turned = best.confidence == Confidence::Proven && weak.confidence == Confidence::Proven;
         if turned && best.cause != weak.cause {
-            failures.add(format!("proven {} became proven {}", best.cause, weak.cause), || {
+            failures.add(&format!("proven {} became proven {}", best.cause, weak.cause), || {
                 format!("{full:#?}\n{less:#?}")
             });
         }
         for what in invariants::broken(&less, &weak) {
-            failures.add(what, || format!("{less:#?}\n{weak:#?}"));
+            failures.add(&what, || format!("{less:#?}\n{weak:#?}"));
         }
     });
     failures.finish();

@@ -153,7 +153,9 @@ fn timeouts(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         }
         Cause::ConnectTimeoutNoAnswer => {
             must(a.drop.is_none() && a.overflow.is_none(), "packets were dropped here");
-            must(!proven || case.reach.drops, "drops cannot be seen");
+            must(!proven || (case.reach.drops && !a.evidence_gap), "drops cannot be seen");
+            let xdp = case.facts.route.as_ref().is_some_and(|r| r.device_xdp);
+            must(!proven || !xdp, "an XDP program may drop unseen");
             must(
                 !proven || (case.facts.is_local != Some(true) && case.facts.peer_namespace.is_none()),
                 "it is on this machine",

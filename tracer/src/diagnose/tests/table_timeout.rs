@@ -122,6 +122,22 @@ fn no_answer() {
         ("tracepoint tier, another host", timed_out(FAR).on(TRACEPOINT), NoAnswer, Proven),
         ("the kernel gave up", kernel(timed_out(FAR)), NoAnswer, Proven),
         ("drops are not seen", timed_out(FAR).on(blind), NoAnswer, Likely),
+        (
+            "an XDP program on the way out",
+            timed_out(FAR).route(None, "unicast").edit(|c| {
+                c.facts.route.as_mut().unwrap().device_xdp = true;
+            }),
+            NoAnswer,
+            Likely,
+        ),
+        (
+            "evidence may have been evicted",
+            timed_out(FAR).on(Reach { drops: false, accept_queue: false, ..FULL }).edit(|c| {
+                c.attempt.evidence_gap = true;
+            }),
+            NoAnswer,
+            Likely,
+        ),
         ("a container of this machine", container(timed_out(FAR)), NoAnswer, Likely),
         ("a container, its queue not seen", container(timed_out(FAR)).on(TRACEPOINT), NoAnswer, Likely),
         ("an own address", timed_out(NEAR), NoAnswer, Likely),
