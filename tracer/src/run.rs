@@ -18,8 +18,8 @@ use tracer::{
         Tier,
         load::{self, Loaded, Options, State},
     },
-    report::{Report, json::Json, text::Text},
-    session::{self, Filter, POLL, Round, Session, Summary},
+    report::{self, Report, Summary, json::Json, text::Text},
+    session::{self, Filter, POLL, Round, Session},
     sys::caps::{self, Capability},
 };
 
@@ -168,8 +168,8 @@ fn announce(session: &Session<'_>, tier: Tier) {
     let note = if masters == 0 { "; no nginx yet, waiting for one" } else { "" };
     session::complain(&[format!(
         "watching {} of {} (tier {tier}){note}",
-        session::plural(workers, "worker"),
-        session::plural(masters, "nginx master")
+        report::plural(workers, "worker"),
+        report::plural(masters, "nginx master")
     )]);
     if let Some(path) = std::env::var_os("NOTIFY_SOCKET") {
         notify(&path);

@@ -8,12 +8,8 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Incident, Line, Report, time};
-use crate::{
-    diagnose::words,
-    event::Stage,
-    session::{Occupancy, Summary},
-};
+use super::{Incident, Line, Occupancy, Report, Summary, time};
+use crate::{diagnose::words, event::Stage};
 
 /// Name and version of the schema.
 pub const SCHEMA: &str = "why502/1";
@@ -110,7 +106,7 @@ struct SummaryLine<'a> {
     failed: u64,
     ring_records: u64,
     overhead_ns_per_connection: Option<u64>,
-    programs: &'a [crate::session::ProgramCost],
+    programs: &'a [super::ProgramCost],
     maps: Occupancy,
 }
 

@@ -1,6 +1,7 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
 pub mod json;
+mod summary;
 pub mod text;
 mod time;
 
@@ -14,8 +15,9 @@ use crate::{
     correlate::Case,
     diagnose::{Cause, Verdict},
     nginx::{Candidate, ConfigLine, Role, Timeout},
-    session::Summary,
 };
+
+pub use summary::{Occupancy, ProgramCost, Summary, plural};
 
 /// A failed attempt with its cause, ready to be shown.
 #[derive(Debug)]

@@ -10,11 +10,10 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use super::{Incident, Line, Report, time};
+use super::{Incident, Line, Report, Summary, time};
 use crate::{
     diagnose::{Cause, Confidence, words},
     event::Stage,
-    session::Summary,
 };
 
 /// Label column: two blanks, eight letters, three blanks.
@@ -212,7 +211,7 @@ impl Report for Text {
         writeln!(
             err,
             "why502: watched {} for {}: {total} incident{}, {} connects, {} established, {} failed",
-            crate::session::plural(s.workers, "worker"),
+            super::plural(s.workers, "worker"),
             words::duration(u64::try_from(s.duration.as_micros()).unwrap_or(u64::MAX)),
             if total == 1 { "" } else { "s" },
             s.counters.connects,

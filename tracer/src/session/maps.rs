@@ -7,10 +7,9 @@ use aya::{
     Ebpf,
     maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use serde::Serialize;
 use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, Proc, role};
 
-use crate::event;
+use crate::{event, report::Occupancy};
 
 /// Handles to the maps.
 pub(super) struct Maps {
@@ -20,17 +19,6 @@ pub(super) struct Maps {
     counters: PerCpuArray<MapData, Counters>,
     /// Records.
     pub(super) ring: RingBuf<MapData>,
-}
-
-/// Entries in the kernel's maps, for the proof that none leak.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Occupancy {
-    /// Open connections of nginx that are recorded.
-    pub conns: usize,
-    /// Watched processes.
-    pub procs: usize,
-    /// Flows with packet-level evidence (an LRU map: bounded, not emptied).
-    pub flows: usize,
 }
 
 impl Maps {

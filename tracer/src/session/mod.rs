@@ -18,11 +18,9 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use bytes::Bytes;
-use serde::Serialize;
-use tracer_ebpf::{Counters, flag};
+use tracer_ebpf::flag;
 
 pub use config::Snapshot;
-pub use maps::Occupancy;
 
 use crate::{
     correlate::{Case, Reach},
@@ -30,7 +28,7 @@ use crate::{
     event::{self, Attempt, Event, Stage},
     nginx::{ConfigLine, Role, Setting},
     probes::{Tier, load::Loaded},
-    report::{Incident, Report},
+    report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
 };
 use facts::Gatherer;
@@ -56,67 +54,6 @@ pub struct Filter {
     pub causes: Vec<Cause>,
     /// End after so many incidents.
     pub count: Option<u64>,
-}
-
-/// Run time of one program of the kernel side, if the kernel counts it (`--stats`).
-#[derive(Debug, Clone, Serialize)]
-pub struct ProgramCost {
-    /// Program's name.
-    pub name: String,
-    /// Runs.
-    pub runs: u64,
-    /// Run time, ns, all runs; it includes the kernel's own two clock readings a run.
-    pub run_time_ns: u64,
-}
-
-/// The end of a run.
-#[derive(Debug)]
-pub struct Summary {
-    /// When it ended.
-    pub time: SystemTime,
-    /// How long it watched.
-    pub duration: Duration,
-    /// Incidents by cause.
-    pub incidents: BTreeMap<Cause, u64>,
-    /// The kernel's counters.
-    pub counters: Counters,
-    /// Records that could not be read, or whose process was unknown.
-    pub unread: u64,
-    /// Workers at the end.
-    pub workers: usize,
-    /// Masters at the end.
-    pub masters: usize,
-    /// Tier in use.
-    pub tier: Tier,
-    /// Entries in the kernel's maps.
-    pub maps: Occupancy,
-    /// Cost by program; empty unless the kernel counted.
-    pub programs: Vec<ProgramCost>,
-}
-
-impl Summary {
-    /// Events that did not reach the report.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.counters.lost
-            + self.counters.proc_lost
-            + self.counters.conns_full
-            + self.counters.hints_lost
-            + self.unread
-    }
-
-    /// Run time of all programs per connection of nginx, ns; None unless the kernel counted.
-    #[must_use]
-    pub fn overhead_ns(&self) -> Option<u64> {
-        let total: u64 = self.programs.iter().map(|p| p.run_time_ns).sum();
-        (total > 0).then(|| total.checked_div(self.counters.connects)).flatten()
-    }
-}
-
-/// `1 worker`, `4 workers`.
-#[must_use]
-pub fn plural(count: usize, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 struct Held {

@@ -58,7 +58,7 @@ impl Nginx {
         Some(nginx)
     }
 
-    /// PID of the master: `unshare` and `sh` became it.
+    /// PID of the master: `setpriv`, `unshare` and `sh` became it.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -143,8 +143,9 @@ fn conf() -> String {
 
 fn spawn(dir: &Path) -> Child {
     let script = format!("ip link set lo up && exec {NGINX} -p \"$1\" -c nginx.conf -e error.log");
-    Command::new("unshare")
-        .args(["--net", "sh", "-c", &script, "sh"])
+    // If the tests are killed it ends with them.
+    Command::new("setpriv")
+        .args(["--pdeathsig", "TERM", "unshare", "--net", "sh", "-c", &script, "sh"])
         .arg(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
