@@ -8,7 +8,7 @@ use tracer_ebpf::{
 
 use crate::{
     kernel::{self, AF_INET6, read},
-    maps::{COUNTERS, EVENTS, FLOWS, GIVEN_UP, LSM, PEERS, SHARED, setting},
+    maps::{COUNTERS, EVENTS, FLOWS, GIVEN_UP, LSM, PEERS, READER, SHARED, setting},
 };
 
 /// Do not wake the reader: it polls. A wake-up a record costs about 10 µs in a storm of failures.
@@ -52,6 +52,22 @@ unsafe fn copy<const N: usize>(dst: *mut u64, src: *const u64) {
     }
 }
 
+/// Wakes the reader if it sleeps without a clock, once; a reader that is awake polls.
+#[inline(always)]
+pub(crate) fn wakeup() -> u64 {
+    let Some(asleep) = READER.get_ptr_mut(0) else {
+        return BPF_RB_NO_WAKEUP;
+    };
+    // SAFETY: an integer of an array element; two CPUs that both see 1 wake the reader twice, no more.
+    unsafe {
+        if core::ptr::read_volatile(asleep) == 0 {
+            return BPF_RB_NO_WAKEUP;
+        }
+        core::ptr::write_volatile(asleep, 0);
+    }
+    BPF_RB_FORCE_WAKEUP
+}
+
 /// What the emitting hook knows and the socket does not.
 pub(crate) struct End {
     pub stage: u8,
@@ -81,7 +97,6 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
         (*a).kind = kind::ATTEMPT;
         (*a).start_ns = conn.start_ns;
         (*a).end_ns = now;
-        (*a).established_ns = conn.established_ns;
         (*a).rst_ns = conn.rst_ns;
         (*a).sk = sk;
         (*a).daddr = conn.daddr;
@@ -131,7 +146,7 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
         }
         (*a).flags = flags;
     }
-    entry.submit(BPF_RB_NO_WAKEUP);
+    entry.submit(wakeup());
     count(|c| c.sent += 1);
 }
 
@@ -273,7 +288,7 @@ pub(crate) fn proc_event(change: u32, tgid: u32, parent: u32, comm: [u8; 16], ur
         return;
     };
     entry.write(ProcEvent { kind: kind::PROC, change, tgid, parent, time_ns: now_ns(), comm });
-    entry.submit(if urgent { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP });
+    entry.submit(if urgent { BPF_RB_FORCE_WAKEUP } else { wakeup() });
 }
 
 /// Asks user space to look at the listener while a handshake is still unanswered.
@@ -292,7 +307,7 @@ pub(crate) fn hint(sk: u64, conn: &Conn) {
         dport: conn.dport,
         _pad: [0; 6],
     });
-    entry.submit(BPF_RB_NO_WAKEUP);
+    entry.submit(wakeup());
 }
 
 /// An all-zero value for new entries of `FLOWS`: in read-only data, since 200 bytes of stack are dear.
@@ -317,7 +332,7 @@ pub(crate) fn flow_entry(key: &FlowKey) -> Option<*mut Evidence> {
     FLOWS.get_ptr_mut(key)
 }
 
-/// Classifies a drop reason by the bit sets in the settings.
+/// Classifies a drop reason by the bit sets in the settings. Most drops of a host are not looked at: one test.
 #[inline(always)]
 pub(crate) fn class_of(reason: u32) -> Option<u8> {
     if reason >= 256 {
@@ -325,6 +340,15 @@ pub(crate) fn class_of(reason: u32) -> Option<u8> {
     }
     let bit = 1u64 << (reason & 63);
     let word = (reason >> 6) as usize & 3;
+    let any = match word {
+        0 => setting!(any_reason[0]),
+        1 => setting!(any_reason[1]),
+        2 => setting!(any_reason[2]),
+        _ => setting!(any_reason[3]),
+    };
+    if any & bit == 0 {
+        return None;
+    }
     let mut class = 1;
     while class < drop_class::COUNT {
         if word_of(class, word) & bit != 0 {
@@ -332,7 +356,7 @@ pub(crate) fn class_of(reason: u32) -> Option<u8> {
         }
         class += 1;
     }
-    (word_of(0, word) & bit != 0).then_some(drop_class::OTHER)
+    Some(drop_class::OTHER)
 }
 
 #[inline(always)]

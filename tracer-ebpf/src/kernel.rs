@@ -143,28 +143,42 @@ pub(crate) const TH_SYN: u8 = 0x02;
 pub(crate) const TH_RST: u8 = 0x04;
 pub(crate) const TH_ACK: u8 = 0x10;
 
-/// Where the parts of a packet lie: what it takes to read its flow in either direction without copying
-/// the headers to the 512 bytes of stack.
+/// The headers of a TCP segment, as far as the hooks need them: 56 bytes of stack, two reads of the packet.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
     v6: bool,
-    ip: u64,
-    tcp: u64,
+    /// The first 40 bytes from the IP header on: all of IPv6's, or IPv4's and TCP's without options.
+    ip: [u32; 10],
+    /// Source and destination port, network order.
+    ports: [u16; 2],
     pub flags: u8,
 }
 
-/// Finds the TCP header of the packet whose IP header lies at kernel address `ip` (RFC 791, RFC 8200, RFC
-/// 9293). None for anything but TCP directly behind the IP header.
+/// Reads the headers of the packet whose IP header lies at kernel address `ip` (RFC 791, RFC 8200, RFC 9293).
+/// None for anything but TCP directly behind the IP header.
 #[inline(always)]
 pub(crate) fn segment_at(ip: u64) -> Option<Segment> {
-    const IPPROTO_TCP: u8 = 6;
-    let first: u8 = read(ip, 0);
-    let (v6, proto, tcp) = match first >> 4 {
-        4 => (false, read::<u8>(ip, 9), ip + u64::from(first & 15) * 4),
-        6 => (true, read::<u8>(ip, 6), ip + 40),
+    const IPPROTO_TCP: u32 = 6;
+    let words: [u32; 10] = read(ip, 0);
+    let first = words[0].to_ne_bytes()[0];
+    let (v6, proto, offset) = match first >> 4 {
+        4 => (false, words[2].to_ne_bytes()[1], u32::from(first & 15) * 4),
+        6 => (true, words[1].to_ne_bytes()[2], 40),
         _ => return None,
     };
-    (proto == IPPROTO_TCP).then(|| Segment { v6, ip, tcp, flags: read(tcp, 13) })
+    if u32::from(proto) != IPPROTO_TCP {
+        return None;
+    }
+    // Ports, sequence, acknowledgement, then data offset and flags.
+    let tcp: [u32; 4] =
+        if offset == 20 { [words[5], words[6], words[7], words[8]] } else { read(ip, offset) };
+    let ports = tcp[0].to_ne_bytes();
+    Some(Segment {
+        v6,
+        ip: words,
+        ports: [u16::from_ne_bytes([ports[0], ports[1]]), u16::from_ne_bytes([ports[2], ports[3]])],
+        flags: tcp[3].to_ne_bytes()[1],
+    })
 }
 
 impl Segment {
@@ -181,20 +195,28 @@ impl Segment {
     }
 
     #[inline(always)]
-    fn addr(&self, v4: u32, v6: u32) -> Addr {
-        if self.v6 { read(self.ip, v6) } else { mapped(read(self.ip, v4)) }
+    fn addr(&self, source: bool) -> Addr {
+        let w = &self.ip;
+        let words = match (self.v6, source) {
+            (true, true) => [w[2], w[3], w[4], w[5]],
+            (true, false) => [w[6], w[7], w[8], w[9]],
+            (false, true) => return mapped(w[3]),
+            (false, false) => return mapped(w[4]),
+        };
+        // SAFETY: 16 bytes of integers either way.
+        unsafe { core::mem::transmute::<[u32; 4], Addr>(words) }
     }
 
     /// The address of the connecting (`true`) or the listening side.
     #[inline(always)]
     pub(crate) fn client_addr(&self, forward: bool, client: bool) -> Addr {
-        if forward == client { self.addr(12, 8) } else { self.addr(16, 24) }
+        self.addr(forward == client)
     }
 
     /// The port of the connecting (`true`) or the listening side.
     #[inline(always)]
     pub(crate) fn client_port(&self, forward: bool, client: bool) -> u16 {
-        u16::from_be(read(self.tcp, if forward == client { 0 } else { 2 }))
+        u16::from_be(if forward == client { self.ports[0] } else { self.ports[1] })
     }
 
     /// The flow as the connecting side sees it.

@@ -56,8 +56,6 @@ pub mod flag {
     pub const APP_CLOSED: u32 = 1 << 2;
     /// The closing task was exiting.
     pub const TASK_EXITING: u32 = 1 << 3;
-    /// The peer sent FIN first.
-    pub const PEER_FIN: u32 = 1 << 4;
     /// The connection began before why502 was attached: `start_ns` is unknown.
     pub const UNKNOWN_START: u32 = 1 << 5;
     /// [`Attempt::icmp_type`] and what follows is valid.
@@ -147,8 +145,6 @@ pub type Addr = [u8; 16];
 pub struct Conn {
     /// CLOSE → SYN_SENT.
     pub start_ns: u64,
-    /// SYN_SENT → ESTABLISHED.
-    pub established_ns: u64,
     /// Arrival of a RST.
     pub rst_ns: u64,
     /// Destination as nginx asked for it (before any DNAT).
@@ -259,8 +255,6 @@ pub struct Attempt {
     pub start_ns: u64,
     /// End of the attempt.
     pub end_ns: u64,
-    /// When the connection was established.
-    pub established_ns: u64,
     /// Arrival of a RST.
     pub rst_ns: u64,
     /// `struct sock *`, an opaque name of the socket; 0 if there is none.
@@ -394,6 +388,8 @@ pub struct Proc {
     pub role: u32,
     /// The process that the watched family began with (a master, as a rule).
     pub root: u32,
+    /// The peer it connected to last: known to be in the set of peers, which saves a look-up.
+    pub last: PeerKey,
 }
 
 /// Per-CPU counters; user space sums them.
@@ -566,8 +562,14 @@ pub struct Settings {
     pub tuple_dport: u32,
     /// Within the tuple: dst.protonum.
     pub tuple_proto: u32,
+    /// 1 if skc_daddr, skc_dport and skc_family lie at 0, 12 and 16: one read fetches them (all known kernels).
+    pub packed_common: u32,
+    /// Padding.
+    pub _pad: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.
     pub follow_new: u32,
+    /// All reasons that are looked at, as a bit set: the union of `reasons`.
+    pub any_reason: [u64; 4],
     /// `enum skb_drop_reason` values of each [`drop_class`], as bit sets of 256; class 0 holds further
     /// reasons worth noting.
     pub reasons: [[u64; 4]; drop_class::COUNT],
@@ -583,16 +585,16 @@ pub struct Settings {
 pub const NONE: u32 = u32::MAX;
 
 const _: () = {
-    assert!(size_of::<Conn>() == 64);
+    assert!(size_of::<Conn>() == 56);
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8);
-    assert!(size_of::<Attempt>() == 8 + 7 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
+    assert!(size_of::<Attempt>() == 8 + 6 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
     assert!(size_of::<ProcEvent>() == 40);
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 8);
+    assert!(size_of::<Proc>() == 28);
     assert!(size_of::<Shared>() == 24);
     assert!(size_of::<Counters>() == 72);
     assert!(size_of::<Settings>().is_multiple_of(8));

@@ -31,11 +31,11 @@ pub(crate) fn load<T: Copy>(field: &'static T) -> T {
 #[map]
 pub(crate) static PROCS: HashMap<u32, Proc> = HashMap::with_max_entries(8192, 0);
 
-/// Open connections of watched processes by `struct sock *`. 65536: the sum of `worker_connections` of
-/// busy hosts; the loader may raise it; what does not fit is counted. Pre-allocated, as an allocation a
-/// connection costs more than the map's 8 MB.
+/// Open connections of watched processes by `struct sock *`. The loader sets the size; what does not fit is
+/// counted. Pre-allocated, as an allocation a connection costs more than the memory; small by default, since
+/// every TCP socket of the host is looked up here at its end and a large table misses the caches.
 #[map]
-pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(65536, 0);
+pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(16384, 0);
 
 /// Addresses that nginx has connected to: the filter that keeps the packet-level hooks quiet. LRU, since
 /// nothing tells when the last connection to one is gone.
@@ -66,3 +66,7 @@ pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entrie
 /// Switches that let the hot path leave early.
 #[map]
 pub(crate) static SHARED: Array<Shared> = Array::with_max_entries(1, 0);
+
+/// 1 while user space sleeps without a clock: the next record wakes it, further ones do not.
+#[map]
+pub(crate) static READER: Array<u32> = Array::with_max_entries(1, 0);

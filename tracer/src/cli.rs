@@ -74,7 +74,7 @@ pub(crate) struct Trace {
     #[arg(long, value_name = "KIB", default_value = "1024", value_parser = parse_ring)]
     pub ring_size: u32,
     /// Most connections of all nginx that are open at a time.
-    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
+    #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub max_connections: u32,
     /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
     #[arg(long)]

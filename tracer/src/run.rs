@@ -122,7 +122,12 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     let tier = loaded.tier;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
-    let filter = Filter { pids: options.pids.clone(), causes: options.causes.clone(), count: options.count };
+    let filter = Filter {
+        pids: options.pids.clone(),
+        causes: options.causes.clone(),
+        count: options.count,
+        stats: options.stats,
+    };
     let mut session = Session::new(loaded, filter, report(options), output(options), options.kernel.verbose)?;
     let (_, masters) = session.population();
     if masters == 0 && !options.wait {
@@ -135,20 +140,19 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     let deadline = options.duration.map(|d| Instant::now() + d);
     let mut tick = interval(POLL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut busy = false;
+    let mut next = Round::Idle;
     loop {
         tokio::select! {
-            () = tokio::task::yield_now(), if busy => {}
-            _ = tick.tick() => {}
+            () = tokio::task::yield_now(), if next == Round::Busy => {}
+            _ = tick.tick(), if next != Round::Asleep => {}
             ready = wake.readable() => ready.context("cannot wait for the kernel's events")?.clear_ready(),
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             () = until(deadline) => break,
         }
-        match session.round()? {
-            Round::Idle => busy = false,
-            Round::Busy => busy = true,
-            Round::Done => break,
+        next = session.round()?;
+        if next == Round::Done {
+            break;
         }
     }
     let summary = session.finish()?;

@@ -42,9 +42,7 @@ pub(crate) enum Purpose {
 
 impl Purpose {
     fn covers(self, other: Purpose) -> bool {
-        self == other
-            || self == Purpose::All
-            || self == Purpose::Test && other == Purpose::Demo
+        self == other || self == Purpose::All || self == Purpose::Test && other == Purpose::Demo
     }
 }
 

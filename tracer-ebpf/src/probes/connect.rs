@@ -26,6 +26,13 @@ const SOCK_TYPE_MASK: u64 = 0xf;
 /// system call number (long), then `long ret` (include/trace/events/syscalls.h).
 const SYS_EXIT_RET: usize = 16;
 
+/// The return value, loaded straight from the context: `read_at` would call a helper.
+#[inline(always)]
+fn syscall_ret(ctx: &TracePointContext) -> i32 {
+    // SAFETY: within the record of every `sys_exit_*` tracepoint; the verifier checks the offset.
+    unsafe { core::ptr::read_volatile(ctx.as_ptr().byte_add(SYS_EXIT_RET).cast::<i64>()) as i32 }
+}
+
 #[fexit(function = "__sys_connect")]
 fn connect_fexit(ctx: FExitContext) -> i32 {
     // The return value stands behind the three arguments; bpf_get_func_ret is 5.17+.
@@ -39,8 +46,7 @@ fn connect_kretprobe(ctx: RetProbeContext) -> i32 {
 
 #[tracepoint(category = "syscalls", name = "sys_exit_connect")]
 fn connect_tracepoint(ctx: TracePointContext) -> i32 {
-    // SAFETY: within the record of this tracepoint.
-    unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) }.map_or(0, |ret| on_connect(&ctx, ret as i32))
+    on_connect(&ctx, syscall_ret(&ctx))
 }
 
 #[fexit(function = "__sys_bind")]
@@ -55,8 +61,7 @@ fn bind_kretprobe(ctx: RetProbeContext) -> i32 {
 
 #[tracepoint(category = "syscalls", name = "sys_exit_bind")]
 fn bind_tracepoint(ctx: TracePointContext) -> i32 {
-    // SAFETY: as above.
-    unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) }.map_or(0, |ret| on_bind(ret as i32))
+    on_bind(syscall_ret(&ctx))
 }
 
 #[fexit(function = "__sys_socket")]
@@ -71,8 +76,7 @@ fn socket_kretprobe(ctx: RetProbeContext) -> i32 {
 
 #[tracepoint(category = "syscalls", name = "sys_exit_socket")]
 fn socket_tracepoint(ctx: TracePointContext) -> i32 {
-    // SAFETY: as above.
-    unsafe { ctx.read_at::<i64>(SYS_EXIT_RET) }.map_or(0, |ret| on_socket(ret as i32))
+    on_socket(syscall_ret(&ctx))
 }
 
 #[fexit(function = "security_socket_connect")]
@@ -108,7 +112,6 @@ fn user_sockaddr(addr: u64) -> (u16, u16, [u8; 16]) {
 fn empty(tgid: u32) -> Conn {
     Conn {
         start_ns: emit::now_ns(),
-        established_ns: 0,
         rst_ns: 0,
         daddr: [0; 16],
         tgid,

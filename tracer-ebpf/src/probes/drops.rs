@@ -14,6 +14,9 @@ use crate::{
     maps::{CONNS, setting},
 };
 
+/// include/net/tcp_states.h.
+const TCP_SYN_SENT: u8 = 2;
+
 #[raw_tracepoint(tracepoint = "kfree_skb")]
 fn kfree_skb(ctx: RawTracePointContext) -> i32 {
     let _ = try_kfree_skb(&ctx);
@@ -76,7 +79,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         (*entry).drop_location = location;
         (*entry).drop_reason = reason;
         (*entry).drop_class = class;
-        (*entry).classes |= 1u8.wrapping_shl(u32::from(class));
+        if class < 8 {
+            (*entry).classes |= 1 << class;
+        }
         (*entry).drop_netns = netns;
         (*entry).flags = flags;
         (*entry).wire_daddr = segment.client_addr(forward, false);
@@ -135,7 +140,9 @@ fn retransmit(ctx: RawTracePointContext) -> i32 {
     if let Some(conn) = CONNS.get_ptr_mut(sk) {
         // SAFETY: an element of a pre-allocated map, written under the socket lock.
         unsafe {
-            if (*conn).established_ns == 0 && (*conn).flags & flag::SYN_RETRANSMIT == 0 {
+            if read::<u8>(sk, setting!(skc_state)) == TCP_SYN_SENT
+                && (*conn).flags & flag::SYN_RETRANSMIT == 0
+            {
                 (*conn).flags |= flag::SYN_RETRANSMIT;
                 emit::hint(sk, &*conn);
             }

@@ -1,7 +1,7 @@
 //! Following nginx's processes: a child of a watched process is watched from its first instruction.
 
 use aya_ebpf::{helpers::bpf_get_current_comm, macros::raw_tracepoint, programs::RawTracePointContext};
-use tracer_ebpf::{Proc, proc_change, role};
+use tracer_ebpf::{PeerKey, Proc, proc_change, role};
 
 use crate::{
     emit,
@@ -38,7 +38,11 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     // Whatever it was, it runs another program now: user space looks at the executable and decides.
-    let _ = PROCS.insert(tgid, Proc { role: role::UNVERIFIED, root: tgid }, 0);
+    let _ = PROCS.insert(
+        tgid,
+        Proc { role: role::UNVERIFIED, root: tgid, last: PeerKey { addr: [0; 16], port: 0, _pad: 0 } },
+        0,
+    );
     emit::proc_event(proc_change::EXEC, tgid, 0, comm, true);
     0
 }

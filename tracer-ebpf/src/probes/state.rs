@@ -15,7 +15,6 @@ use crate::{
 };
 
 // include/net/tcp_states.h
-const TCP_ESTABLISHED: i32 = 1;
 const TCP_SYN_SENT: i32 = 2;
 const TCP_CLOSE: i32 = 7;
 const TCP_CLOSE_WAIT: i32 = 8;
@@ -28,8 +27,6 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     let new: i32 = ctx.arg(2);
     match new {
         TCP_SYN_SENT => begin(&ctx, sk),
-        TCP_ESTABLISHED if old == TCP_SYN_SENT => established(sk),
-        TCP_CLOSE_WAIT if old == TCP_ESTABLISHED => peer_fin(sk),
         TCP_CLOSE => end(&ctx, sk, old),
         TCP_LAST_ACK => client_closed(sk, 1),
         _ => {}
@@ -46,19 +43,26 @@ fn watched(tgid: u32) -> bool {
 
 #[inline(always)]
 fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
-    let family: u16 = read(sk, setting!(skc_family));
-    if family != AF_INET && family != AF_INET6 {
-        return None;
-    }
+    // struct sock_common: daddr, rcv_saddr | hash, dport, num | family.
+    let (family, dport, daddr4) = if setting!(packed_common) != 0 {
+        let words: [u64; 3] = read(sk, 0);
+        (words[2] as u16, (words[1] >> 32) as u16, words[0] as u32)
+    } else {
+        (read(sk, setting!(skc_family)), read(sk, setting!(skc_dport)), read(sk, setting!(skc_daddr)))
+    };
+    let daddr = match family {
+        AF_INET => kernel::mapped(daddr4),
+        AF_INET6 => read(sk, setting!(skc_v6_daddr)),
+        _ => return None,
+    };
     let (flow_seq, peer_seq) = emit::sequences();
     Some(Conn {
         start_ns: emit::now_ns(),
-        established_ns: 0,
         rst_ns: 0,
-        daddr: kernel::sock_addr(sk, family, setting!(skc_daddr), setting!(skc_v6_daddr)),
+        daddr,
         tgid,
         flags: 0,
-        dport: u16::from_be(read(sk, setting!(skc_dport))),
+        dport: u16::from_be(dport),
         family,
         rst_ttl: 0,
         _pad: [0; 3],
@@ -70,7 +74,11 @@ fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
 #[inline(always)]
 fn begin(ctx: &RawTracePointContext, sk: u64) {
     let tgid = kernel::tgid();
-    if !watched(tgid) {
+    let Some(proc) = PROCS.get_ptr_mut(tgid) else {
+        return;
+    };
+    // SAFETY: one integer of a map element.
+    if unsafe { (*proc).role } != role::NGINX {
         return;
     }
     let Some(conn) = new_conn(sk, tgid) else {
@@ -80,32 +88,20 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
         count(|c| c.conns_full += 1);
     }
     let peer = PeerKey { addr: conn.daddr, port: conn.dport, _pad: 0 };
-    if PEERS.get_ptr(peer).is_none() {
-        let _ = PEERS.insert(peer, 1, 0);
-        if let Some(shared) = SHARED.get_ptr_mut(0) {
-            // SAFETY: an integer of an array element.
-            unsafe { (*shared).peer_inserts = (*shared).peer_inserts.wrapping_add(1) };
+    // SAFETY: workers have one thread that connects; a torn value costs a look-up.
+    if unsafe { (*proc).last } != peer {
+        if PEERS.get_ptr(peer).is_none() {
+            let _ = PEERS.insert(peer, 1, 0);
+            if let Some(shared) = SHARED.get_ptr_mut(0) {
+                // SAFETY: an integer of an array element.
+                unsafe { (*shared).peer_inserts = (*shared).peer_inserts.wrapping_add(1) };
+            }
+            debug!(ctx, "new upstream peer, port {}", conn.dport);
         }
-        debug!(ctx, "new upstream peer, port {}", conn.dport);
+        // SAFETY: as above.
+        unsafe { (*proc).last = peer };
     }
     count(|c| c.connects += 1);
-}
-
-#[inline(always)]
-fn established(sk: u64) {
-    if let Some(conn) = CONNS.get_ptr_mut(sk) {
-        // SAFETY: an element of a pre-allocated map; the socket lock keeps other writers of this key away.
-        unsafe { (*conn).established_ns = emit::now_ns() };
-        count(|c| c.established += 1);
-    }
-}
-
-#[inline(always)]
-fn peer_fin(sk: u64) {
-    if let Some(conn) = CONNS.get_ptr_mut(sk) {
-        // SAFETY: as in `established`.
-        unsafe { (*conn).flags |= flag::PEER_FIN };
-    }
 }
 
 #[inline(always)]
@@ -145,6 +141,8 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         if sk_err == 0 && shutdown == 3 {
             emit::watch_client(sk, conn.tgid);
         }
+    } else {
+        count(|c| c.established += 1);
     }
     let _ = CONNS.remove(sk);
     count(|c| c.closed += 1);

@@ -94,7 +94,8 @@ pub struct ConntrackFact {
     pub count: u32,
     /// Limit.
     pub max: u32,
-    /// Packets ever dropped because the table was full.
+    /// Packets dropped because the table was full, since why502 watches the namespace (of a namespace without
+    /// watched processes: ever).
     pub drops: u64,
 }
 

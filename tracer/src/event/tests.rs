@@ -55,7 +55,6 @@ fn full() -> wire::Attempt {
             | ALL_EVIDENCE,
         start_ns: 1_000_000,
         end_ns: 1_038_000,
-        established_ns: 0,
         rst_ns: 1_037_000,
         sk: 0xffff_8881_0203_0405,
         bytes_acked: 21,

@@ -185,6 +185,9 @@ pub fn settings(
         tuple_dport: ct_field("nf_conntrack_tuple.dst.u"),
         tuple_proto: ct_field("nf_conntrack_tuple.dst.protonum"),
         follow_new: 1,
+        packed_common: 0,
+        _pad: 0,
+        any_reason: [0; 4],
         reasons: [[0; 4]; drop_class::COUNT],
         nf_hook_slow: range("nf_hook_slow"),
         tcp_v4_rcv: range("tcp_v4_rcv"),
@@ -193,10 +196,13 @@ pub fn settings(
     if !r.missing.is_empty() {
         return Err(LayoutError(r.missing));
     }
+    let common = (settings.skc_daddr, settings.skc_dport, settings.skc_family);
+    settings.packed_common = u32::from(common == (0, 12, 16));
     for (value, name) in drop_reasons(btf) {
         let class = REASONS.iter().position(|names| names.contains(&name.as_str()));
         if let (Some(class), Some(word)) = (class, settings_word(value)) {
             settings.reasons[class][word] |= 1 << (value & 63);
+            settings.any_reason[word] |= 1 << (value & 63);
         }
     }
     Ok(settings)

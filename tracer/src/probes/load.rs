@@ -8,7 +8,8 @@
 use std::{
     collections::HashMap,
     ffi::CString,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     thread,
 };
@@ -109,7 +110,7 @@ pub fn load(options: &Options) -> Result<Loaded> {
 
 fn load_here(options: &Options) -> Result<Loaded> {
     let path = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
-    let data = fs::read(path).with_context(|| no_btf(path))?;
+    let data = read_btf(path).with_context(|| no_btf(path))?;
     let btf = Btf::parse(&data)
         .with_context(|| format!("cannot use the type information in {}", path.display()))?;
     let (tier, tier_reason) = match options.tier {
@@ -160,6 +161,16 @@ fn load_here(options: &Options) -> Result<Loaded> {
     }
     probes.reverse();
     Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons })
+}
+
+/// Reads type information; a kernel's has some megabytes, so what is endless is not one.
+fn read_btf(path: &Path) -> io::Result<Vec<u8>> {
+    const MOST: u64 = 256 << 20;
+    let file = fs::File::open(path)?;
+    let size = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(64 << 20);
+    let mut data = Vec::with_capacity(size);
+    file.take(MOST).read_to_end(&mut data)?;
+    Ok(data)
 }
 
 fn no_btf(path: &Path) -> String {

@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Incident, Line, Occupancy, Report, Summary, time};
+use super::{Incident, Line, Occupancy, Report, Summary, risky, time};
 use crate::{diagnose::words, event::Stage};
 
 /// Name and version of the schema.
@@ -195,8 +195,27 @@ impl Report for Json {
     }
 }
 
+/// Compact JSON in which no character can steer a terminal: what [`risky`] names is escaped, as any parser
+/// reads it back.
+struct Escaping;
+
+impl serde_json::ser::Formatter for Escaping {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some((at, found)) = rest.char_indices().find(|(_, c)| risky(*c)) {
+            let (plain, tail) = rest.split_at(at);
+            writer.write_all(plain.as_bytes())?;
+            // All of them lie in the basic plane: one escape.
+            write!(writer, "\\u{:04x}", u32::from(found))?;
+            rest = tail.get(found.len_utf8()..).unwrap_or_default();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
 fn write_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
+    let mut line = Vec::with_capacity(2048);
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut line, Escaping))?;
     line.push(b'\n');
     out.write_all(&line)?;
     out.flush()

@@ -147,3 +147,9 @@ pub trait Report {
 
 #[cfg(test)]
 mod tests;
+
+/// True for what could steer a terminal: control characters (the C1 set too), and marks that change the
+/// writing direction.
+fn risky(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}

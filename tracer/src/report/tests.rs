@@ -175,7 +175,6 @@ fn hostile_bytes_reach_no_terminal() {
 }
 
 #[test]
-#[ignore = "json.rs escapes ASCII controls only: U+009B is an escape sequence's beginning to some terminals"]
 fn json_on_a_terminal_steers_nothing() {
     let mut incident = incident(Cause::ConnectTimeoutNoAnswer, vec![candidate("backend")]);
     incident.verdict.summary = "\u{9b}31m\u{7f}\u{202e}".to_owned();

@@ -10,7 +10,7 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use super::{Incident, Line, Report, Summary, time};
+use super::{Incident, Line, Report, Summary, risky, time};
 use crate::{
     diagnose::{Cause, Confidence, words},
     event::Stage,
@@ -55,7 +55,10 @@ impl Text {
     }
 
     fn cause(&self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
-        let tag = format!("({}, {})", i.verdict.cause, i.verdict.confidence.name());
+        let tag = match i.verdict.confidence {
+            Confidence::Unexplained => format!("({})", i.verdict.cause),
+            confidence => format!("({}, {})", i.verdict.cause, confidence.name()),
+        };
         let style = match i.verdict.confidence {
             Confidence::Proven => PROVEN,
             Confidence::Likely | Confidence::Unexplained => LIKELY,
@@ -98,9 +101,7 @@ fn wrap(text: &str, room: usize) -> Vec<String> {
 fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let risky = c.is_control()
-                || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            let (plain, escaped) = if risky { (None, Some(c.escape_default())) } else { (Some(c), None) };
+            let (plain, escaped) = if risky(c) { (None, Some(c.escape_default())) } else { (Some(c), None) };
             plain.into_iter().chain(escaped.into_iter().flatten())
         })
         .collect()
@@ -198,7 +199,7 @@ impl Report for Text {
         for (index, fix) in i.verdict.fix.iter().enumerate() {
             self.paragraph(out, if index == 0 { "fix" } else { "" }, FIX, &safe(&fix.text))?;
             if let Some(command) = &fix.command {
-                self.paragraph(out, "", Style::new(), &format!("  $ {}", safe(command)))?;
+                self.paragraph(out, "", Style::new(), &format!("$ {}", safe(command)))?;
             }
         }
         writeln!(out)?;

@@ -38,6 +38,9 @@ pub(super) struct Gatherer {
     queues: HashMap<u64, (Listening, Instant)>,
     symbols: HashMap<u64, Option<String>>,
     drop_reasons: HashMap<u32, String>,
+    /// Drops of full conntrack tables when a namespace was first watched.
+    baselines: HashMap<u32, u64>,
+    routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -64,6 +67,19 @@ impl Gatherer {
             queues: HashMap::new(),
             symbols: HashMap::new(),
             drop_reasons,
+            baselines: HashMap::new(),
+            routes: HashMap::new(),
+        }
+    }
+
+    /// Takes the counters of a namespace that is watched from now on.
+    pub(super) fn note_namespace(&mut self, inum: u32, pid: u32) {
+        if !self.baselines.contains_key(&inum)
+            && self.baselines.len() < MOST
+            && let Some(ns) = NetNs::of_pid(pid).ok().filter(|ns| ns.inum() == inum)
+        {
+            let drops = conntrack::stat_drops(&ns).ok().flatten().map_or(0, |d| d.drop);
+            self.baselines.insert(inum, drops);
         }
     }
 
@@ -108,6 +124,7 @@ impl Gatherer {
         self.namespaces.retain(|_, (_, used)| used.elapsed() < NAMESPACE_IDLE);
         self.destinations.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
     }
@@ -174,11 +191,24 @@ impl Gatherer {
             facts.ports = ports(&ns, attempt.remote);
             return;
         }
-        facts.route = route_fact(&ns, attempt.remote.ip());
-        facts.ipv6_disabled = sysctl::settings(&ns)
-            .ok()
-            .and_then(|s| Some(s.disable_ipv6_all? || s.disable_ipv6_lo.unwrap_or(false)))
-            .filter(|_| attempt.remote.is_ipv6());
+        facts.route = self.route(&ns, attempt.remote.ip());
+        if attempt.remote.is_ipv6() {
+            facts.ipv6_disabled = sysctl::settings(&ns)
+                .ok()
+                .and_then(|s| Some(s.disable_ipv6_all? || s.disable_ipv6_lo.unwrap_or(false)));
+        }
+    }
+
+    fn route(&mut self, ns: &NetNs, to: IpAddr) -> Option<RouteFact> {
+        let key = (ns.inum(), to);
+        if let Some((known, _)) = self.routes.get(&key).filter(|(_, at)| at.elapsed() < FRESH) {
+            return known.clone();
+        }
+        let found = route_fact(ns, to);
+        if self.routes.len() < MOST {
+            self.routes.insert(key, (found.clone(), Instant::now()));
+        }
+        found
     }
 
     fn in_flight(&mut self, attempt: &Attempt, reach: Reach, facts: &mut Facts) {
@@ -196,13 +226,16 @@ impl Gatherer {
         }
         let refused = attempt.reset || attempt.drop.as_ref().is_some_and(|d| d.class == DropClass::NoSocket);
         if !refused {
-            facts.route = route_fact(&ns, target.ip());
+            facts.route = self.route(&ns, target.ip());
             let hop = facts.route.as_ref().and_then(|r| r.next_hop).unwrap_or(target.ip());
             facts.neighbour = neighbour(&ns, hop);
         }
         if let Some(drop) = attempt.drop.as_ref().filter(|d| d.saw(DropClass::Netfilter)) {
             let inum = if drop.netns == 0 { attempt.netns } else { drop.netns };
             facts.conntrack = self.open(inum, None).as_ref().and_then(table);
+            if let Some((table, before)) = facts.conntrack.as_mut().zip(self.baselines.get(&inum)) {
+                table.drops = table.drops.saturating_sub(*before);
+            }
         }
         let silent = attempt.drop.is_none() && attempt.icmp.is_none() && !attempt.reset;
         if silent && facts.is_local == Some(false) && (!reach.accept_queue || attempt.overflow.is_none()) {

@@ -5,11 +5,14 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, Proc, role};
+use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, PeerKey, Proc, role};
 
 use crate::{event, report::Occupancy};
+
+/// No peer yet: port 0 is nobody's.
+const NOBODY: PeerKey = PeerKey { addr: [0; 16], port: 0, _pad: 0 };
 
 /// Handles to the maps.
 pub(super) struct Maps {
@@ -17,6 +20,7 @@ pub(super) struct Maps {
     conns: HashMap<MapData, u64, Conn>,
     flows: HashMap<MapData, FlowKey, Evidence>,
     counters: PerCpuArray<MapData, Counters>,
+    reader: Array<MapData, u32>,
     /// Records.
     pub(super) ring: RingBuf<MapData>,
 }
@@ -35,6 +39,7 @@ impl Maps {
             conns: take("CONNS")?.try_into().context("map CONNS")?,
             flows: take("FLOWS")?.try_into().context("map FLOWS")?,
             counters: take("COUNTERS")?.try_into().context("map COUNTERS")?,
+            reader: take("READER")?.try_into().context("map READER")?,
             ring: take("EVENTS")?.try_into().context("map EVENTS")?,
         })
     }
@@ -45,7 +50,7 @@ impl Maps {
     /// If the map is full.
     pub(super) fn watch(&mut self, pid: u32, root: u32) -> Result<()> {
         self.procs
-            .insert(pid, Proc { role: role::NGINX, root }, 0)
+            .insert(pid, Proc { role: role::NGINX, root, last: NOBODY }, 0)
             .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))
     }
 
@@ -66,6 +71,14 @@ impl Maps {
         let found = self.flows.get(&key, 0).ok()?;
         let _ = self.flows.remove(&key);
         Some(found)
+    }
+
+    /// Asks the kernel side to wake the reader with the next record.
+    ///
+    /// # Errors
+    /// Those of the system call.
+    pub(super) fn ask_for_wakeup(&mut self) -> Result<()> {
+        self.reader.set(0, 1, 0).context("cannot write to the kernel's map READER")
     }
 
     /// Sums the counters of all CPUs.

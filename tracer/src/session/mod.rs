@@ -42,6 +42,8 @@ const BUDGET: Duration = Duration::from_millis(60);
 /// Attempts that may wait to be explained (6 MB); beyond it records stay in the ring buffer, and the kernel
 /// counts what does not fit there.
 const MOST_WAITING: usize = 8192;
+/// Rounds without work before sleeping without a clock.
+const QUIET_ROUNDS: u32 = 20;
 /// Explained attempts between two looks into the ring buffer.
 const BATCH: usize = 64;
 
@@ -54,6 +56,8 @@ pub struct Filter {
     pub causes: Vec<Cause>,
     /// End after so many incidents.
     pub count: Option<u64>,
+    /// The kernel counts run times for this run.
+    pub stats: bool,
 }
 
 struct Held {
@@ -75,6 +79,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     round: u64,
+    quiet: u32,
     unread: u64,
     incidents: BTreeMap<Cause, u64>,
     shown: u64,
@@ -85,8 +90,10 @@ pub struct Session<'a> {
 /// What a round of the loop found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Round {
-    /// Nothing is left to do until the next one.
+    /// Nothing is left to do until the next tick.
     Idle,
+    /// Nothing has happened for a while: sleep until the kernel wakes us.
+    Asleep,
     /// Attempts wait to be explained: come back at once.
     Busy,
     /// The wanted number of incidents is reached.
@@ -118,7 +125,7 @@ impl<'a> Session<'a> {
         let mut maps = Maps::take(&mut ebpf)?;
         let mut watch = Watch::new(filter.pids.clone());
         complain(&watch.scan(&mut maps)?);
-        Ok(Self {
+        let mut session = Self {
             ebpf,
             maps,
             watch,
@@ -130,12 +137,15 @@ impl<'a> Session<'a> {
             out,
             waiting: VecDeque::new(),
             round: 0,
+            quiet: 0,
             unread: 0,
             incidents: BTreeMap::new(),
             shown: 0,
             started: Instant::now(),
             logger,
-        })
+        };
+        session.note_namespaces();
+        Ok(session)
     }
 
     /// A descriptor that becomes readable when a process event comes in.
@@ -188,7 +198,22 @@ impl<'a> Session<'a> {
             self.gatherer.sweep();
             self.watch.sweep();
         }
-        Ok(if more { Round::Busy } else { Round::Idle })
+        if more {
+            return Ok(Round::Busy);
+        }
+        if !self.waiting.is_empty() || self.logger.is_some() {
+            return Ok(Round::Idle);
+        }
+        self.quiet = if explained == 0 { self.quiet + 1 } else { 0 };
+        if self.quiet < QUIET_ROUNDS {
+            return Ok(Round::Idle);
+        }
+        self.quiet = 0;
+        self.gatherer.sweep();
+        self.maps.ask_for_wakeup()?;
+        // What came in before the request woke nobody.
+        self.drain()?;
+        Ok(if self.waiting.is_empty() { Round::Asleep } else { Round::Idle })
     }
 
     /// Explains what is left and writes the summary.
@@ -213,7 +238,7 @@ impl<'a> Session<'a> {
             masters: self.watch.masters(),
             tier: self.tier,
             maps: self.maps.occupancy(),
-            programs: costs(&self.ebpf),
+            programs: if self.filter.stats { costs(&self.ebpf) } else { Vec::new() },
         };
         self.report.summary(&mut *self.out, &summary).context("cannot write to stdout")?;
         Ok(summary)
@@ -255,11 +280,23 @@ impl<'a> Session<'a> {
                     self.gatherer.note_queue(socket, worker, remote);
                 }
             }
-            Event::Fork { pid, parent } => complain(&self.watch.forked(pid, parent)),
-            Event::Exec { pid } => complain(&self.watch.executed(&mut self.maps, pid)?),
+            Event::Fork { pid, parent } => {
+                complain(&self.watch.forked(pid, parent));
+                self.note_namespaces();
+            }
+            Event::Exec { pid } => {
+                complain(&self.watch.executed(&mut self.maps, pid)?);
+                self.note_namespaces();
+            }
             Event::Exit { pid } => self.watch.exited(pid),
         }
         Ok(())
+    }
+
+    fn note_namespaces(&mut self) {
+        for (inum, pid) in self.watch.namespaces() {
+            self.gatherer.note_namespace(inum, pid);
+        }
     }
 
     fn explain(&mut self, held: Held) -> Result<()> {

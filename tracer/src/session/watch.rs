@@ -189,6 +189,12 @@ impl Watch {
         self.processes.retain(|_, p| p.ended.is_none_or(|at| at.elapsed().as_secs() < REMEMBER_S));
     }
 
+    /// The network namespaces of running processes, with one of these each time.
+    pub(super) fn namespaces(&self) -> Vec<(u32, u32)> {
+        let live = self.processes.iter().filter(|(_, p)| p.ended.is_none());
+        live.filter_map(|(pid, p)| Some((p.netns?, *pid))).collect()
+    }
+
     /// A process by PID.
     #[must_use]
     pub(super) fn get(&self, pid: u32) -> Option<&Watched> {

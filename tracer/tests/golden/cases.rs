@@ -15,7 +15,6 @@ use tracer::{
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
     nginx::{self, ConfigLine, Files, Model, Role, Setting, Source},
     probes::Tier,
-    session::{Occupancy, ProgramCost, Summary},
 };
 use tracer_ebpf::{Counters, Evidence, drop_flag, flag};
 

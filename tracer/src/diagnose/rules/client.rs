@@ -26,7 +26,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     let timer = case.connect_timeouts().min().map(|ms| {
         format!(
-            "{} before its connect timeout of {}",
+            "{}, before its connect timeout of {}",
             words::after(case),
             words::duration(ms.saturating_mul(1000))
         )

@@ -45,12 +45,12 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     Some(
         Verdict::graded(Cause::ConnectTimeoutNoAnswer, proof, format!("{} does not answer: {} sent, nothing came back", a.remote, words::syns(case.syns())), rival)
-            .because("syn", format!("{} left this host {}", words::syns(case.syns()), words::after(case)))
+            .because("syn", format!("{} left this host", words::syns(case.syns())))
             .because_if("drop", case.reach.drops.then_some("this machine dropped no packet of the handshake, in neither direction"))
             .because("end", words::gave_up(case, how))
             .because_if("route", case.facts.route.as_ref().and_then(|r| Some(format!("sent by {} to {}", r.device.as_deref()?, r.next_hop?))))
             .because_if("dnat", words::translation(case))
             .fix(format!("check that {} is up, that its address is right, and the firewalls on the way (they drop, or the host is gone)", a.remote.ip()))
-            .fix("a longer proxy_connect_timeout does not help"),
+            .fix("a longer connect timeout does not help"),
     )
 }

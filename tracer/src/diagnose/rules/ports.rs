@@ -16,8 +16,10 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     }
     let ports = case.facts.ports.as_ref();
     Some(
-        Verdict::proven(
+        Verdict::graded(
             Cause::LocalPortExhausted,
+            // With a port of its own (proxy_bind ADDRESS:PORT) it is that port's pair that is taken.
+            a.local.port() == 0,
             match ports {
                 Some(p) => format!(
                     "no local port is free for {}: {} sockets use the range {}-{}",
@@ -25,6 +27,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
                 ),
                 None => format!("no local port is free for {}", a.remote),
             },
+            "the fixed local port of proxy_bind, which is in use towards this upstream already",
         )
         .because(
             "syscall",

@@ -54,6 +54,6 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         .because("end", words::gave_up(case, how))
         .because_if("dnat", words::translation(case))
         .fix("find out why the backend does not accept: all its workers busy, blocked or stopped")
-        .fix("a larger backlog (and net.core.somaxconn) helps against bursts only; a longer proxy_connect_timeout does not help"),
+        .fix("a larger backlog (and net.core.somaxconn) helps against bursts only; a longer connect timeout does not help"),
     )
 }

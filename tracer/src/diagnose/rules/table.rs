@@ -24,11 +24,14 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     Some(
         Verdict::graded(
             Cause::ConnectTimeoutConntrackFull,
-            table.drops >= u64::from(drop.count) && drop.count >= case.syns() && case.facts.drop_engine.is_none(),
+            table.drops >= u64::from(drop.count)
+                && drop.count >= case.syns()
+                && case.facts.drop_engine.is_none()
+                && !words::other_namespace(case, drop.netns),
             format!("the connection tracking table is full ({} of {}): new connections are dropped", table.count, table.max),
             "a firewall rule ahead of connection tracking that drops the SYN",
         )
-        .because("conntrack", format!("{} entries, limit {}, {} packets dropped for want of room so far", table.count, table.max, table.drops))
+        .because("conntrack", format!("{} entries, limit {}, {} packets dropped for want of room since why502 watches", table.count, table.max, table.drops))
         .because_if("drop", words::drop_text(case))
         .because("no-entry", "the dropped SYN had no conntrack entry")
         .because("end", words::gave_up(case, how))
