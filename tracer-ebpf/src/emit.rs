@@ -20,9 +20,6 @@ const BPF_RB_FORCE_WAKEUP: u64 = 2;
 /// both happen in one call of ngx_http_upstream_check_broken_connection. 20 ms allow for preemption.
 pub(crate) const CLIENT_WATCH_NS: u64 = 20_000_000;
 
-/// connect() returns microseconds after its socket was closed inside; one second allows for preemption.
-const SYNC_WINDOW_NS: u64 = 1_000_000_000;
-
 /// `PF_EXITING` of include/linux/sched.h, the same since 2.6.
 const PF_EXITING: u32 = 0x4;
 
@@ -260,15 +257,6 @@ pub(crate) fn watch_client(sk: u64, tgid: u32) {
 pub(crate) fn watching_until() -> u64 {
     // SAFETY: an element of an array map, plain integers.
     SHARED.get_ptr(0).map_or(0, |s| unsafe { core::ptr::read_volatile(&raw const (*s).watch_until_ns) })
-}
-
-/// Opens the window in which a record waits for the return of its connect().
-#[inline(always)]
-pub(crate) fn await_connect_return() {
-    if let Some(shared) = SHARED.get_ptr_mut(0) {
-        // SAFETY: an integer of an array element; the later of two writers wins, which is right.
-        unsafe { (*shared).sync_until_ns = now_ns() + SYNC_WINDOW_NS };
-    }
 }
 
 /// Takes the security hook's refusal of this thread's connect(), if there was one.

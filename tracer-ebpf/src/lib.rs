@@ -77,6 +77,8 @@ pub mod flag {
     /// So many other flows or peers came meanwhile that evidence of this one may have been evicted: the
     /// absence of a drop proves nothing.
     pub const EVIDENCE_GAP: u32 = 1 << 14;
+    /// The moment of the end was missed; the record was made when the socket was destroyed.
+    pub const MISSED_END: u32 = 1 << 15;
 }
 
 /// Bits of [`Evidence::flags`].
@@ -422,9 +424,6 @@ pub struct Counters {
 pub struct Shared {
     /// While the clock is below this, closes of client sockets are looked at.
     pub watch_until_ns: u64,
-    /// While the clock is below this, a socket's destruction is checked for a record that still waits for
-    /// the return of its `connect()`.
-    pub sync_until_ns: u64,
     /// Insertions into the map of packet-level evidence, modulo 2^32; concurrent ones may be counted once.
     pub flow_inserts: u32,
     /// Insertions into the set of peers, likewise.
@@ -496,6 +495,10 @@ pub struct Settings {
     pub bytes_received: u32,
     /// tcp_sock.total_retrans.
     pub total_retrans: u32,
+    /// tcp_sock.srtt_us.
+    pub srtt_us: u32,
+    /// Padding.
+    pub _pad2: u32,
     /// sk_buff.head.
     pub skb_head: u32,
     /// sk_buff.data.
@@ -595,7 +598,7 @@ const _: () = {
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
     assert!(size_of::<Proc>() == 28);
-    assert!(size_of::<Shared>() == 24);
+    assert!(size_of::<Shared>() == 16);
     assert!(size_of::<Counters>() == 72);
     assert!(size_of::<Settings>().is_multiple_of(8));
 };

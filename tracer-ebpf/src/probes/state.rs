@@ -121,7 +121,6 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         if sk_err == 0 && shutdown != 3 && setting!(has_connect_exit) != 0 {
             // SAFETY: as in `established`.
             unsafe { (*found).flags |= flag::SYNC_CLOSED };
-            emit::await_connect_return();
             return;
         }
         emit::attempt(
@@ -240,50 +239,43 @@ fn client_closed(sk: u64, how: u8) {
     let _ = GIVEN_UP.remove(tgid);
 }
 
-/// The end of every TCP socket: catches clients that reset (their socket was CLOSE long before the worker
-/// closed it) and, as a last resort, records whose connect() never returned to us.
+/// The end of every TCP socket. Catches clients that reset (their socket was CLOSE long before the worker
+/// closed it), and records whose end was missed: the kernel skips a program that is interrupted on the same
+/// CPU by another run of itself, so `set_state` alone could leave an entry behind.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
-    let Some(shared) = SHARED.get_ptr(0) else {
-        return 0;
-    };
-    // SAFETY: integers of an array element.
-    let (until, pending) = unsafe { ((*shared).watch_until_ns, (*shared).sync_until_ns) };
-    if until == 0 && pending == 0 {
-        return 0;
-    }
-    if pending != 0 && emit::now_ns() > pending {
-        if let Some(shared) = SHARED.get_ptr_mut(0) {
-            // SAFETY: as above.
-            unsafe { (*shared).sync_until_ns = 0 };
-        }
-    }
     let sk: u64 = ctx.arg(0);
-    if pending != 0
-        && let Some(found) = CONNS.get_ptr(sk)
-    {
+    if let Some(found) = CONNS.get_ptr(sk) {
         // SAFETY: copied at once.
         let conn = unsafe { *found };
-        if conn.flags & flag::SYNC_CLOSED != 0 {
-            emit::attempt(
-                sk,
-                &conn,
-                &End {
-                    stage: stage::CONNECT,
-                    old_state: TCP_SYN_SENT as u8,
-                    shutdown: 0,
-                    ret: 0,
-                    sk_err: 0,
-                    flags: 0,
-                    lsm_ret: 0,
-                },
-            );
-            let _ = CONNS.remove(sk);
-            count(|c| c.closed += 1);
-        }
+        missed_end(sk, &conn);
+        let _ = CONNS.remove(sk);
+        count(|c| c.closed += 1);
     }
-    if until != 0 {
+    if emit::watching_until() != 0 {
         client_closed(sk, 2);
     }
     0
+}
+
+/// Tells what can still be told of a connection whose end was not seen. A connection that stood has received
+/// a SYN-ACK: the stack has measured a round trip.
+#[inline(always)]
+fn missed_end(sk: u64, conn: &Conn) {
+    if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
+        return;
+    }
+    let stage = if conn.flags & flag::SYNC_CLOSED != 0 { stage::CONNECT } else { stage::SYN_SENT };
+    let sk_err: i32 = read(sk, setting!(sk_err));
+    let shutdown = if sk_err == 0 && conn.flags & (flag::RST_IN | flag::SYNC_CLOSED) == 0 { 3 } else { 0 };
+    let end = End {
+        stage,
+        old_state: TCP_SYN_SENT as u8,
+        shutdown,
+        ret: 0,
+        sk_err,
+        flags: flag::MISSED_END,
+        lsm_ret: 0,
+    };
+    emit::attempt(sk, conn, &end);
 }

@@ -206,9 +206,9 @@ pub enum GaveUp {
 
 /// How much earlier than its length nginx's timer can end an attempt, milliseconds: it is set from a clock
 /// that is read once per round of the event loop (src/core/ngx_times.c), so it starts as long before connect()
-/// as the round took until then. Rounds of a quarter of a second mean a worker in trouble.
+/// as the round took until then. Rounds of half a second mean a worker in trouble.
 fn timer_slack_ms(timeout_ms: u64) -> u64 {
-    (timeout_ms / 4).min(250) + 15
+    (timeout_ms / 2).min(500) + 15
 }
 
 impl Case {

@@ -398,7 +398,7 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         app_closed: has(flag::APP_CLOSED),
         exiting: has(flag::TASK_EXITING),
         retransmits: a.retransmits,
-        evidence_gap: has(flag::EVIDENCE_GAP),
+        evidence_gap: has(flag::EVIDENCE_GAP) || has(flag::MISSED_END),
         icmp,
         drop,
         overflow,

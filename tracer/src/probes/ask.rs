@@ -2,9 +2,12 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd},
     path::Path,
 };
+
+use aya::programs::Program;
+use aya_obj::generated::bpf_prog_info;
 
 use super::Tier;
 use crate::sys::btf::Btf;
@@ -48,6 +51,14 @@ struct RawTracepointOpen {
     _pad: u32,
 }
 
+#[repr(C)]
+struct InfoByFd {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 const BPF_PROG_TYPE_TRACING: u32 = 26;
@@ -99,6 +110,31 @@ pub fn best_tier(btf: &Btf<'_>) -> (Tier, Option<String>) {
             }
         }
     }
+}
+
+/// Runs of a program that the kernel skipped because it was running on that CPU already; None if it is not loaded
+/// or the kernel does not tell.
+#[must_use]
+pub fn skipped_runs(program: &Program) -> Option<u64> {
+    let fd = program.fd().ok()?.as_fd();
+    // SAFETY: integers and pointers as integers; zero is valid for all of them.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let query = InfoByFd {
+        fd: u32::try_from(fd.as_raw_fd()).ok()?,
+        len: u32::try_from(size_of::<bpf_prog_info>()).ok()?,
+        info: (&raw mut info) as u64,
+    };
+    // SAFETY: `query` is an initialised repr(C) prefix of union bpf_attr; the kernel writes at most `len` bytes
+    // to `info`, which lives until the end of this function.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            std::ptr::from_ref(&query),
+            size_of::<InfoByFd>(),
+        )
+    };
+    (result == 0).then_some(info.recursion_misses)
 }
 
 fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {

@@ -151,6 +151,8 @@ pub fn settings(
         bytes_acked: r.required("tcp_sock.bytes_acked"),
         bytes_received: r.required("tcp_sock.bytes_received"),
         total_retrans: r.required("tcp_sock.total_retrans"),
+        srtt_us: r.required("tcp_sock.srtt_us"),
+        _pad2: 0,
         skb_head: r.required("sk_buff.head"),
         skb_data: r.required("sk_buff.data"),
         skb_network_header: r.required("sk_buff.network_header"),

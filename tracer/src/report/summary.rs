@@ -53,6 +53,9 @@ pub struct Summary {
     pub tier: Tier,
     /// Entries in the kernel's maps.
     pub maps: Occupancy,
+    /// Runs that the kernel skipped because the same program was running on that CPU already (5.12+). An end
+    /// that was skipped is caught when the socket is destroyed, so these are not lost by themselves.
+    pub skipped_runs: u64,
     /// Cost by program; empty unless the kernel counted.
     pub programs: Vec<ProgramCost>,
 }

@@ -55,9 +55,10 @@ impl Text {
     }
 
     fn cause(&self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
-        let tag = match i.verdict.confidence {
-            Confidence::Unexplained => format!("({})", i.verdict.cause),
-            confidence => format!("({}, {})", i.verdict.cause, confidence.name()),
+        let tag = if i.verdict.cause == Cause::Unexplained {
+            format!("({})", i.verdict.cause)
+        } else {
+            format!("({}, {})", i.verdict.cause, i.verdict.confidence.name())
         };
         let style = match i.verdict.confidence {
             Confidence::Proven => PROVEN,

@@ -37,6 +37,9 @@ pub(super) struct Gatherer {
     /// Accept queues seen at the first retransmission, by socket.
     queues: HashMap<u64, (Listening, Instant)>,
     symbols: HashMap<u64, Option<String>>,
+    /// Address ranges of the functions in [`HOOKS`] and [`ENGINES`].
+    places: HashMap<String, (u64, u64)>,
+    places_read: Option<Instant>,
     drop_reasons: HashMap<u32, String>,
     /// Drops of full conntrack tables when a namespace was first watched.
     baselines: HashMap<u32, u64>,
@@ -66,6 +69,8 @@ impl Gatherer {
             elsewhere: HashMap::new(),
             queues: HashMap::new(),
             symbols: HashMap::new(),
+            places: HashMap::new(),
+            places_read: None,
             drop_reasons,
             baselines: HashMap::new(),
             routes: HashMap::new(),
@@ -155,31 +160,59 @@ impl Gatherer {
             facts.drop_reason =
                 (drop.reason != 0).then(|| self.drop_reasons.get(&drop.reason).cloned()).flatten();
             if drop.class != DropClass::NoSocket {
-                let mut addresses = drop.stack.clone();
-                addresses.push(drop.location);
-                self.name_symbols(&addresses);
-                let name = |address: &u64| self.symbols.get(address).and_then(Option::as_deref);
-                let names: Vec<&str> = drop.stack.iter().filter_map(name).collect();
-                facts.drop_hook = hook_of(&names);
-                facts.drop_engine = engine_of(&names);
-                facts.drop_function = name(&drop.location).map(str::to_owned);
+                self.locate(&drop.stack, facts);
+                if drop.class == DropClass::Netfilter && facts.drop_hook.is_none() && self.read_places() {
+                    self.locate(&drop.stack, facts);
+                }
+                if drop.class == DropClass::Other {
+                    facts.drop_function = self.name_symbol(drop.location);
+                }
             }
         }
         let other = others.into_iter().find(|inum| *inum != 0 && *inum != attempt.netns);
         facts.other_namespace = other.and_then(|inum| netns::find(inum).ok().flatten()).map(|r| resident(&r));
     }
 
-    fn name_symbols(&mut self, addresses: &[u64]) {
-        let unknown: Vec<u64> =
-            addresses.iter().copied().filter(|a| *a != 0 && !self.symbols.contains_key(a)).collect();
-        if unknown.is_empty() || self.symbols.len() > 4 * MOST {
-            return;
+    /// Names hook and engine by the callers' places.
+    fn locate(&self, stack: &[u64], facts: &mut Facts) {
+        let of = |table: &'static [(&'static str, &'static [&'static str])]| {
+            stack.iter().find_map(|address| {
+                table.iter().find_map(|(meaning, functions)| {
+                    functions
+                        .iter()
+                        .filter_map(|f| self.places.get(*f))
+                        .any(|(start, end)| (*start..*end).contains(address))
+                        .then_some(*meaning)
+                })
+            })
+        };
+        facts.drop_hook = of(HOOKS);
+        facts.drop_engine = of(ENGINES);
+    }
+
+    /// Reads the places of the functions that name hooks and engines: once, and again when modules may have been
+    /// loaded since. True if it was read.
+    fn read_places(&mut self) -> bool {
+        if self.places_read.is_some_and(|at| at.elapsed() < PLACES_AGAIN) {
+            return false;
         }
-        let mut found =
-            kallsyms::open().and_then(|table| kallsyms::names(table, &unknown)).unwrap_or_default();
-        for address in unknown {
-            self.symbols.insert(address, found.remove(&address));
+        self.places_read = Some(Instant::now());
+        let names: Vec<&str> =
+            HOOKS.iter().chain(ENGINES).flat_map(|(_, functions)| *functions).copied().collect();
+        self.places = kallsyms::open().and_then(|table| kallsyms::ranges(table, &names)).unwrap_or_default();
+        true
+    }
+
+    fn name_symbol(&mut self, address: u64) -> Option<String> {
+        if let Some(known) = self.symbols.get(&address) {
+            return known.clone();
         }
+        let found = kallsyms::open().and_then(|table| kallsyms::names(table, &[address])).unwrap_or_default();
+        let name = found.into_values().next();
+        if self.symbols.len() < MOST {
+            self.symbols.insert(address, name.clone());
+        }
+        name
     }
 
     /// connect() failed before a SYN.
@@ -297,32 +330,34 @@ fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
 }
 
 /// The netfilter hook, by the IP-layer function that ran it (net/ipv4/ip_{input,output,forward}.c and IPv6).
-fn hook_of(callers: &[&str]) -> Option<&'static str> {
-    callers.iter().find_map(|name| {
-        Some(match name.trim_start_matches('_') {
-            "ip_local_out" | "ip6_local_out" => "output",
-            "ip_local_deliver" | "ip6_input" => "input",
-            "ip_forward" | "ip6_forward" => "forward",
-            "ip_rcv" | "ipv6_rcv" | "ip_list_rcv" | "ipv6_list_rcv" | "ip_sublist_rcv" => "prerouting",
-            "ip_output" | "ip6_output" | "ip_mc_output" => "postrouting",
-            "nf_hook_ingress" | "nf_ingress" => "ingress",
-            _ => return None,
-        })
-    })
-}
+const HOOKS: &[(&str, &[&str])] = &[
+    ("output", &["__ip_local_out", "ip_local_out", "__ip6_local_out", "ip6_local_out"]),
+    ("input", &["ip_local_deliver", "ip6_input"]),
+    ("forward", &["ip_forward", "ip6_forward"]),
+    (
+        "prerouting",
+        &["ip_rcv", "ipv6_rcv", "ip_list_rcv", "ipv6_list_rcv", "ip_sublist_rcv", "ip6_sublist_rcv"],
+    ),
+    ("postrouting", &["ip_output", "ip6_output", "ip_mc_output"]),
+];
 
-/// Which rule engine, by its own functions among the callers.
-fn engine_of(callers: &[&str]) -> Option<&'static str> {
-    callers.iter().find_map(|name| {
-        if name.starts_with("nft_do_chain") {
-            Some("nftables")
-        } else if name.starts_with("ipt_do_table") || name.starts_with("ip6t_do_table") {
-            Some("iptables-legacy")
-        } else {
-            None
-        }
-    })
-}
+/// Which rule engine, by its own function among the callers.
+const ENGINES: &[(&str, &[&str])] = &[
+    (
+        "nftables",
+        &[
+            "nft_do_chain",
+            "nft_do_chain_ipv4",
+            "nft_do_chain_ipv6",
+            "nft_do_chain_inet",
+            "nft_do_chain_netdev",
+        ],
+    ),
+    ("iptables-legacy", &["ipt_do_table", "ip6t_do_table"]),
+];
+
+/// After this time modules may have been loaded.
+const PLACES_AGAIN: Duration = Duration::from_secs(10);
 
 /// A namespace in words: its container, its name, or a process in it.
 fn resident(r: &netns::Resident) -> String {

@@ -27,7 +27,7 @@ use crate::{
     diagnose::{self, Cause},
     event::{self, Attempt, Event, Stage},
     nginx::{ConfigLine, Role, Setting},
-    probes::{Tier, load::Loaded},
+    probes::{Tier, ask, load::Loaded},
     report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
 };
@@ -238,6 +238,7 @@ impl<'a> Session<'a> {
             masters: self.watch.masters(),
             tier: self.tier,
             maps: self.maps.occupancy(),
+            skipped_runs: self.ebpf.programs().filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
             programs: if self.filter.stats { costs(&self.ebpf) } else { Vec::new() },
         };
         self.report.summary(&mut *self.out, &summary).context("cannot write to stdout")?;
@@ -281,14 +282,18 @@ impl<'a> Session<'a> {
                 }
             }
             Event::Fork { pid, parent } => {
-                complain(&self.watch.forked(pid, parent));
+                complain(&self.watch.forked(&mut self.maps, pid, parent)?);
                 self.note_namespaces();
             }
             Event::Exec { pid } => {
                 complain(&self.watch.executed(&mut self.maps, pid)?);
                 self.note_namespaces();
             }
-            Event::Exit { pid } => self.watch.exited(pid),
+            Event::Exit { pid } => {
+                // Its entry may have been written again after the kernel removed it.
+                self.maps.unwatch(pid);
+                self.watch.exited(pid);
+            }
         }
         Ok(())
     }

@@ -108,11 +108,16 @@ impl Watch {
         Ok(())
     }
 
-    /// A watched process has a new child; the kernel watches it already.
-    pub(super) fn forked(&mut self, pid: u32, parent: u32) -> Vec<String> {
+    /// A watched process has a new child; the kernel watches it already, unless it was forked before its parent
+    /// was verified.
+    ///
+    /// # Errors
+    /// As [`Watch::scan`].
+    pub(super) fn forked(&mut self, maps: &mut Maps, pid: u32, parent: u32) -> Result<Vec<String>> {
         let Some(known) = self.processes.get(&parent).cloned() else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
+        maps.watch(pid, known.master)?;
         // A child of the master after a reload runs with what is on disk now.
         let mut problems = Vec::new();
         let config = if known.master == parent && known.config.is_stale(parent) {
@@ -140,7 +145,7 @@ impl Watch {
                 serves: true,
             },
         );
-        problems
+        Ok(problems)
     }
 
     /// A process executed a program: the executable decides whether it is nginx.

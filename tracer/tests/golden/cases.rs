@@ -15,6 +15,7 @@ use tracer::{
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
     nginx::{self, ConfigLine, Files, Model, Role, Setting, Source},
     probes::Tier,
+    report::{Occupancy, ProgramCost, Summary},
 };
 use tracer_ebpf::{Counters, Evidence, drop_flag, flag};
 
@@ -376,6 +377,7 @@ fn calls() -> Vec<Sample> {
             .fails(libc::EADDRNOTAVAIL)
             .edit(|a, f| {
                 a.syn_state = true;
+                a.local.set_port(0);
                 f.ports =
                     Some(PortsFact { range: (32_768, 60_999), to_destination: 28_232, time_wait: 28_011 });
             }),
@@ -410,6 +412,7 @@ pub(crate) fn summary() -> Summary {
         masters: 2,
         tier: Tier::Kprobe,
         maps: Occupancy { conns: 7, procs: 6, flows: 5 },
+        skipped_runs: 0,
         programs: vec![ProgramCost { name: "set_state".to_owned(), runs: 3000, run_time_ns: 600_000 }],
     }
 }

@@ -19,7 +19,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
                 if reset { "reset the connection" } else { "closed" }
             ),
         ),
-        (GaveUp::Early, _) => {
+        // Where something here kept the handshake from succeeding, that is the better answer.
+        (GaveUp::Early, _) if a.drop.is_none() && a.overflow.is_none() => {
             (false, "nginx closed the attempt without an error from the network".to_owned())
         }
         _ => return None,

@@ -129,7 +129,7 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     let drop = a.drop.as_ref()?;
     let by_rule = [DropClass::Netfilter, DropClass::RpFilter, DropClass::Bpf, DropClass::Tc, DropClass::Xfrm];
     let class = by_rule.into_iter().find(|c| drop.saw(*c))?;
-    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early) {
+    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded) {
         return None;
     }
     let every = drop.count >= case.syns();
@@ -148,7 +148,10 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
         DropClass::Xfrm => "an IPsec policy",
         _ => "a firewall rule",
     };
-    let rival = if every {
+    let early = how == GaveUp::Early;
+    let rival = if early {
+        "a client that left before nginx's timer, unseen"
+    } else if every {
         "a connection tracking table that was full then"
     } else {
         "a host that did not answer the SYNs that got through"
@@ -156,7 +159,7 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     Some(
         Verdict::graded(
             cause,
-            every && table_excluded && only_by_rules(drop),
+            every && table_excluded && only_by_rules(drop) && !early,
             format!("{who} drops {direction} for {}", a.remote),
             rival,
         )

@@ -9,9 +9,15 @@ use crate::{
     event::Stage,
 };
 
+/// As the system call returns it; 0 where its return was not seen.
+const EADDRNOTAVAIL: i32 = -libc::EADDRNOTAVAIL;
+
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let a = &case.attempt;
-    if a.stage != Stage::Connect || !a.syn_state || a.ret != -libc::EADDRNOTAVAIL {
+    if a.stage != Stage::Connect || !a.syn_state || !matches!(a.ret, 0 | EADDRNOTAVAIL) {
+        return None;
+    }
+    if a.ret == 0 && a.local.port() != 0 {
         return None;
     }
     let ports = case.facts.ports.as_ref();
@@ -19,7 +25,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         Verdict::graded(
             Cause::LocalPortExhausted,
             // With a port of its own (proxy_bind ADDRESS:PORT) it is that port's pair that is taken.
-            a.local.port() == 0,
+            a.local.port() == 0 && a.ret == EADDRNOTAVAIL,
             match ports {
                 Some(p) => format!(
                     "no local port is free for {}: {} sockets use the range {}-{}",
@@ -27,14 +33,20 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
                 ),
                 None => format!("no local port is free for {}", a.remote),
             },
-            "the fixed local port of proxy_bind, which is in use towards this upstream already",
+            if a.ret == 0 {
+                "a refusal of the SYN inside this host: the errno of connect() was not seen"
+            } else {
+                "the fixed local port of proxy_bind, which is in use towards this upstream already"
+            },
         )
         .because(
             "syscall",
-            format!(
-                "connect() returned {} while choosing a port: the socket was in SYN_SENT, no SYN was sent",
-                words::errno(libc::EADDRNOTAVAIL)
-            ),
+            if a.ret == 0 {
+                "connect() failed while choosing a port: the socket was in SYN_SENT, no SYN was sent".to_owned()
+            } else {
+                let errno = words::errno(libc::EADDRNOTAVAIL);
+                format!("connect() returned {errno} while choosing a port: the socket was in SYN_SENT, no SYN was sent")
+            },
         )
         .because_if(
             "ports",

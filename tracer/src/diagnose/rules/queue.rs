@@ -12,7 +12,7 @@ use crate::{
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let a = &case.attempt;
     let how = case.gave_up()?;
-    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early) {
+    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded) {
         return None;
     }
     let by_rule = a.drop.as_ref().is_some_and(|d| d.saw(DropClass::Netfilter));
@@ -22,7 +22,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let now = case.facts.listeners.as_ref().and_then(|l| l.exact.iter().find(|l| l.full()));
     let then = case.facts.queue_at_retransmit.as_ref().filter(|l| l.full());
     let (proof, queued, limit) = match (a.overflow, then, now) {
-        (Some(seen), _, _) => (true, seen.queued, seen.limit),
+        (Some(seen), _, _) => (how != GaveUp::Early, seen.queued, seen.limit),
         (None, Some(l), _) | (None, None, Some(l)) => (false, l.queued, l.limit),
         (None, None, None) => return None,
     };

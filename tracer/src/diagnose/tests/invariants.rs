@@ -122,10 +122,12 @@ fn timeouts(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         let shorter = || {
             case.attempt
                 .duration_us()
-                .is_some_and(|us| case.connect_timeouts().all(|ms| us + 300_000 < ms * 1000))
+                .is_some_and(|us| case.connect_timeouts().all(|ms| us + 550_000 < ms * 1000))
         };
+        // What kept the handshake from succeeding here is named even then, but not as proven.
+        let obstacle = a.drop.is_some() || a.overflow.is_some() || case.facts.listeners.is_some();
         must(
-            by_kernel || case.connect_timeouts().next().is_none() || !shorter(),
+            by_kernel || case.connect_timeouts().next().is_none() || !shorter() || (obstacle && !proven),
             "it ended long before every timer",
         );
     }
@@ -194,7 +196,9 @@ fn calls(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         Cause::LocalPortExhausted => {
             let bind = a.stage == Stage::Bind && -a.ret == libc::EADDRINUSE && a.remote.port() == 0;
             let connect = a.stage == Stage::Connect && a.syn_state && -a.ret == libc::EADDRNOTAVAIL;
-            must(bind || connect, "no port was sought");
+            // The return of connect() was missed: no port was chosen, and it is at most likely.
+            let missed = a.stage == Stage::Connect && a.syn_state && a.ret == 0 && a.local.port() == 0;
+            must(bind || connect || (missed && !proven), "no port was sought");
         }
         Cause::NetworkUnreachable => {
             let at_once = a.stage == Stage::Connect && !a.syn_state && a.security.is_none();

@@ -42,11 +42,20 @@ fn binds() {
 
 #[test]
 fn ports() {
-    let connect = |to, syn| call(Stage::Connect, to, libc::EADDRNOTAVAIL).edit(|c| c.attempt.syn_state = syn);
+    let connect = |to, syn| {
+        call(Stage::Connect, to, libc::EADDRNOTAVAIL).edit(|c| {
+            c.attempt.syn_state = syn;
+            c.attempt.local.set_port(0);
+        })
+    };
+    let bound = connect(FAR, true).edit(|c| c.attempt.local.set_port(4444));
+    let unseen = connect(FAR, true).edit(|c| c.attempt.ret = 0);
     let switch = |off, build: Build| build.edit(|c| c.facts.ipv6_disabled = Some(off));
     check(vec![
         ("no port free", connect(FAR, true), LocalPortExhausted, Proven),
         ("no port free, IPv6", connect(FAR6, true), LocalPortExhausted, Proven),
+        ("a fixed port that is taken", bound, LocalPortExhausted, Likely),
+        ("the errno was not seen", unseen, LocalPortExhausted, Likely),
         (
             "the same errno before SYN_SENT: IPv6 is off",
             switch(true, connect(FAR6, false)),
