@@ -20,13 +20,23 @@ const TCP_CLOSE: i32 = 7;
 const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_LAST_ACK: i32 = 9;
 
+/// The beginning has a program of its own. The kernel skips a program that is running on the same CPU already,
+/// as it can be where tracepoints are preemptible; so what begins a record must not wait behind what ends others.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+fn syn_sent(ctx: RawTracePointContext) -> i32 {
+    let new: i32 = ctx.arg(2);
+    if new == TCP_SYN_SENT {
+        begin(&ctx, ctx.arg(0));
+    }
+    0
+}
+
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 fn set_state(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
     match new {
-        TCP_SYN_SENT => begin(&ctx, sk),
         TCP_CLOSE => end(&ctx, sk, old),
         TCP_LAST_ACK => client_closed(sk, 1),
         _ => {}

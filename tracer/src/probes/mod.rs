@@ -133,8 +133,15 @@ const fn on(tiers: &'static [Tier], program: &'static str, attach: Attach) -> Va
 /// Every hook of the program.
 pub const PROBES: &[Probe] = &[
     Probe {
+        name: "tcp-begin",
+        tells: "the beginning of every connection of nginx",
+        lost: "everything",
+        required: true,
+        variants: &[everywhere("syn_sent", "inet_sock_set_state")],
+    },
+    Probe {
         name: "tcp-state",
-        tells: "begin, success and end of every connection of nginx",
+        tells: "success and end of every connection of nginx",
         lost: "everything",
         required: true,
         variants: &[everywhere("set_state", "inet_sock_set_state")],
