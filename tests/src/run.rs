@@ -77,6 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         problems.push("interrupted".to_owned());
     }
     let outcomes: Vec<Outcome> = done.into_iter().map(|(outcome, _)| outcome).collect();
+    problems.extend(unexcused(&outcomes, summary.as_ref()));
     finish(&outcomes, &tier, &problems, options, summary.as_ref())
 }
 
@@ -131,6 +132,7 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
                     if setup.slow > 1.0 && missed(&played.0) && !sys::interrupted() {
                         report::say(&format!("again {}: an incident was missed", case.name));
                         played = scene::run(case, setup);
+                        played.0.again = true;
                     }
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     report::outcome(&played.0);
@@ -140,6 +142,25 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
         }
     });
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A second play is excused only by runs that the kernel says it skipped, and only a few times.
+fn unexcused(outcomes: &[Outcome], summary: Option<&serde_json::Value>) -> Option<String> {
+    const MOST: u64 = 3;
+    let again = outcomes.iter().filter(|o| o.again).count() as u64;
+    let skipped =
+        summary.and_then(|s| s.get("skipped_runs")).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    if again > 0 {
+        report::note(&format!(
+            "{again} cases played again; the kernel skipped {skipped} runs of why502's programs"
+        ));
+    }
+    (again > skipped.min(MOST)).then(|| {
+        format!(
+            "{again} cases missed incidents; {skipped} skipped runs excuse at most {} of them",
+            skipped.min(MOST)
+        )
+    })
 }
 
 /// True if nothing is wrong but that incidents are missing.
