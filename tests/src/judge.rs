@@ -89,7 +89,14 @@ fn verdict(expect: &Expect, tier: &str, incident: &Value, failures: &mut Vec<Str
     if right {
         let floor = expect.floor(tier);
         if confidence < floor {
-            failures.push(format!("{cause} is {confidence:?}, must be at least {floor:?}"));
+            let why = match text(incident, "/rival") {
+                "" => entries(incident, "evidence", "/text").replace('\n', "; "),
+                rival => format!(
+                    "rival: {rival}; evidence: {}",
+                    entries(incident, "evidence", "/text").replace('\n', "; ")
+                ),
+            };
+            failures.push(format!("{cause} is {confidence:?}, must be at least {floor:?} ({why})"));
         }
         if let Some(most) = of_tier.and_then(|t| t.at_most).or(expect.at_most)
             && confidence > most

@@ -1,6 +1,6 @@
 //! Building records in the ring buffer.
 
-use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns, generated::bpf_ringbuf_submit};
 use tracer_ebpf::{
     Addr, Attempt, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent, drop_class, flag,
     kind, stage,
@@ -76,75 +76,151 @@ pub(crate) struct End {
     pub lsm_ret: i32,
 }
 
-/// Sends the story of one failed attempt. `sk` is 0 if there is no socket.
-#[inline(always)]
+/// A record without packet-level evidence: the part of [`Attempt`] before it.
+type Short = [u64; tracer_ebpf::ATTEMPT_HEAD / 8];
+
+/// What is read of the socket for a record.
+struct Local {
+    saddr: Addr,
+    sport: u16,
+    netns: u32,
+    sk_err_soft: i32,
+    retransmits: u16,
+}
+
+/// Sends the story of one failed attempt. `sk` is 0 if there is no socket. A function of its own in the object:
+/// a dozen places call it.
+#[inline(never)]
 pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
     count(|c| c.failed += 1);
-    let Some(mut entry) = EVENTS.reserve::<Attempt>(0) else {
-        count(|c| c.lost += 1);
-        return;
-    };
-    let a = entry.as_mut_ptr();
     let now = now_ns();
     let mut flags = conn.flags | end.flags;
-    // SAFETY: `a` points to size_of::<Attempt>() reserved bytes, 8-byte aligned; every byte is written by
-    // `clear` before single fields are set through raw pointers.
+    let local = local(sk, conn.family, end.stage);
+    let mut found = None;
+    let mut queued = None;
+    let key = FlowKey { saddr: local.saddr, daddr: conn.daddr, sport: local.sport, dport: conn.dport };
+    if sk != 0 && end.stage >= stage::SYN_SENT {
+        if evicted(conn) {
+            flags |= flag::EVIDENCE_GAP;
+        }
+        found = FLOWS.get_ptr(key);
+        if let Some(ev) = found {
+            flags |= valid(ev, &key.daddr, conn.start_ns, local.netns);
+        }
+        if flags & (flag::ICMP | flag::RST_IN) == 0 && conn.family != AF_INET6 {
+            queued = error_queue(sk);
+        }
+    }
+    const PARTS: u32 = flag::DROP | flag::ICMP | flag::LISTEN_OVERFLOW;
+    // SAFETY: the pointers lead to reserved bytes, 8-byte aligned, of which every one is written: the head by
+    // `head`, the evidence by `copy` or `clear`. Forgotten entries are submitted below.
+    let record: *mut Attempt = unsafe {
+        if flags & PARTS != 0 || queued.is_some() {
+            let Some(mut entry) = EVENTS.reserve::<Attempt>(0) else {
+                count(|c| c.lost += 1);
+                return;
+            };
+            let a = entry.as_mut_ptr();
+            core::mem::forget(entry);
+            match found {
+                Some(ev) if flags & PARTS != 0 => {
+                    copy::<{ size_of::<Evidence>() / 8 }>((&raw mut (*a).evidence).cast(), ev.cast());
+                }
+                _ => clear::<{ size_of::<Evidence>() / 8 }>((&raw mut (*a).evidence).cast()),
+            }
+            if let Some((kind, code, sender)) = queued {
+                (*a).evidence.icmp_type = kind;
+                (*a).evidence.icmp_code = code;
+                (*a).evidence.icmp_sender = sender;
+                (*a).evidence.icmp_ns = now;
+                flags |= flag::ICMP | flag::ICMP_FROM_QUEUE;
+            }
+            a
+        } else {
+            let Some(mut entry) = EVENTS.reserve::<Short>(0) else {
+                count(|c| c.lost += 1);
+                return;
+            };
+            let a = entry.as_mut_ptr().cast();
+            core::mem::forget(entry);
+            a
+        }
+    };
+    if end.shutdown == 3 {
+        flags |= flag::APP_CLOSED;
+        // SAFETY: no arguments.
+        let task_flags: u32 = read(unsafe { bpf_get_current_task() }, setting!(task_flags));
+        if task_flags & PF_EXITING != 0 {
+            flags |= flag::TASK_EXITING;
+        }
+    }
+    // SAFETY: as above; `record` has at least the head's size.
     unsafe {
-        clear::<{ size_of::<Attempt>() / 8 }>(a.cast());
+        head(record, sk, conn, end, &local);
+        (*record).flags = flags;
+        (*record).end_ns = now;
+        bpf_ringbuf_submit(record.cast(), wakeup());
+    }
+    if found.is_some() {
+        // A later connection may reuse the ports.
+        let _ = FLOWS.remove(key);
+    }
+    count(|c| c.sent += 1);
+}
+
+/// Writes every field in front of the evidence, but for the flags and the end.
+///
+/// # Safety
+/// `a` points to at least [`Short`]'s size of writable bytes.
+#[inline(always)]
+unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End, local: &Local) {
+    // SAFETY: by this function's contract.
+    unsafe {
         (*a).kind = kind::ATTEMPT;
         (*a).start_ns = conn.start_ns;
-        (*a).end_ns = now;
         (*a).rst_ns = conn.rst_ns;
         (*a).sk = sk;
+        // Zero before ESTABLISHED; an attempt that failed after it reads them.
+        (*a).bytes_acked = 0;
+        (*a).bytes_received = 0;
+        (*a).saddr = local.saddr;
         (*a).daddr = conn.daddr;
         (*a).tgid = conn.tgid;
+        (*a).netns = local.netns;
+        (*a).sk_err = end.sk_err;
+        (*a).sk_err_soft = local.sk_err_soft;
         (*a).ret = end.ret;
         (*a).lsm_ret = end.lsm_ret;
+        (*a).lsm_id = 0;
+        (*a).ifindex = 0;
+        (*a).sport = local.sport;
         (*a).dport = conn.dport;
         (*a).family = conn.family;
+        (*a).retransmits = local.retransmits;
         (*a).stage = end.stage;
         (*a).old_state = end.old_state;
         (*a).shutdown = end.shutdown;
         (*a).rst_ttl = conn.rst_ttl;
-        (*a).sk_err = end.sk_err;
-        if end.shutdown == 3 {
-            flags |= flag::APP_CLOSED;
-            let task_flags: u32 = read(bpf_get_current_task(), setting!(task_flags));
-            if task_flags & PF_EXITING != 0 {
-                flags |= flag::TASK_EXITING;
-            }
-        }
-        if sk != 0 {
-            let family = conn.family;
-            let saddr = kernel::sock_addr(sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr));
-            let sport = u16::from_be(read(sk, setting!(inet_sport)));
-            let netns = kernel::sock_netns(sk);
-            (*a).saddr = saddr;
-            (*a).sport = sport;
-            (*a).netns = netns;
-            (*a).sk_err_soft = read(sk, setting!(sk_err_soft));
-            (*a).retransmits = if end.stage == stage::SYN_SENT {
-                u16::from(read::<u8>(sk, setting!(icsk_retransmits)))
-            } else {
-                read::<u32>(sk, setting!(total_retrans)) as u16
-            };
-            (*a).bytes_acked = read(sk, setting!(bytes_acked));
-            (*a).bytes_received = read(sk, setting!(bytes_received));
-            if end.stage >= stage::SYN_SENT {
-                let key = FlowKey { saddr, daddr: conn.daddr, sport, dport: conn.dport };
-                if evicted(conn) {
-                    flags |= flag::EVIDENCE_GAP;
-                }
-                flags |= merge_flow(&raw mut (*a).evidence, &key, conn.start_ns, netns);
-                if flags & flag::ICMP == 0 && family != AF_INET6 {
-                    flags |= error_queue(&raw mut (*a).evidence, sk);
-                }
-            }
-        }
-        (*a).flags = flags;
+        (*a)._pad = [0; 4];
     }
-    entry.submit(wakeup());
-    count(|c| c.sent += 1);
+}
+
+#[inline(always)]
+fn local(sk: u64, family: u16, stage: u8) -> Local {
+    if sk == 0 {
+        return Local { saddr: [0; 16], sport: 0, netns: 0, sk_err_soft: 0, retransmits: 0 };
+    }
+    Local {
+        saddr: kernel::sock_addr(sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr)),
+        sport: u16::from_be(read(sk, setting!(inet_sport))),
+        netns: kernel::sock_netns(sk),
+        sk_err_soft: read(sk, setting!(sk_err_soft)),
+        retransmits: if stage == stage::SYN_SENT {
+            u16::from(read::<u8>(sk, setting!(icsk_retransmits)))
+        } else {
+            read::<u32>(sk, setting!(total_retrans)) as u16
+        },
+    }
 }
 
 /// Insertions so far into the evidence and peer maps.
@@ -163,20 +239,14 @@ fn evicted(conn: &Conn) -> bool {
         || peers.wrapping_sub(conn.peer_seq) > tracer_ebpf::PEERS / 4
 }
 
-/// Moves what the packet-level hooks saw of this flow into the record; the flags that then hold.
-///
-/// # Safety
-/// `dst` points to a writable `Evidence`.
+/// Which parts of the evidence of a flow hold for an attempt that began at `start_ns`.
 #[inline(always)]
-unsafe fn merge_flow(dst: *mut Evidence, key: &FlowKey, start_ns: u64, netns: u32) -> u32 {
-    let Some(ev) = FLOWS.get_ptr(key) else {
-        return 0;
-    };
+fn valid(ev: *const Evidence, daddr: &Addr, start_ns: u64, netns: u32) -> u32 {
     let mut flags = 0;
-    // SAFETY: a live element of an LRU map; if it is recycled meanwhile the time stamps below, which are
-    // checked by user space again, no longer fit.
+    // SAFETY: a live element of an LRU map; if it is recycled meanwhile the time stamps, which are checked by
+    // user space again, no longer fit.
     unsafe {
-        let local = is_loopback(&key.daddr);
+        let local = is_loopback(daddr);
         let ns = (*ev).drop_netns;
         if (*ev).drop_last_ns != 0 && (*ev).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns) {
             flags |= flag::DROP;
@@ -188,12 +258,7 @@ unsafe fn merge_flow(dst: *mut Evidence, key: &FlowKey, start_ns: u64, netns: u3
         {
             flags |= flag::LISTEN_OVERFLOW;
         }
-        if flags != 0 {
-            copy::<{ size_of::<Evidence>() / 8 }>(dst.cast(), ev.cast());
-        }
     }
-    // A later connection may reuse the ports.
-    let _ = FLOWS.remove(key);
     flags
 }
 
@@ -203,33 +268,23 @@ fn is_loopback(addr: &Addr) -> bool {
     (addr[10] == 0xff && addr[12] == 127) || (addr[10] == 0 && addr[0] == 0 && addr[15] == 1)
 }
 
-/// The ICMP error that waits in the socket's error queue: an IPv4 error that arrived while connect() held
-/// the socket never sets sk_err (net/ipv4/tcp_ipv4.c, tcp_v4_err), it is only queued.
-///
-/// # Safety
-/// `dst` points to a writable `Evidence`.
+/// Type, code and sender of the ICMP error that waits in the socket's error queue: an IPv4 error that arrived
+/// while connect() held the socket never sets sk_err (net/ipv4/tcp_ipv4.c, tcp_v4_err), it is only queued.
 #[inline(always)]
-unsafe fn error_queue(dst: *mut Evidence, sk: u64) -> u32 {
+fn error_queue(sk: u64) -> Option<(u8, u8, Addr)> {
     const SO_EE_ORIGIN_ICMP: u8 = 2;
     let head = sk + u64::from(setting!(sk_error_queue));
     let links: [u64; 2] = read(head, 0);
     if links[1] == head || links[1] == 0 {
-        return 0;
+        return None;
     }
     let skb = links[1];
     // struct sock_extended_err (uapi/linux/errqueue.h): errno u32, origin u8, type u8, code u8.
     let ee: [u8; 8] = read(skb, setting!(skb_cb) + setting!(serr_ee));
     if ee[4] != SO_EE_ORIGIN_ICMP {
-        return 0;
+        return None;
     }
-    // SAFETY: dst is writable by this function's contract.
-    unsafe {
-        (*dst).icmp_type = ee[5];
-        (*dst).icmp_code = ee[6];
-        (*dst).icmp_sender = kernel::ip_source(kernel::network_header(skb));
-        (*dst).icmp_ns = now_ns();
-    }
-    flag::ICMP | flag::ICMP_FROM_QUEUE
+    Some((ee[5], ee[6], kernel::ip_source(kernel::network_header(skb))))
 }
 
 /// The clock of all records.

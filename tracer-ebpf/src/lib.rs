@@ -167,6 +167,25 @@ pub struct Conn {
     pub flow_seq: u32,
     /// [`Shared::peer_inserts`] at the beginning.
     pub peer_seq: u32,
+    /// Reserved for the client's socket.
+    pub client: u64,
+}
+
+/// Places in a [`Bucket`].
+pub const WAYS: usize = 4;
+
+/// Some open connections: a cache line of `struct sock *`, then their records, one line each.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Bucket {
+    /// Who is about to take a place: a lock of one try.
+    pub lock: u64,
+    /// The sockets; 0 is a free place.
+    pub tags: [u64; WAYS],
+    /// Padding.
+    pub _pad: [u64; 3],
+    /// The record of each.
+    pub conns: [Conn; WAYS],
 }
 
 /// Key of [`Evidence`]: a flow as the client side sees it.
@@ -243,6 +262,8 @@ pub struct Evidence {
     pub classes: u8,
     /// Padding.
     pub _pad: [u8; 2],
+    /// `struct sk_buff *` of the last drop: two programs watch drops, and count each once.
+    pub drop_skb: u64,
 }
 
 /// A failed attempt, as sent through the ring buffer: the whole story of one connection.
@@ -269,9 +290,6 @@ pub struct Attempt {
     pub saddr: Addr,
     /// Destination as nginx asked for it.
     pub daddr: Addr,
-    /// What packet-level hooks saw of this flow, if [`flag::DROP`], [`flag::ICMP`] or
-    /// [`flag::LISTEN_OVERFLOW`].
-    pub evidence: Evidence,
     /// Worker's thread group id.
     pub tgid: u32,
     /// Worker's network namespace (inode).
@@ -306,7 +324,13 @@ pub struct Attempt {
     pub rst_ttl: u8,
     /// Padding.
     pub _pad: [u8; 4],
+    /// What packet-level hooks saw of this flow, if [`flag::DROP`], [`flag::ICMP`] or
+    /// [`flag::LISTEN_OVERFLOW`]; a record without any of them ends before it ([`ATTEMPT_HEAD`]).
+    pub evidence: Evidence,
 }
+
+/// Size of an [`Attempt`] without evidence, bytes.
+pub const ATTEMPT_HEAD: usize = core::mem::offset_of!(Attempt, evidence);
 
 /// A change in the family of watched processes.
 #[repr(C)]
@@ -392,6 +416,8 @@ pub struct Proc {
     pub root: u32,
     /// The peer it connected to last: known to be in the set of peers, which saves a look-up.
     pub last: PeerKey,
+    /// 1 from CLOSE → SYN_SENT to the return of connect(): what is 0 there was not recorded.
+    pub begun: u32,
 }
 
 /// Per-CPU counters; user space sums them.
@@ -416,6 +442,10 @@ pub struct Counters {
     pub closed: u64,
     /// Hints and client notes lost because the ring buffer was full.
     pub hints_lost: u64,
+    /// Connections whose beginning the kernel kept from us, found when connect() returned.
+    pub found_late: u64,
+    /// Freed packets that the first of the two programs was kept from looking at, but not the second.
+    pub drops_rescued: u64,
 }
 
 /// State shared by all CPUs (one array element).
@@ -428,6 +458,8 @@ pub struct Shared {
     pub flow_inserts: u32,
     /// Insertions into the set of peers, likewise.
     pub peer_inserts: u32,
+    /// Connections in the hash map, because their bucket was full.
+    pub spilled: u64,
 }
 
 /// Facts of the running kernel, set before the program is loaded. Offsets are in bytes from the start of
@@ -567,8 +599,8 @@ pub struct Settings {
     pub tuple_proto: u32,
     /// 1 if skc_daddr, skc_dport and skc_family lie at 0, 12 and 16: one read fetches them (all known kernels).
     pub packed_common: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Number of buckets of open connections, less one; a power of two less one.
+    pub bucket_mask: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.
     pub follow_new: u32,
     /// All reasons that are looked at, as a bit set: the union of `reasons`.
@@ -588,24 +620,26 @@ pub struct Settings {
 pub const NONE: u32 = u32::MAX;
 
 const _: () = {
-    assert!(size_of::<Conn>() == 56);
+    assert!(size_of::<Conn>() == 64);
+    assert!(size_of::<Bucket>() == 64 * (1 + WAYS));
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PeerKey>() == 20);
-    assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8);
+    assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8 + 8);
     assert!(size_of::<Attempt>() == 8 + 6 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
+    assert!(ATTEMPT_HEAD.is_multiple_of(8));
     assert!(size_of::<ProcEvent>() == 40);
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 28);
-    assert!(size_of::<Shared>() == 16);
-    assert!(size_of::<Counters>() == 72);
+    assert!(size_of::<Proc>() == 32);
+    assert!(size_of::<Shared>() == 24);
+    assert!(size_of::<Counters>() == 88);
     assert!(size_of::<Settings>().is_multiple_of(8));
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Attempt, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared};
+    use super::{Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared};
 
     macro_rules! pod {
         ($($t:ty),+ $(,)?) => {
@@ -616,5 +650,5 @@ mod pod {
             )+
         };
     }
-    pod!(Attempt, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
+    pod!(Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
 }

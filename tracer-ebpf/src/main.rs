@@ -4,7 +4,10 @@
 //! decides what a failure means. Healthy traffic touches `probes/state.rs` alone.
 #![no_std]
 #![no_main]
+// As aya-ebpf itself: inline assembly for BPF is not stable.
+#![feature(asm_experimental_arch)]
 
+mod conns;
 mod emit;
 mod kernel;
 mod maps;

@@ -4,7 +4,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared};
+use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared};
 
 /// Facts of the running kernel; written by the loader before the program is verified, so that the
 /// verifier sees constants and removes the code of absent features.
@@ -31,9 +31,12 @@ pub(crate) fn load<T: Copy>(field: &'static T) -> T {
 #[map]
 pub(crate) static PROCS: HashMap<u32, Proc> = HashMap::with_max_entries(8192, 0);
 
-/// Open connections of watched processes by `struct sock *`. The loader sets the size; what does not fit is
-/// counted. Pre-allocated, as an allocation a connection costs more than the memory; small by default, since
-/// every TCP socket of the host is looked up here at its end and a large table misses the caches.
+/// Open connections of watched processes, see `conns`. The loader sets the size: a power of two.
+#[map]
+pub(crate) static BUCKETS: Array<Bucket> = Array::with_max_entries(4096, 0);
+
+/// Those that find no place in their bucket, by `struct sock *`. The loader sets the size; what does not fit is
+/// counted. Pre-allocated, as an allocation a connection costs more than the memory.
 #[map]
 pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(16384, 0);
 
@@ -66,6 +69,10 @@ pub(crate) static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entrie
 /// Switches that let the hot path leave early.
 #[map]
 pub(crate) static SHARED: Array<Shared> = Array::with_max_entries(1, 0);
+
+/// The packet whose drop `kfree_skb` looked at last, by CPU.
+#[map]
+pub(crate) static LAST_DROP: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
 /// 1 while user space sleeps without a clock: the next record wakes it, further ones do not.
 #[map]

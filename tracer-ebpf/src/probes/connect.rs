@@ -10,12 +10,14 @@ use aya_ebpf::{
     programs::{FExitContext, RetProbeContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{Conn, flag, role, stage};
+use tracer_ebpf::{Conn, Proc, flag, role, stage};
 
 use crate::{
+    conns,
     emit::{self, End, count},
-    kernel::{self, AF_INET, AF_INET6, read_user},
-    maps::{CONNS, LSM, PROCS, setting},
+    kernel::{self, AF_INET, AF_INET6, read, read_user},
+    maps::{LSM, PROCS, setting},
+    probes::state,
 };
 
 const EINPROGRESS: i32 = 115;
@@ -122,22 +124,34 @@ fn empty(tgid: u32) -> Conn {
         _pad: [0; 3],
         flow_seq: 0,
         peer_seq: 0,
+        client: 0,
     }
 }
 
 #[inline(always)]
 fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
-    if ret >= 0 || ret == -EINPROGRESS {
+    if ret >= 0 {
         return 0;
     }
-    let Some(tgid) = watched() else {
+    let tgid = kernel::tgid();
+    // SAFETY: one integer of a live map element.
+    let Some(proc) = PROCS.get_ptr_mut(tgid).filter(|p| unsafe { (**p).role } == role::NGINX) else {
         return 0;
     };
+    // SAFETY: as above; workers have one thread that connects.
+    let begun = unsafe { core::mem::replace(&mut (*proc).begun, 0) } != 0;
+    if ret == -EINPROGRESS && begun {
+        return 0;
+    }
     let Some((fd, addr)) = kernel::syscall_args(setting!(nr_connect)) else {
         return 0;
     };
     let sk = kernel::tcp_sock_of_fd(fd as u32);
     if sk == 0 {
+        return 0;
+    }
+    if ret == -EINPROGRESS {
+        missed_begin(sk, tgid, proc);
         return 0;
     }
     let mut flags = flag::CONNECT_RET;
@@ -148,7 +162,7 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     }
     let mut conn = empty(tgid);
     let mut known = false;
-    if let Some(found) = CONNS.get_ptr(sk) {
+    if let Some(found) = conns::find(sk) {
         // SAFETY: copied at once.
         conn = unsafe { *found };
         // A connection that stands or is under way is not ours to end (EALREADY, EISCONN).
@@ -178,10 +192,45 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     };
     emit::attempt(sk, &conn, &end);
     if known {
-        let _ = CONNS.remove(sk);
-        count(|c| c.closed += 1);
+        conns::close(sk);
     }
     0
+}
+
+/// connect() is under way but its beginning was not recorded: the kernel skips a program that is interrupted on
+/// the same CPU by another run of itself. The record opens now, or, if it is all over, is sent at once.
+#[inline(always)]
+fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
+    const TCP_SYN_SENT: u8 = 2;
+    const TCP_CLOSE: u8 = 7;
+    if conns::find(sk).is_some() {
+        return;
+    }
+    let Some(mut conn) = state::new_conn(sk, tgid) else {
+        return;
+    };
+    let now: u8 = read(sk, setting!(skc_state));
+    if now == TCP_SYN_SENT {
+        state::record(sk, &conn, proc);
+        count(|c| c.found_late += 1);
+    } else if now == TCP_CLOSE {
+        conn.flags = flag::EVIDENCE_GAP;
+        let sk_err: i32 = read(sk, setting!(sk_err));
+        let end = End {
+            stage: stage::SYN_SENT,
+            old_state: TCP_SYN_SENT,
+            shutdown: 0,
+            ret: 0,
+            sk_err,
+            flags: flag::MISSED_END,
+            lsm_ret: 0,
+        };
+        count(|c| {
+            c.connects += 1;
+            c.found_late += 1;
+        });
+        emit::attempt(sk, &conn, &end);
+    }
 }
 
 #[inline(always)]

@@ -40,7 +40,12 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
     // Whatever it was, it runs another program now: user space looks at the executable and decides.
     let _ = PROCS.insert(
         tgid,
-        Proc { role: role::UNVERIFIED, root: tgid, last: PeerKey { addr: [0; 16], port: 0, _pad: 0 } },
+        Proc {
+            role: role::UNVERIFIED,
+            root: tgid,
+            last: PeerKey { addr: [0; 16], port: 0, _pad: 0 },
+            begun: 0,
+        },
         0,
     );
     emit::proc_event(proc_change::EXEC, tgid, 0, comm, true);

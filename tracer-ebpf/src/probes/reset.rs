@@ -7,14 +7,14 @@ use aya_ebpf::{
 use tracer_ebpf::flag;
 
 use crate::{
-    emit,
+    conns, emit,
     kernel::{self, read},
-    maps::{CONNS, setting},
+    maps::setting,
 };
 
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 fn receive_reset(ctx: RawTracePointContext) -> i32 {
-    if let Some(conn) = CONNS.get_ptr_mut(ctx.arg::<u64>(0)) {
+    if let Some(conn) = conns::find(ctx.arg(0)) {
         // SAFETY: an element of a pre-allocated map, written under the socket lock.
         unsafe {
             (*conn).flags |= flag::RST_IN;
@@ -45,7 +45,7 @@ fn reset_kprobe(ctx: ProbeContext) -> u32 {
 
 #[inline(always)]
 fn on_reset(sk: u64, skb: u64) {
-    let Some(conn) = CONNS.get_ptr_mut(sk) else {
+    let Some(conn) = conns::find(sk) else {
         return;
     };
     let ip = kernel::network_header(skb);

@@ -6,12 +6,13 @@
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext};
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ClientGone, Conn, PeerKey, flag, kind, role, stage};
+use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage};
 
 use crate::{
+    conns,
     emit::{self, CLIENT_WATCH_NS, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
-    maps::{CONNS, EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
+    maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
 };
 
 // include/net/tcp_states.h
@@ -20,16 +21,7 @@ const TCP_CLOSE: i32 = 7;
 const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_LAST_ACK: i32 = 9;
 
-/// The beginning has a program of its own. The kernel skips a program that is running on the same CPU already,
-/// as it can be where tracepoints are preemptible; so what begins a record must not wait behind what ends others.
-#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
-fn syn_sent(ctx: RawTracePointContext) -> i32 {
-    let new: i32 = ctx.arg(2);
-    if new == TCP_SYN_SENT {
-        begin(&ctx, ctx.arg(0));
-    }
-    0
-}
+const ECONNREFUSED: i32 = 111;
 
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 fn set_state(ctx: RawTracePointContext) -> i32 {
@@ -37,6 +29,7 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
     match new {
+        TCP_SYN_SENT => begin(&ctx, sk),
         TCP_CLOSE => end(&ctx, sk, old),
         TCP_LAST_ACK => client_closed(sk, 1),
         _ => {}
@@ -51,8 +44,9 @@ fn watched(tgid: u32) -> bool {
     PROCS.get_ptr(tgid).is_some_and(|p| unsafe { (*p).role } == role::NGINX)
 }
 
+/// The record of a connection whose destination is set.
 #[inline(always)]
-fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
+pub(super) fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
     // struct sock_common: daddr, rcv_saddr | hash, dport, num | family.
     let (family, dport, daddr4) = if setting!(packed_common) != 0 {
         let words: [u64; 3] = read(sk, 0);
@@ -78,6 +72,7 @@ fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
         _pad: [0; 3],
         flow_seq,
         peer_seq,
+        client: 0,
     })
 }
 
@@ -91,14 +86,22 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
     if unsafe { (*proc).role } != role::NGINX {
         return;
     }
-    let Some(conn) = new_conn(sk, tgid) else {
-        return;
-    };
-    if CONNS.insert(sk, &conn, 0).is_err() {
+    if let Some(conn) = new_conn(sk, tgid) {
+        record(sk, &conn, proc);
+        debug!(ctx, "connection begun, port {}", conn.dport);
+        // SAFETY: workers have one thread that connects.
+        unsafe { (*proc).begun = 1 };
+    }
+}
+
+/// Opens the record of a connection of `proc`.
+#[inline(always)]
+pub(super) fn record(sk: u64, conn: &Conn, proc: *mut Proc) {
+    if !conns::open(sk, conn) {
         count(|c| c.conns_full += 1);
     }
     let peer = PeerKey { addr: conn.daddr, port: conn.dport, _pad: 0 };
-    // SAFETY: workers have one thread that connects; a torn value costs a look-up.
+    // SAFETY: a live map element; workers have one thread that connects, a torn value costs a look-up.
     if unsafe { (*proc).last } != peer {
         if PEERS.get_ptr(peer).is_none() {
             let _ = PEERS.insert(peer, 1, 0);
@@ -106,7 +109,6 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
                 // SAFETY: an integer of an array element.
                 unsafe { (*shared).peer_inserts = (*shared).peer_inserts.wrapping_add(1) };
             }
-            debug!(ctx, "new upstream peer, port {}", conn.dport);
         }
         // SAFETY: as above.
         unsafe { (*proc).last = peer };
@@ -116,12 +118,10 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
 
 #[inline(always)]
 fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
-    let Some(found) = CONNS.get_ptr_mut(sk) else {
+    let Some(found) = conns::find(sk) else {
         unknown_end(sk, old);
         return;
     };
-    // SAFETY: as in `established`; copied before the element is removed.
-    let conn = unsafe { *found };
     if old == TCP_SYN_SENT {
         let sk_err: i32 = read(sk, setting!(sk_err));
         let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
@@ -129,13 +129,16 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         // close by the application: connect() itself failed (no free port, a packet-level refusal), and
         // its return brings the errno.
         if sk_err == 0 && shutdown != 3 && setting!(has_connect_exit) != 0 {
-            // SAFETY: as in `established`.
+            // SAFETY: a live element of a pre-allocated map.
             unsafe { (*found).flags |= flag::SYNC_CLOSED };
             return;
         }
+        // SAFETY: as above; removed only below.
+        let conn = unsafe { &*found };
+        let tgid = conn.tgid;
         emit::attempt(
             sk,
-            &conn,
+            conn,
             &End {
                 stage: stage::SYN_SENT,
                 old_state: old as u8,
@@ -148,13 +151,12 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         );
         debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", sk_err);
         if sk_err == 0 && shutdown == 3 {
-            emit::watch_client(sk, conn.tgid);
+            emit::watch_client(sk, tgid);
         }
     } else {
         count(|c| c.established += 1);
     }
-    let _ = CONNS.remove(sk);
-    count(|c| c.closed += 1);
+    conns::close(sk);
 }
 
 /// A socket that is not in the map reached CLOSE.
@@ -255,12 +257,10 @@ fn client_closed(sk: u64, how: u8) {
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    if let Some(found) = CONNS.get_ptr(sk) {
-        // SAFETY: copied at once.
-        let conn = unsafe { *found };
-        missed_end(sk, &conn);
-        let _ = CONNS.remove(sk);
-        count(|c| c.closed += 1);
+    if let Some(found) = conns::find(sk) {
+        // SAFETY: a live element of a pre-allocated map, removed only below.
+        missed_end(sk, unsafe { &*found });
+        conns::close(sk);
     }
     if emit::watching_until() != 0 {
         client_closed(sk, 2);
@@ -277,7 +277,9 @@ fn missed_end(sk: u64, conn: &Conn) {
     }
     let stage = if conn.flags & flag::SYNC_CLOSED != 0 { stage::CONNECT } else { stage::SYN_SENT };
     let sk_err: i32 = read(sk, setting!(sk_err));
-    let shutdown = if sk_err == 0 && conn.flags & (flag::RST_IN | flag::SYNC_CLOSED) == 0 { 3 } else { 0 };
+    // nginx reads and clears the error before it closes; a RST leaves its own trace.
+    let sk_err = if sk_err == 0 && conn.flags & flag::RST_IN != 0 { ECONNREFUSED } else { sk_err };
+    let shutdown = if sk_err == 0 && conn.flags & flag::SYNC_CLOSED == 0 { 3 } else { 0 };
     let end = End {
         stage,
         old_state: TCP_SYN_SENT as u8,

@@ -70,6 +70,7 @@ fn attempt(stage: Stage, remote: &str) -> Build {
             exiting: false,
             retransmits: 0,
             evidence_gap: false,
+            missed_end: false,
             icmp: None,
             drop: None,
             overflow: None,

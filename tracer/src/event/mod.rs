@@ -150,6 +150,20 @@ impl Drop {
         }
     }
 
+    /// This and what was seen of the same attempt later.
+    #[must_use]
+    pub fn and_later(self, later: Self) -> Self {
+        let no_socket_netns =
+            if later.no_socket_netns == 0 { self.no_socket_netns } else { later.no_socket_netns };
+        Self {
+            count: self.count.saturating_add(later.count),
+            first_ns: self.first_ns,
+            classes: self.classes | later.classes,
+            no_socket_netns,
+            ..later
+        }
+    }
+
     /// True if a drop of that class was seen.
     #[must_use]
     pub fn saw(&self, class: DropClass) -> bool {
@@ -224,6 +238,8 @@ pub struct Attempt {
     pub retransmits: u16,
     /// Packet-level evidence may be missing: the absence of a drop proves nothing.
     pub evidence_gap: bool,
+    /// The record was made later than the end: an error that nginx had read by then is gone.
+    pub missed_end: bool,
     /// ICMP error.
     pub icmp: Option<Icmp>,
     /// Dropped packets.
@@ -307,7 +323,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
     let kind = record.first_chunk::<4>().copied().map(u32::from_ne_bytes);
     let kind = kind.ok_or(DecodeError::Short { kind: 0, len: record.len(), need: 4 })?;
     match kind {
-        kind::ATTEMPT => attempt(&read::<wire::Attempt>(record, kind)?),
+        kind::ATTEMPT => attempt(&read_attempt(record)?),
         kind::PROC => proc_event(&read::<wire::ProcEvent>(record, kind)?),
         kind::HINT => {
             let hint = read::<wire::Hint>(record, kind)?;
@@ -342,6 +358,23 @@ fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     // SAFETY: the length was checked; `Wire` types are repr(C) integers valid for every bit pattern; the
     // read does not assume alignment.
     Ok(unsafe { std::ptr::read_unaligned(record.as_ptr().cast::<T>()) })
+}
+
+/// Reads an attempt, which ends before its evidence if there is none.
+fn read_attempt(record: &[u8]) -> Result<wire::Attempt, DecodeError> {
+    const PARTS: u32 = flag::DROP | flag::ICMP | flag::LISTEN_OVERFLOW;
+    let mut whole = [0; size_of::<wire::Attempt>()];
+    let len = record.len().min(whole.len());
+    let (Some(to), Some(from)) = (whole.get_mut(..len), record.get(..len)) else {
+        return Err(DecodeError::Short { kind: kind::ATTEMPT, len, need: whole.len() });
+    };
+    to.copy_from_slice(from);
+    let attempt = read::<wire::Attempt>(&whole, kind::ATTEMPT)?;
+    let need = if attempt.flags & PARTS == 0 { wire::ATTEMPT_HEAD } else { whole.len() };
+    if record.len() < need {
+        return Err(DecodeError::Short { kind: kind::ATTEMPT, len: record.len(), need });
+    }
+    Ok(attempt)
 }
 
 /// An IP address from the wire's 16 bytes.
@@ -398,7 +431,8 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         app_closed: has(flag::APP_CLOSED),
         exiting: has(flag::TASK_EXITING),
         retransmits: a.retransmits,
-        evidence_gap: has(flag::EVIDENCE_GAP) || has(flag::MISSED_END),
+        evidence_gap: has(flag::EVIDENCE_GAP),
+        missed_end: has(flag::MISSED_END),
         icmp,
         drop,
         overflow,

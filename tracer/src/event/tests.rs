@@ -44,6 +44,7 @@ fn full() -> wire::Attempt {
         icmp_code: 13,
         classes: 1 << drop_class::NO_SOCKET | 1 << drop_class::RPFILTER,
         _pad: [0; 2],
+        drop_skb: 0,
     };
     wire::Attempt {
         kind: kind::ATTEMPT,
@@ -117,6 +118,7 @@ fn every_field_of_an_attempt_arrives() {
         exiting: true,
         retransmits: 4,
         evidence_gap: false,
+        missed_end: false,
         icmp: Some(Icmp { kind: 3, code: 13, sender: "10.9.9.9".parse().unwrap() }),
         drop: Some(Drop {
             class: DropClass::RpFilter,

@@ -188,7 +188,7 @@ pub fn settings(
         tuple_proto: ct_field("nf_conntrack_tuple.dst.protonum"),
         follow_new: 1,
         packed_common: 0,
-        _pad: 0,
+        bucket_mask: 0,
         any_reason: [0; 4],
         reasons: [[0; 4]; drop_class::COUNT],
         nf_hook_slow: range("nf_hook_slow"),

@@ -132,6 +132,8 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let view = private_view();
     let has_tracefs = view.is_ok() || Path::new("/sys/kernel/tracing/events").exists();
     settings.follow_new = u32::from(options.follow_new);
+    let buckets = buckets(options.max_connections);
+    settings.bucket_mask = buckets - 1;
     settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);
     let functions = functions_for_aya(&btf, tier);
     let drop_reasons = layout::drop_reasons(&btf);
@@ -173,6 +175,12 @@ fn read_btf(path: &Path) -> io::Result<Vec<u8>> {
     Ok(data)
 }
 
+/// Buckets for so many connections: a power of two, as the kernel side masks with it.
+fn buckets(connections: u32) -> u32 {
+    const WAYS: u32 = tracer_ebpf::WAYS as u32;
+    (connections / WAYS).clamp(1, 1 << 20).next_power_of_two()
+}
+
 fn no_btf(path: &Path) -> String {
     format!(
         "cannot read the kernel's type information (BTF) at {}: why502 finds every kernel field through it. It \
@@ -198,6 +206,7 @@ fn open_object(settings: &Settings, options: &Options) -> Result<Ebpf> {
         .override_global("SETTINGS", settings, true)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .map_max_entries("EVENTS", options.ring_bytes)
+        .map_max_entries("BUCKETS", settings.bucket_mask + 1)
         .map_max_entries("CONNS", options.max_connections)
         .verifier_log_level(if options.debug { VerifierLogLevel::DEBUG } else { VerifierLogLevel::DISABLE });
     if !options.debug {

@@ -133,15 +133,8 @@ const fn on(tiers: &'static [Tier], program: &'static str, attach: Attach) -> Va
 /// Every hook of the program.
 pub const PROBES: &[Probe] = &[
     Probe {
-        name: "tcp-begin",
-        tells: "the beginning of every connection of nginx",
-        lost: "everything",
-        required: true,
-        variants: &[everywhere("syn_sent", "inet_sock_set_state")],
-    },
-    Probe {
         name: "tcp-state",
-        tells: "success and end of every connection of nginx",
+        tells: "beginning, success and end of every connection of nginx",
         lost: "everything",
         required: true,
         variants: &[everywhere("set_state", "inet_sock_set_state")],
@@ -183,6 +176,14 @@ pub const PROBES: &[Probe] = &[
             on(FULL, "reset_fentry", Attach::FEntry("tcp_reset")),
             on(KPROBE, "reset_kprobe", Attach::KProbe("tcp_reset")),
         ],
+    },
+    // Attached from the last row to the first, so this one runs after `drop`.
+    Probe {
+        name: "drop-again",
+        tells: "the same once more, as the kernel skips a program that it is interrupting",
+        lost: "a dropped packet now and then: that nothing was dropped cannot be proven",
+        required: false,
+        variants: &[everywhere("kfree_skb_again", "kfree_skb")],
     },
     Probe {
         name: "drop",

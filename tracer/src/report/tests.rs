@@ -57,6 +57,7 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
         exiting: false,
         retransmits: 0,
         evidence_gap: false,
+        missed_end: false,
         icmp: None,
         drop: None,
         overflow: None,

@@ -7,7 +7,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Conn, Counters, Evidence, FlowKey, PeerKey, Proc, role};
+use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, role};
 
 use crate::{event, report::Occupancy};
 
@@ -17,6 +17,7 @@ const NOBODY: PeerKey = PeerKey { addr: [0; 16], port: 0, _pad: 0 };
 /// Handles to the maps.
 pub(super) struct Maps {
     procs: HashMap<MapData, u32, Proc>,
+    buckets: Array<MapData, Bucket>,
     conns: HashMap<MapData, u64, Conn>,
     flows: HashMap<MapData, FlowKey, Evidence>,
     counters: PerCpuArray<MapData, Counters>,
@@ -36,6 +37,7 @@ impl Maps {
         };
         Ok(Self {
             procs: take("PROCS")?.try_into().context("map PROCS")?,
+            buckets: take("BUCKETS")?.try_into().context("map BUCKETS")?,
             conns: take("CONNS")?.try_into().context("map CONNS")?,
             flows: take("FLOWS")?.try_into().context("map FLOWS")?,
             counters: take("COUNTERS")?.try_into().context("map COUNTERS")?,
@@ -50,7 +52,7 @@ impl Maps {
     /// If the map is full.
     pub(super) fn watch(&mut self, pid: u32, root: u32) -> Result<()> {
         self.procs
-            .insert(pid, Proc { role: role::NGINX, root, last: NOBODY }, 0)
+            .insert(pid, Proc { role: role::NGINX, root, last: NOBODY, begun: 0 }, 0)
             .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))
     }
 
@@ -98,6 +100,8 @@ impl Maps {
             sum.proc_lost += c.proc_lost;
             sum.closed += c.closed;
             sum.hints_lost += c.hints_lost;
+            sum.found_late += c.found_late;
+            sum.drops_rescued += c.drops_rescued;
         }
         sum
     }
@@ -105,8 +109,11 @@ impl Maps {
     /// Counts the entries of the maps.
     #[must_use]
     pub(super) fn occupancy(&self) -> Occupancy {
+        let placed = (0..self.buckets.len())
+            .filter_map(|index| self.buckets.get(&index, 0).ok())
+            .map(|bucket| bucket.tags.iter().filter(|tag| **tag != 0).count());
         Occupancy {
-            conns: self.conns.keys().flatten().count(),
+            conns: placed.sum::<usize>() + self.conns.keys().flatten().count(),
             procs: self.procs.keys().flatten().count(),
             flows: self.flows.keys().flatten().count(),
         }

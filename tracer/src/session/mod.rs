@@ -44,6 +44,8 @@ const BUDGET: Duration = Duration::from_millis(60);
 const MOST_WAITING: usize = 8192;
 /// Rounds without work before sleeping without a clock.
 const QUIET_ROUNDS: u32 = 20;
+/// Intervals of blindness that are remembered; they are very rare.
+const MOST_BLIND: usize = 16;
 /// Explained attempts between two looks into the ring buffer.
 const BATCH: usize = 64;
 
@@ -81,6 +83,12 @@ pub struct Session<'a> {
     round: u64,
     quiet: u32,
     unread: u64,
+    /// Dropped packets that neither program saw, so far.
+    unseen_drops: u64,
+    /// When that was looked at last, CLOCK_MONOTONIC ns.
+    looked_ns: u64,
+    /// Between which looks there were any.
+    blind: VecDeque<(u64, u64)>,
     incidents: BTreeMap<Cause, u64>,
     shown: u64,
     started: Instant,
@@ -139,6 +147,9 @@ impl<'a> Session<'a> {
             round: 0,
             quiet: 0,
             unread: 0,
+            unseen_drops: 0,
+            looked_ns: monotonic_ns(),
+            blind: VecDeque::new(),
             incidents: BTreeMap::new(),
             shown: 0,
             started: Instant::now(),
@@ -171,6 +182,9 @@ impl<'a> Session<'a> {
         self.drain()?;
         if let Some(logger) = &mut self.logger {
             logger.flush();
+        }
+        if !self.waiting.is_empty() {
+            self.note_blindness();
         }
         let end = Instant::now() + BUDGET;
         let mut explained = 0_usize;
@@ -222,6 +236,7 @@ impl<'a> Session<'a> {
     /// Those of the output.
     pub fn finish(mut self) -> Result<Summary> {
         self.drain()?;
+        self.note_blindness();
         while let Some(held) = self.waiting.pop_front() {
             if self.filter.count.is_some_and(|count| self.shown >= count) {
                 break;
@@ -320,6 +335,9 @@ impl<'a> Session<'a> {
         }
         self.add_late_evidence(&mut attempt);
         let mut reach = self.reach;
+        // An error that nginx had read before the record was made left a trace only where ICMP is seen.
+        attempt.evidence_gap |=
+            self.was_blind(&attempt) || (attempt.missed_end && !attempt.reset && !reach.icmp);
         if attempt.evidence_gap {
             reach.drops = false;
             reach.accept_queue = false;
@@ -345,9 +363,34 @@ impl<'a> Session<'a> {
         self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
     }
 
-    /// A packet freed on another CPU may have been noted just after the record was sent.
+    /// Notes when dropped packets may have been missed: the kernel skipped both programs that watch them.
+    fn note_blindness(&mut self) {
+        let now = monotonic_ns();
+        let skipped = self.ebpf.program("kfree_skb").and_then(ask::skipped_runs).unwrap_or(0);
+        let unseen =
+            if skipped == 0 { 0 } else { skipped.saturating_sub(self.maps.counters().drops_rescued) };
+        if unseen > self.unseen_drops {
+            self.unseen_drops = unseen;
+            if self.blind.len() == MOST_BLIND {
+                self.blind.pop_front();
+            }
+            self.blind.push_back((self.looked_ns, now));
+        }
+        self.looked_ns = now;
+    }
+
+    /// True if a packet of the attempt may have been dropped unseen.
+    fn was_blind(&self, attempt: &Attempt) -> bool {
+        let start = attempt.start_ns.unwrap_or(0);
+        self.blind.iter().any(|(from, to)| *from <= attempt.end_ns && *to >= start)
+    }
+
+    /// A packet freed on another CPU may have been noted just after the record was sent: the last SYN, as a rule,
+    /// which goes out when nginx's timer and the kernel's meet.
     fn add_late_evidence(&mut self, attempt: &mut Attempt) {
-        let complete = attempt.drop.is_some() || attempt.icmp.is_some() || attempt.overflow.is_some();
+        let complete = attempt.icmp.is_some()
+            || attempt.overflow.is_some()
+            || attempt.drop.as_ref().is_some_and(|d| d.count > u32::from(attempt.retransmits));
         if complete || attempt.stage != Stage::SynSent || attempt.local.port() == 0 {
             return;
         }
@@ -372,7 +415,10 @@ impl<'a> Session<'a> {
             if let Some(drop) = &mut drop {
                 drop.forget_before(start);
             }
-            attempt.drop = drop;
+            attempt.drop = match (attempt.drop.take(), drop) {
+                (Some(seen), Some(late)) => Some(seen.and_later(late)),
+                (seen, late) => seen.or(late),
+            };
             attempt.icmp = icmp;
             attempt.overflow = overflow;
         }
@@ -428,13 +474,16 @@ fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
 
 /// Wall-clock time of a CLOCK_MONOTONIC instant.
 fn wall_clock(mono_ns: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_nanos(monotonic_ns().saturating_sub(mono_ns))
+}
+
+/// CLOCK_MONOTONIC, nanoseconds.
+fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes into the given timespec only.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    let now_ns =
-        seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0));
-    SystemTime::now() - Duration::from_nanos(now_ns.saturating_sub(mono_ns))
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn costs(ebpf: &Ebpf) -> Vec<ProgramCost> {

@@ -1,0 +1,126 @@
+//! Open connections by `struct sock *`.
+//!
+//! Every TCP socket of the host is looked up here at its end, and every connection of nginx is entered and
+//! removed, so this is most of what a healthy connection costs. A hash map takes a lock and several cache misses
+//! for each; here a look-up is one cache line, of an array of buckets with four places. What finds no place in
+//! its bucket, or meets another CPU there, goes to an ordinary hash map beside it.
+
+use tracer_ebpf::{Bucket, Conn, WAYS};
+
+use crate::{
+    emit::count,
+    maps::{BUCKETS, CONNS, SHARED, setting},
+};
+
+#[inline(always)]
+fn bucket(sk: u64) -> Option<*mut Bucket> {
+    // Sockets come from a slab: the low bits are the same for all. Fibonacci hashing.
+    let hash = (sk >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    BUCKETS.get_ptr_mut(hash as u32 & setting!(bucket_mask))
+}
+
+/// Connections that are in the hash map.
+#[inline(always)]
+fn spilled() -> u64 {
+    // SAFETY: an integer of an array element.
+    SHARED.get_ptr(0).map_or(0, |s| unsafe { core::ptr::read_volatile(&raw const (*s).spilled) })
+}
+
+/// Adds without asking for the result: the one atomic instruction that kernels before 5.12 know.
+#[inline(always)]
+fn add(counter: *mut u64, value: u64) {
+    // SAFETY: an aligned integer of a live array element (all callers). `core` has no atomics for a target
+    // without compare-and-swap.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({at} + 0) += {value}", at = in(reg) counter, value = in(reg) value);
+    }
+}
+
+/// The record of a connection.
+#[inline(always)]
+pub(crate) fn find(sk: u64) -> Option<*mut Conn> {
+    let b = bucket(sk)?;
+    // SAFETY: a live array element; a socket has one place at most, and its life orders all who ask for it.
+    unsafe {
+        let mut way = 0;
+        while way < WAYS {
+            if (*b).tags[way] == sk {
+                return Some(&raw mut (*b).conns[way]);
+            }
+            way += 1;
+        }
+    }
+    if spilled() != 0 { CONNS.get_ptr_mut(sk) } else { None }
+}
+
+/// Enters a connection. False if there is no room at all.
+#[inline(always)]
+pub(crate) fn open(sk: u64, conn: &Conn) -> bool {
+    if let Some(b) = bucket(sk)
+        && place(b, sk, conn)
+    {
+        return true;
+    }
+    if CONNS.insert(sk, conn, 0).is_err() {
+        return false;
+    }
+    if let Some(shared) = SHARED.get_ptr_mut(0) {
+        // SAFETY: a live array element.
+        add(unsafe { &raw mut (*shared).spilled }, 1);
+    }
+    true
+}
+
+/// Takes a free place of a bucket. The lock is one try: who adds one and then reads one is alone; of two that
+/// meet at most one sees it, and the other goes elsewhere.
+#[inline(always)]
+fn place(b: *mut Bucket, sk: u64, conn: &Conn) -> bool {
+    let mut done = false;
+    // SAFETY: a live array element; places are taken only under its lock, and a taken one is written by the
+    // events of its own socket alone.
+    unsafe {
+        let lock = &raw mut (*b).lock;
+        add(lock, 1);
+        if core::ptr::read_volatile(lock) == 1 {
+            let mut way = 0;
+            while way < WAYS {
+                let tag = &raw mut (*b).tags[way];
+                if core::ptr::read_volatile(tag) == 0 {
+                    (*b).conns[way] = *conn;
+                    core::ptr::write_volatile(tag, sk);
+                    done = true;
+                    break;
+                }
+                way += 1;
+            }
+        }
+        add(lock, u64::MAX);
+    }
+    done
+}
+
+/// Removes a connection.
+#[inline(always)]
+pub(crate) fn close(sk: u64) {
+    count(|c| c.closed += 1);
+    if let Some(b) = bucket(sk) {
+        // SAFETY: as in `find`.
+        unsafe {
+            let mut way = 0;
+            while way < WAYS {
+                let tag = &raw mut (*b).tags[way];
+                if core::ptr::read_volatile(tag) == sk {
+                    core::ptr::write_volatile(tag, 0);
+                    return;
+                }
+                way += 1;
+            }
+        }
+    }
+    if CONNS.remove(sk).is_ok()
+        && let Some(shared) = SHARED.get_ptr_mut(0)
+    {
+        // SAFETY: a live array element.
+        add(unsafe { &raw mut (*shared).spilled }, u64::MAX);
+    }
+}
