@@ -36,19 +36,34 @@ fn add(counter: *mut u64, value: u64) {
     }
 }
 
+/// Which place of a bucket has that tag. Without a branch for each place, since the verifier would go on from each
+/// of them separately, through all that follows.
+#[inline(always)]
+fn way_of(b: *mut Bucket, tag: u64) -> Option<usize> {
+    let mut way = 0;
+    let mut found = 0;
+    let mut at = 0;
+    while at < WAYS {
+        // SAFETY: a live array element.
+        let other = unsafe { core::ptr::read_volatile(&raw const (*b).tags[at]) } ^ tag;
+        let negative: u64;
+        // SAFETY: arithmetic on one register; hides from the compiler that what follows is a comparison.
+        unsafe { core::arch::asm!("{0} = -{0}", inlateout(reg) other => negative) };
+        let equal = ((other | negative) >> 63) ^ 1;
+        way |= equal * at as u64;
+        found |= equal;
+        at += 1;
+    }
+    if found == 0 { None } else { Some(way as usize & (WAYS - 1)) }
+}
+
 /// The record of a connection.
 #[inline(always)]
 pub(crate) fn find(sk: u64) -> Option<*mut Conn> {
     let b = bucket(sk)?;
-    // SAFETY: a live array element; a socket has one place at most, and its life orders all who ask for it.
-    unsafe {
-        let mut way = 0;
-        while way < WAYS {
-            if (*b).tags[way] == sk {
-                return Some(&raw mut (*b).conns[way]);
-            }
-            way += 1;
-        }
+    if let Some(way) = way_of(b, sk) {
+        // SAFETY: a live array element; a socket has one place at most, and its life orders all who ask for it.
+        return Some(unsafe { (&raw mut (*b).conns).cast::<Conn>().add(way) });
     }
     if spilled() != 0 { CONNS.get_ptr_mut(sk) } else { None }
 }
@@ -82,16 +97,12 @@ fn place(b: *mut Bucket, sk: u64, conn: &Conn) -> bool {
         let lock = &raw mut (*b).lock;
         add(lock, 1);
         if core::ptr::read_volatile(lock) == 1 {
-            let mut way = 0;
-            while way < WAYS {
-                let tag = &raw mut (*b).tags[way];
-                if core::ptr::read_volatile(tag) == 0 {
-                    (*b).conns[way] = *conn;
-                    core::ptr::write_volatile(tag, sk);
-                    done = true;
-                    break;
-                }
-                way += 1;
+            // A place that its last connection left behind, or a free one.
+            let free = if let Some(way) = way_of(b, sk) { Some(way) } else { way_of(b, 0) };
+            if let Some(way) = free {
+                (&raw mut (*b).conns).cast::<Conn>().add(way).write(*conn);
+                core::ptr::write_volatile((&raw mut (*b).tags).cast::<u64>().add(way), sk);
+                done = true;
             }
         }
         add(lock, u64::MAX);
@@ -103,19 +114,12 @@ fn place(b: *mut Bucket, sk: u64, conn: &Conn) -> bool {
 #[inline(always)]
 pub(crate) fn close(sk: u64) {
     count(|c| c.closed += 1);
-    if let Some(b) = bucket(sk) {
+    if let Some(b) = bucket(sk)
+        && let Some(way) = way_of(b, sk)
+    {
         // SAFETY: as in `find`.
-        unsafe {
-            let mut way = 0;
-            while way < WAYS {
-                let tag = &raw mut (*b).tags[way];
-                if core::ptr::read_volatile(tag) == sk {
-                    core::ptr::write_volatile(tag, 0);
-                    return;
-                }
-                way += 1;
-            }
-        }
+        unsafe { core::ptr::write_volatile((&raw mut (*b).tags).cast::<u64>().add(way), 0) };
+        return;
     }
     if CONNS.remove(sk).is_ok()
         && let Some(shared) = SHARED.get_ptr_mut(0)

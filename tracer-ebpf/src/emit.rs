@@ -79,62 +79,25 @@ pub(crate) struct End {
 /// A record without packet-level evidence: the part of [`Attempt`] before it.
 type Short = [u64; tracer_ebpf::ATTEMPT_HEAD / 8];
 
-/// What is read of the socket for a record.
-struct Local {
-    saddr: Addr,
-    sport: u16,
-    netns: u32,
-    sk_err_soft: i32,
-    retransmits: u16,
-}
-
 /// Sends the story of one failed attempt. `sk` is 0 if there is no socket. A function of its own in the object:
-/// a dozen places call it.
+/// a dozen places call it. What is found goes straight into the record, since the verifier follows every value on
+/// the stack through every branch, but none in the ring buffer.
 #[inline(never)]
 pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
     count(|c| c.failed += 1);
-    let now = now_ns();
-    let mut flags = conn.flags | end.flags;
-    let local = local(sk, conn.family, end.stage);
-    let mut found = None;
-    let mut queued = None;
-    let key = FlowKey { saddr: local.saddr, daddr: conn.daddr, sport: local.sport, dport: conn.dport };
-    if sk != 0 && end.stage >= stage::SYN_SENT {
-        if evicted(conn) {
-            flags |= flag::EVIDENCE_GAP;
-        }
-        found = FLOWS.get_ptr(key);
-        if let Some(ev) = found {
-            flags |= valid(ev, &key.daddr, conn.start_ns, local.netns);
-        }
-        if flags & (flag::ICMP | flag::RST_IN) == 0 && conn.family != AF_INET6 {
-            queued = error_queue(sk);
-        }
-    }
-    const PARTS: u32 = flag::DROP | flag::ICMP | flag::LISTEN_OVERFLOW;
+    let seen = if sk != 0 && end.stage >= stage::SYN_SENT { flow_of(sk, conn) } else { Seen::default() };
     // SAFETY: the pointers lead to reserved bytes, 8-byte aligned, of which every one is written: the head by
-    // `head`, the evidence by `copy` or `clear`. Forgotten entries are submitted below.
-    let record: *mut Attempt = unsafe {
-        if flags & PARTS != 0 || queued.is_some() {
+    // `head`, the evidence by `evidence`. Forgotten entries are submitted below.
+    unsafe {
+        let a: *mut Attempt = if seen.entry.is_some() || seen.queued != 0 {
             let Some(mut entry) = EVENTS.reserve::<Attempt>(0) else {
                 count(|c| c.lost += 1);
                 return;
             };
             let a = entry.as_mut_ptr();
             core::mem::forget(entry);
-            match found {
-                Some(ev) if flags & PARTS != 0 => {
-                    copy::<{ size_of::<Evidence>() / 8 }>((&raw mut (*a).evidence).cast(), ev.cast());
-                }
-                _ => clear::<{ size_of::<Evidence>() / 8 }>((&raw mut (*a).evidence).cast()),
-            }
-            if let Some((kind, code, sender)) = queued {
-                (*a).evidence.icmp_type = kind;
-                (*a).evidence.icmp_code = code;
-                (*a).evidence.icmp_sender = sender;
-                (*a).evidence.icmp_ns = now;
-                flags |= flag::ICMP | flag::ICMP_FROM_QUEUE;
-            }
+            head(a, sk, conn, end);
+            evidence(a, &seen, conn);
             a
         } else {
             let Some(mut entry) = EVENTS.reserve::<Short>(0) else {
@@ -143,83 +106,143 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
             };
             let a = entry.as_mut_ptr().cast();
             core::mem::forget(entry);
+            head(a, sk, conn, end);
             a
-        }
-    };
-    if end.shutdown == 3 {
-        flags |= flag::APP_CLOSED;
-        // SAFETY: no arguments.
-        let task_flags: u32 = read(unsafe { bpf_get_current_task() }, setting!(task_flags));
-        if task_flags & PF_EXITING != 0 {
-            flags |= flag::TASK_EXITING;
-        }
+        };
+        bpf_ringbuf_submit(a.cast(), wakeup());
     }
-    // SAFETY: as above; `record` has at least the head's size.
-    unsafe {
-        head(record, sk, conn, end, &local);
-        (*record).flags = flags;
-        (*record).end_ns = now;
-        bpf_ringbuf_submit(record.cast(), wakeup());
-    }
-    if found.is_some() {
+    if seen.entry.is_some() {
         // A later connection may reuse the ports.
-        let _ = FLOWS.remove(key);
+        let _ = FLOWS.remove(seen.key);
     }
     count(|c| c.sent += 1);
 }
 
-/// Writes every field in front of the evidence, but for the flags and the end.
+/// Packet-level evidence of a connection, and where it is.
+struct Seen {
+    key: FlowKey,
+    entry: Option<*const Evidence>,
+    /// The first packet of the socket's error queue; 0 if there is none.
+    queued: u64,
+}
+
+impl Default for Seen {
+    #[inline(always)]
+    fn default() -> Self {
+        Self { key: FlowKey { saddr: [0; 16], daddr: [0; 16], sport: 0, dport: 0 }, entry: None, queued: 0 }
+    }
+}
+
+#[inline(always)]
+fn flow_of(sk: u64, conn: &Conn) -> Seen {
+    let mut key = FlowKey {
+        saddr: kernel::sock_addr(sk, conn.family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr)),
+        daddr: conn.daddr,
+        sport: u16::from_be(read(sk, setting!(inet_sport))),
+        dport: conn.dport,
+    };
+    kernel::forget(&mut key);
+    let entry = FLOWS.get_ptr(key);
+    // The queue is looked at only if nothing else explains the end.
+    let queued = if entry.is_none() && conn.flags & flag::RST_IN == 0 && conn.family != AF_INET6 {
+        first_error(sk)
+    } else {
+        0
+    };
+    Seen { key, entry, queued }
+}
+
+/// Writes every field in front of the evidence.
 ///
 /// # Safety
 /// `a` points to at least [`Short`]'s size of writable bytes.
 #[inline(always)]
-unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End, local: &Local) {
+unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
     // SAFETY: by this function's contract.
     unsafe {
         (*a).kind = kind::ATTEMPT;
+        (*a).flags = conn.flags | end.flags;
         (*a).start_ns = conn.start_ns;
+        (*a).end_ns = now_ns();
         (*a).rst_ns = conn.rst_ns;
         (*a).sk = sk;
         // Zero before ESTABLISHED; an attempt that failed after it reads them.
         (*a).bytes_acked = 0;
         (*a).bytes_received = 0;
-        (*a).saddr = local.saddr;
         (*a).daddr = conn.daddr;
         (*a).tgid = conn.tgid;
-        (*a).netns = local.netns;
         (*a).sk_err = end.sk_err;
-        (*a).sk_err_soft = local.sk_err_soft;
         (*a).ret = end.ret;
         (*a).lsm_ret = end.lsm_ret;
         (*a).lsm_id = 0;
         (*a).ifindex = 0;
-        (*a).sport = local.sport;
         (*a).dport = conn.dport;
         (*a).family = conn.family;
-        (*a).retransmits = local.retransmits;
         (*a).stage = end.stage;
         (*a).old_state = end.old_state;
         (*a).shutdown = end.shutdown;
         (*a).rst_ttl = conn.rst_ttl;
         (*a)._pad = [0; 4];
+        // Of no socket nothing can be read: the addresses near zero give zeroes.
+        kernel::sock_addr_to(
+            &raw mut (*a).saddr,
+            sk,
+            conn.family,
+            setting!(skc_rcv_saddr),
+            setting!(skc_v6_rcv_saddr),
+        );
+        (*a).sport = u16::from_be(read(sk, setting!(inet_sport)));
+        (*a).netns = kernel::sock_netns(sk);
+        (*a).sk_err_soft = read(sk, setting!(sk_err_soft));
+        (*a).retransmits = u16::from(read::<u8>(sk, setting!(icsk_retransmits)));
+        if end.stage >= stage::SYN_SENT && evicted(conn) {
+            (*a).flags |= flag::EVIDENCE_GAP;
+        }
+        if end.shutdown == 3 {
+            (*a).flags |= flag::APP_CLOSED;
+            let task_flags: u32 = read(bpf_get_current_task(), setting!(task_flags));
+            if task_flags & PF_EXITING != 0 {
+                (*a).flags |= flag::TASK_EXITING;
+            }
+        }
     }
 }
 
+/// Writes the evidence, and which parts of it hold.
+///
+/// # Safety
+/// `a` points to a writable record whose head is written.
 #[inline(always)]
-fn local(sk: u64, family: u16, stage: u8) -> Local {
-    if sk == 0 {
-        return Local { saddr: [0; 16], sport: 0, netns: 0, sk_err_soft: 0, retransmits: 0 };
-    }
-    Local {
-        saddr: kernel::sock_addr(sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr)),
-        sport: u16::from_be(read(sk, setting!(inet_sport))),
-        netns: kernel::sock_netns(sk),
-        sk_err_soft: read(sk, setting!(sk_err_soft)),
-        retransmits: if stage == stage::SYN_SENT {
-            u16::from(read::<u8>(sk, setting!(icsk_retransmits)))
-        } else {
-            read::<u32>(sk, setting!(total_retrans)) as u16
-        },
+unsafe fn evidence(a: *mut Attempt, seen: &Seen, conn: &Conn) {
+    // SAFETY: by this function's contract; `entry` is a live element of an LRU map: if it is recycled meanwhile the
+    // time stamps, which are checked by user space again, no longer fit.
+    unsafe {
+        let to = &raw mut (*a).evidence;
+        let Some(ev) = seen.entry else {
+            clear::<{ size_of::<Evidence>() / 8 }>(to.cast());
+            if let Some((kind, code)) = icmp_of(seen.queued) {
+                (*to).icmp_type = kind;
+                (*to).icmp_code = code;
+                (*to).icmp_sender = kernel::ip_source(kernel::network_header(seen.queued));
+                (*to).icmp_ns = (*a).end_ns;
+                (*a).flags |= flag::ICMP | flag::ICMP_FROM_QUEUE;
+            }
+            return;
+        };
+        copy::<{ size_of::<Evidence>() / 8 }>(to.cast(), ev.cast());
+        let local = is_loopback(&seen.key.daddr);
+        let start_ns = conn.start_ns;
+        let (ns, netns) = ((*to).drop_netns, (*a).netns);
+        if (*to).drop_last_ns != 0 && (*to).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns) {
+            (*a).flags |= flag::DROP;
+        }
+        if (*to).icmp_ns != 0 && (*to).icmp_ns >= start_ns {
+            (*a).flags |= flag::ICMP;
+        }
+        if (*to).overflow_ns != 0 && (*to).overflow_ns >= start_ns && (!local || (*to).backlog_netns == netns)
+        {
+            (*a).flags |= flag::LISTEN_OVERFLOW;
+        }
     }
 }
 
@@ -239,52 +262,29 @@ fn evicted(conn: &Conn) -> bool {
         || peers.wrapping_sub(conn.peer_seq) > tracer_ebpf::PEERS / 4
 }
 
-/// Which parts of the evidence of a flow hold for an attempt that began at `start_ns`.
-#[inline(always)]
-fn valid(ev: *const Evidence, daddr: &Addr, start_ns: u64, netns: u32) -> u32 {
-    let mut flags = 0;
-    // SAFETY: a live element of an LRU map; if it is recycled meanwhile the time stamps, which are checked by
-    // user space again, no longer fit.
-    unsafe {
-        let local = is_loopback(daddr);
-        let ns = (*ev).drop_netns;
-        if (*ev).drop_last_ns != 0 && (*ev).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns) {
-            flags |= flag::DROP;
-        }
-        if (*ev).icmp_ns != 0 && (*ev).icmp_ns >= start_ns {
-            flags |= flag::ICMP;
-        }
-        if (*ev).overflow_ns != 0 && (*ev).overflow_ns >= start_ns && (!local || (*ev).backlog_netns == netns)
-        {
-            flags |= flag::LISTEN_OVERFLOW;
-        }
-    }
-    flags
-}
-
 /// 127.0.0.0/8 or ::1: addresses that every network namespace has.
 #[inline(always)]
 fn is_loopback(addr: &Addr) -> bool {
     (addr[10] == 0xff && addr[12] == 127) || (addr[10] == 0 && addr[0] == 0 && addr[15] == 1)
 }
 
-/// Type, code and sender of the ICMP error that waits in the socket's error queue: an IPv4 error that arrived
-/// while connect() held the socket never sets sk_err (net/ipv4/tcp_ipv4.c, tcp_v4_err), it is only queued.
+/// The first packet of a socket's error queue. An IPv4 ICMP error that arrived while connect() held the socket
+/// never sets sk_err (net/ipv4/tcp_ipv4.c, tcp_v4_err), it is only queued.
 #[inline(always)]
-fn error_queue(sk: u64) -> Option<(u8, u8, Addr)> {
-    const SO_EE_ORIGIN_ICMP: u8 = 2;
+fn first_error(sk: u64) -> u64 {
     let head = sk + u64::from(setting!(sk_error_queue));
+    // struct sk_buff_head: next, prev.
     let links: [u64; 2] = read(head, 0);
-    if links[1] == head || links[1] == 0 {
-        return None;
-    }
-    let skb = links[1];
+    if links[1] == head { 0 } else { links[1] }
+}
+
+/// Type and code of the ICMP error that a packet of the error queue stands for.
+#[inline(always)]
+fn icmp_of(skb: u64) -> Option<(u8, u8)> {
+    const SO_EE_ORIGIN_ICMP: u8 = 2;
     // struct sock_extended_err (uapi/linux/errqueue.h): errno u32, origin u8, type u8, code u8.
     let ee: [u8; 8] = read(skb, setting!(skb_cb) + setting!(serr_ee));
-    if ee[4] != SO_EE_ORIGIN_ICMP {
-        return None;
-    }
-    Some((ee[5], ee[6], kernel::ip_source(kernel::network_header(skb))))
+    (ee[4] == SO_EE_ORIGIN_ICMP).then_some((ee[5], ee[6]))
 }
 
 /// The clock of all records.

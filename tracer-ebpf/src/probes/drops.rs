@@ -6,7 +6,7 @@
 use aya_ebpf::{
     EbpfContext, helpers::generated::bpf_get_stack, macros::raw_tracepoint, programs::RawTracePointContext,
 };
-use tracer_ebpf::{FlowKey, drop_class, drop_flag, flag};
+use tracer_ebpf::{FlowKey, PeerKey, drop_class, drop_flag, flag};
 
 use crate::{
     conns,
@@ -49,12 +49,13 @@ const SAME_NS: u64 = 1_000_000;
 #[inline(always)]
 fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     let location: u64 = ctx.arg(1);
-    let (class, reason) = if setting!(has_drop_reason) != 0 {
+    let (mut class, reason) = if setting!(has_drop_reason) != 0 {
         let reason: u32 = ctx.arg(2);
         (emit::class_of(reason)?, reason)
     } else {
         (class_of_location(location)?, 0)
     };
+    kernel::forget(&mut class);
     let skb: u64 = ctx.arg(0);
     let segment = kernel::segment_at(kernel::network_header(skb))?;
     let forward = segment.forward()?;
@@ -64,12 +65,20 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     }
     let mut flags = if forward { 0 } else { drop_flag::REPLY };
     let original = conntrack_original(skb);
-    let key = if original == 0 {
+    let mut key = if original == 0 {
         segment.flow(forward)
     } else {
         flags |= drop_flag::CONNTRACK;
         conntrack_flow(original)
     };
+    let mut wire = PeerKey {
+        addr: segment.client_addr(forward, false),
+        port: segment.client_port(forward, false),
+        _pad: 0,
+    };
+    kernel::forget(&mut key);
+    kernel::forget(&mut wire);
+    kernel::forget(&mut flags);
     let entry = emit::flow_entry(&key)?;
     let now = emit::now_ns();
     // SAFETY: a live map element.
@@ -98,7 +107,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
                 0,
             );
         }
-        if class == drop_class::NO_SOCKET && forward {
+        if class == drop_class::NO_SOCKET && flags & drop_flag::REPLY == 0 {
             (*entry).no_socket_netns = netns;
         }
         (*entry).drop_count += 1;
@@ -112,8 +121,8 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         }
         (*entry).drop_netns = netns;
         (*entry).flags = flags;
-        (*entry).wire_daddr = segment.client_addr(forward, false);
-        (*entry).wire_dport = segment.client_port(forward, false);
+        (*entry).wire_daddr = wire.addr;
+        (*entry).wire_dport = wire.port;
     }
     Some(())
 }

@@ -141,8 +141,8 @@ fn load_here(options: &Options) -> Result<Loaded> {
 
     let mut ebpf = open_object(&settings, options)?;
     let mut probes = Vec::with_capacity(PROBES.len());
-    // The state probe goes last: no record begins before all its evidence can be had.
-    for probe in PROBES.iter().rev() {
+    // The state probe, the first row, goes last: no record begins before all its evidence can be had.
+    for probe in PROBES.iter().cycle().skip(1).take(PROBES.len()) {
         let state = match probe.variant(tier) {
             None => State::NotInTier,
             Some(variant) => {
@@ -161,7 +161,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
         };
         probes.push(Status { probe, state });
     }
-    probes.reverse();
+    probes.rotate_right(1);
     Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons })
 }
 

@@ -130,7 +130,7 @@ const fn on(tiers: &'static [Tier], program: &'static str, attach: Attach) -> Va
     Variant { tiers, program, attach }
 }
 
-/// Every hook of the program.
+/// Every hook of the program, in the order of attaching; but the first, which begins the records, comes last.
 pub const PROBES: &[Probe] = &[
     Probe {
         name: "tcp-state",
@@ -177,20 +177,20 @@ pub const PROBES: &[Probe] = &[
             on(KPROBE, "reset_kprobe", Attach::KProbe("tcp_reset")),
         ],
     },
-    // Attached from the last row to the first, so this one runs after `drop`.
-    Probe {
-        name: "drop-again",
-        tells: "the same once more, as the kernel skips a program that it is interrupting",
-        lost: "a dropped packet now and then: that nothing was dropped cannot be proven",
-        required: false,
-        variants: &[everywhere("kfree_skb_again", "kfree_skb")],
-    },
     Probe {
         name: "drop",
         tells: "packets of the handshake that this machine dropped, why and at which hook",
         lost: "local firewall drops and rejects, and refusals by this machine's own stack: neither can be proven",
         required: false,
         variants: &[everywhere("kfree_skb", "kfree_skb")],
+    },
+    // Attached in the order of the rows, so this one runs after `drop`.
+    Probe {
+        name: "drop-again",
+        tells: "the same once more, as the kernel skips a program that it is interrupting",
+        lost: "a dropped packet now and then: that nothing was dropped cannot be proven",
+        required: false,
+        variants: &[everywhere("kfree_skb_again", "kfree_skb")],
     },
     Probe {
         name: "retransmit",
