@@ -21,8 +21,6 @@ pub(crate) struct Outcome {
     pub(crate) dump: String,
     /// Print the dump although the case passed.
     pub(crate) verbose: bool,
-    /// Played a second time, as an incident was missing the first time.
-    pub(crate) again: bool,
 }
 
 impl Outcome {

@@ -77,7 +77,6 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         problems.push("interrupted".to_owned());
     }
     let outcomes: Vec<Outcome> = done.into_iter().map(|(outcome, _)| outcome).collect();
-    problems.extend(unexcused(&outcomes, summary.as_ref()));
     finish(&outcomes, &tier, &problems, options, summary.as_ref())
 }
 
@@ -125,15 +124,7 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
                     if sys::interrupted() {
                         return;
                     }
-                    let mut played = scene::run(case, setup);
-                    // An emulated kernel runs why502's programs for tens of microseconds, and the kernel skips one
-                    // that is preempted by another run of itself (bpf_prog_info.recursion_misses): what was missed
-                    // is played again, once and for all to see. A wrong verdict never is.
-                    if setup.slow > 1.0 && missed(&played.0) && !sys::interrupted() {
-                        report::say(&format!("again {}: an incident was missed", case.name));
-                        played = scene::run(case, setup);
-                        played.0.again = true;
-                    }
+                    let played = scene::run(case, setup);
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     report::outcome(&played.0);
                     done.push(played);
@@ -142,33 +133,6 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
         }
     });
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A second play is excused only by runs that the kernel says it skipped, and only a few times.
-fn unexcused(outcomes: &[Outcome], summary: Option<&serde_json::Value>) -> Option<String> {
-    const MOST: u64 = 3;
-    let again = outcomes.iter().filter(|o| o.again).count() as u64;
-    let skipped =
-        summary.and_then(|s| s.get("skipped_runs")).and_then(serde_json::Value::as_u64).unwrap_or(0);
-    if again > 0 {
-        report::note(&format!(
-            "{again} cases played again; the kernel skipped {skipped} runs of why502's programs"
-        ));
-    }
-    (again > skipped.min(MOST)).then(|| {
-        format!(
-            "{again} cases missed incidents; {skipped} skipped runs excuse at most {} of them",
-            skipped.min(MOST)
-        )
-    })
-}
-
-/// True if nothing is wrong but that incidents are missing.
-fn missed(outcome: &Outcome) -> bool {
-    let [only] = outcome.failures.as_slice() else {
-        return false;
-    };
-    only.contains(" incidents [") && only.contains("expected")
 }
 
 /// Incidents that came after their case was judged.

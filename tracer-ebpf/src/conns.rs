@@ -7,6 +7,8 @@
 
 use tracer_ebpf::{Bucket, Conn, WAYS};
 
+const _: () = assert!(WAYS == 4);
+
 use crate::{
     emit::count,
     maps::{BUCKETS, CONNS, SHARED, setting},
@@ -40,21 +42,32 @@ fn add(counter: *mut u64, value: u64) {
 /// of them separately, through all that follows.
 #[inline(always)]
 fn way_of(b: *mut Bucket, tag: u64) -> Option<usize> {
-    let mut way = 0;
-    let mut found = 0;
+    let mut way = 0_u64;
+    let mut found = 0_u64;
     let mut at = 0;
     while at < WAYS {
         // SAFETY: a live array element.
         let other = unsafe { core::ptr::read_volatile(&raw const (*b).tags[at]) } ^ tag;
-        let negative: u64;
-        // SAFETY: arithmetic on one register; hides from the compiler that what follows is a comparison.
-        unsafe { core::arch::asm!("{0} = -{0}", inlateout(reg) other => negative) };
-        let equal = ((other | negative) >> 63) ^ 1;
+        let equal: u64;
+        // SAFETY: arithmetic in registers: 1 if `other` is 0, else 0. The compiler would make branches of it.
+        unsafe {
+            core::arch::asm!(
+                "{equal} = {other}",
+                "{equal} = -{equal}",
+                "{equal} |= {other}",
+                "{equal} >>= 63",
+                "{equal} ^= 1",
+                other = in(reg) other,
+                equal = out(reg) equal,
+            );
+        }
         way |= equal * at as u64;
         found |= equal;
         at += 1;
     }
-    if found == 0 { None } else { Some(way as usize & (WAYS - 1)) }
+    // SAFETY: as above; keeps the bound in the register that the address is made of.
+    unsafe { core::arch::asm!("{way} &= 3", way = inlateout(reg) way) };
+    if found == 0 { None } else { Some(way as usize) }
 }
 
 /// The record of a connection.

@@ -85,7 +85,11 @@ type Short = [u64; tracer_ebpf::ATTEMPT_HEAD / 8];
 #[inline(never)]
 pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
     count(|c| c.failed += 1);
-    let seen = if sk != 0 && end.stage >= stage::SYN_SENT { flow_of(sk, conn) } else { Seen::default() };
+    let mut seen =
+        Seen { key: FlowKey { saddr: [0; 16], daddr: [0; 16], sport: 0, dport: 0 }, entry: None, queued: 0 };
+    if sk != 0 && end.stage >= stage::SYN_SENT {
+        look_up(&mut seen, sk, conn);
+    }
     // SAFETY: the pointers lead to reserved bytes, 8-byte aligned, of which every one is written: the head by
     // `head`, the evidence by `evidence`. Forgotten entries are submitted below.
     unsafe {
@@ -113,7 +117,7 @@ pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
     }
     if seen.entry.is_some() {
         // A later connection may reuse the ports.
-        let _ = FLOWS.remove(seen.key);
+        let _ = FLOWS.remove(&seen.key);
     }
     count(|c| c.sent += 1);
 }
@@ -126,30 +130,26 @@ struct Seen {
     queued: u64,
 }
 
-impl Default for Seen {
-    #[inline(always)]
-    fn default() -> Self {
-        Self { key: FlowKey { saddr: [0; 16], daddr: [0; 16], sport: 0, dport: 0 }, entry: None, queued: 0 }
-    }
-}
-
 #[inline(always)]
-fn flow_of(sk: u64, conn: &Conn) -> Seen {
-    let mut key = FlowKey {
-        saddr: kernel::sock_addr(sk, conn.family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr)),
-        daddr: conn.daddr,
-        sport: u16::from_be(read(sk, setting!(inet_sport))),
-        dport: conn.dport,
-    };
-    kernel::forget(&mut key);
-    let entry = FLOWS.get_ptr(key);
-    // The queue is looked at only if nothing else explains the end.
-    let queued = if entry.is_none() && conn.flags & flag::RST_IN == 0 && conn.family != AF_INET6 {
-        first_error(sk)
-    } else {
-        0
-    };
-    Seen { key, entry, queued }
+fn look_up(seen: &mut Seen, sk: u64, conn: &Conn) {
+    // SAFETY: fields of a live value.
+    unsafe {
+        kernel::sock_addr_to(
+            &raw mut seen.key.saddr,
+            sk,
+            conn.family,
+            setting!(skc_rcv_saddr),
+            setting!(skc_v6_rcv_saddr),
+        );
+    }
+    seen.key.daddr = conn.daddr;
+    seen.key.sport = u16::from_be(read(sk, setting!(inet_sport)));
+    seen.key.dport = conn.dport;
+    kernel::forget(&mut seen.key);
+    seen.entry = FLOWS.get_ptr(&seen.key);
+    if conn.flags & flag::RST_IN == 0 && conn.family != AF_INET6 {
+        seen.queued = first_error(sk);
+    }
 }
 
 /// Writes every field in front of the evidence.
@@ -218,30 +218,36 @@ unsafe fn evidence(a: *mut Attempt, seen: &Seen, conn: &Conn) {
     // time stamps, which are checked by user space again, no longer fit.
     unsafe {
         let to = &raw mut (*a).evidence;
-        let Some(ev) = seen.entry else {
-            clear::<{ size_of::<Evidence>() / 8 }>(to.cast());
-            if let Some((kind, code)) = icmp_of(seen.queued) {
-                (*to).icmp_type = kind;
-                (*to).icmp_code = code;
-                (*to).icmp_sender = kernel::ip_source(kernel::network_header(seen.queued));
-                (*to).icmp_ns = (*a).end_ns;
-                (*a).flags |= flag::ICMP | flag::ICMP_FROM_QUEUE;
+        if let Some(ev) = seen.entry {
+            copy::<{ size_of::<Evidence>() / 8 }>(to.cast(), ev.cast());
+            let local = is_loopback(&seen.key.daddr);
+            let start_ns = conn.start_ns;
+            let (ns, netns) = ((*to).drop_netns, (*a).netns);
+            if (*to).drop_last_ns != 0 && (*to).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns)
+            {
+                (*a).flags |= flag::DROP;
             }
-            return;
-        };
-        copy::<{ size_of::<Evidence>() / 8 }>(to.cast(), ev.cast());
-        let local = is_loopback(&seen.key.daddr);
-        let start_ns = conn.start_ns;
-        let (ns, netns) = ((*to).drop_netns, (*a).netns);
-        if (*to).drop_last_ns != 0 && (*to).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns) {
-            (*a).flags |= flag::DROP;
+            if (*to).icmp_ns != 0 && (*to).icmp_ns >= start_ns {
+                (*a).flags |= flag::ICMP;
+            }
+            if (*to).overflow_ns != 0
+                && (*to).overflow_ns >= start_ns
+                && (!local || (*to).backlog_netns == netns)
+            {
+                (*a).flags |= flag::LISTEN_OVERFLOW;
+            }
+        } else {
+            clear::<{ size_of::<Evidence>() / 8 }>(to.cast());
         }
-        if (*to).icmp_ns != 0 && (*to).icmp_ns >= start_ns {
-            (*a).flags |= flag::ICMP;
-        }
-        if (*to).overflow_ns != 0 && (*to).overflow_ns >= start_ns && (!local || (*to).backlog_netns == netns)
+        if seen.queued != 0
+            && (*a).flags & flag::ICMP == 0
+            && let Some((kind, code)) = icmp_of(seen.queued)
         {
-            (*a).flags |= flag::LISTEN_OVERFLOW;
+            (*to).icmp_type = kind;
+            (*to).icmp_code = code;
+            (*to).icmp_sender = kernel::ip_source(kernel::network_header(seen.queued));
+            (*to).icmp_ns = (*a).end_ns;
+            (*a).flags |= flag::ICMP | flag::ICMP_FROM_QUEUE;
         }
     }
 }

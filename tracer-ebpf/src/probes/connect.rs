@@ -197,6 +197,9 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     0
 }
 
+/// No connect() that does not wait takes as long.
+const CONNECT_NS: u64 = 50_000_000;
+
 /// connect() is under way but its beginning was not recorded: the kernel skips a program that is interrupted on
 /// the same CPU by another run of itself. The record opens now, or, if it is all over, is sent at once.
 #[inline(always)]
@@ -214,7 +217,9 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
         state::record(sk, &conn, proc);
         count(|c| c.found_late += 1);
     } else if now == TCP_CLOSE {
-        conn.flags = flag::EVIDENCE_GAP;
+        // What the packet-level hooks saw lies a little before this; so do all of connect()'s packets.
+        conn.start_ns = conn.start_ns.saturating_sub(CONNECT_NS);
+        conn.flags = flag::UNKNOWN_START;
         let sk_err: i32 = read(sk, setting!(sk_err));
         let end = End {
             stage: stage::SYN_SENT,

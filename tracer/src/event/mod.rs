@@ -261,6 +261,20 @@ impl Attempt {
         }
     }
 
+    /// A refusal comes by RST or by ICMP. Where the hook for RSTs was kept from running but this machine's own stack
+    /// was seen to have no socket, or no ICMP error came though all are seen, it was a RST.
+    pub fn deduce_reset(&mut self, icmp_is_seen: bool) {
+        let refused = self.stage == Stage::SynSent && self.sk_err == libc::ECONNREFUSED;
+        if !refused || self.reset || self.icmp.is_some() {
+            return;
+        }
+        let no_socket = self
+            .drop
+            .as_ref()
+            .is_some_and(|d| d.saw(DropClass::NoSocket) && !d.saw(DropClass::Netfilter) && !d.reply);
+        self.reset = no_socket || (self.missed_end && icmp_is_seen);
+    }
+
     /// The errno that the attempt ended with (positive), if any.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {

@@ -267,6 +267,49 @@ fn a_gap_in_the_evidence_is_told() {
 }
 
 #[test]
+fn a_missed_reset_is_deduced() {
+    let refused = |flags: u32, class: u8| {
+        let mut record = wire::Attempt { flags, sk_err: libc::ECONNREFUSED, ..full() };
+        record.evidence.flags = 0;
+        record.evidence.drop_class = class;
+        record.evidence.classes = 1 << class;
+        attempt_of(&record)
+    };
+    let check = |flags: u32, class: u8, icmp_is_seen: bool, wanted: bool| {
+        let mut a = refused(flags, class);
+        a.deduce_reset(icmp_is_seen);
+        assert_eq!(a.reset, wanted, "{flags:#x} {class} {icmp_is_seen}");
+    };
+    check(flag::DROP, drop_class::NO_SOCKET, false, true);
+    check(flag::DROP, drop_class::NETFILTER, true, false);
+    check(flag::DROP | flag::ICMP, drop_class::NO_SOCKET, true, false);
+    check(0, drop_class::NO_SOCKET, true, false);
+    check(flag::MISSED_END, 0, true, true);
+    check(flag::MISSED_END, 0, false, false);
+    check(flag::RST_IN, 0, false, true);
+}
+
+#[test]
+fn an_attempt_without_evidence_is_a_short_record() {
+    let flags = full().flags & !ALL_EVIDENCE;
+    let whole = bytes_of(&wire::Attempt { flags, ..full() });
+    let short = whole.slice(..wire::ATTEMPT_HEAD);
+    assert_eq!(decode(&short), decode(&whole));
+    let cut = bytes_of(&full()).slice(..wire::ATTEMPT_HEAD);
+    let need = size_of::<wire::Attempt>();
+    assert_eq!(decode(&cut), Err(DecodeError::Short { kind: kind::ATTEMPT, len: wire::ATTEMPT_HEAD, need }));
+}
+
+#[test]
+fn what_is_seen_late_is_added() {
+    let one = attempt_of(&full()).drop.unwrap();
+    let late = Drop { count: 1, last_ns: 2_000_000, class: DropClass::Netfilter, ..one.clone() };
+    let both = one.clone().and_later(late);
+    assert_eq!((both.count, both.first_ns, both.last_ns), (one.count + 1, one.first_ns, 2_000_000));
+    assert!(both.saw(DropClass::Netfilter) && both.saw(DropClass::RpFilter));
+}
+
+#[test]
 fn processes_hints_and_clients() {
     let process = |change| wire::ProcEvent {
         kind: kind::PROC,

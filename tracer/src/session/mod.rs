@@ -335,6 +335,7 @@ impl<'a> Session<'a> {
         }
         self.add_late_evidence(&mut attempt);
         let mut reach = self.reach;
+        attempt.deduce_reset(reach.icmp);
         // An error that nginx had read before the record was made left a trace only where ICMP is seen.
         attempt.evidence_gap |=
             self.was_blind(&attempt) || (attempt.missed_end && !attempt.reset && !reach.icmp);
