@@ -89,14 +89,10 @@ fn verdict(expect: &Expect, tier: &str, incident: &Value, failures: &mut Vec<Str
     if right {
         let floor = expect.floor(tier);
         if confidence < floor {
-            let why = match text(incident, "/rival") {
-                "" => entries(incident, "evidence", "/text").replace('\n', "; "),
-                rival => format!(
-                    "rival: {rival}; evidence: {}",
-                    entries(incident, "evidence", "/text").replace('\n', "; ")
-                ),
-            };
-            failures.push(format!("{cause} is {confidence:?}, must be at least {floor:?} ({why})"));
+            failures.push(format!(
+                "{cause} is {confidence:?}, must be at least {floor:?} ({})",
+                reasons(incident)
+            ));
         }
         if let Some(most) = of_tier.and_then(|t| t.at_most).or(expect.at_most)
             && confidence > most
@@ -110,7 +106,21 @@ fn verdict(expect: &Expect, tier: &str, incident: &Value, failures: &mut Vec<Str
         failures
             .push(format!("FALSE PROVEN: {cause}, is {}", expect.cause.as_deref().unwrap_or("no incident")));
     } else if !tolerated.any(|t| t == cause) {
-        failures.push(format!("wrong: {cause}, is {}", expect.cause.as_deref().unwrap_or("no incident")));
+        failures.push(format!(
+            "wrong: {cause}, is {} ({})",
+            expect.cause.as_deref().unwrap_or("no incident"),
+            reasons(incident)
+        ));
+    }
+}
+
+/// What the verdict rests on, for the reader of a failure.
+fn reasons(incident: &Value) -> String {
+    let attempt = incident.get("attempt").map(ToString::to_string).unwrap_or_default();
+    let evidence = entries(incident, "evidence", "/text").replace('\n', "; ");
+    match text(incident, "/rival") {
+        "" => format!("{evidence}; {attempt}"),
+        rival => format!("rival: {rival}; {evidence}; {attempt}"),
     }
 }
 

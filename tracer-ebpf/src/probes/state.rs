@@ -123,15 +123,26 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         return;
     };
     if old == TCP_SYN_SENT {
-        let sk_err: i32 = read(sk, setting!(sk_err));
+        let mut sk_err: i32 = read(sk, setting!(sk_err));
         let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
-        // tcp_done() shuts down after this transition, tcp_close() before it. Neither an error nor a
-        // close by the application: connect() itself failed (no free port, a packet-level refusal), and
-        // its return brings the errno.
+        let mut flags = 0;
+        // tcp_done() shuts down after this transition, tcp_close() before it. Neither an error nor a close by
+        // the application:
         if sk_err == 0 && shutdown != 3 && setting!(has_connect_exit) != 0 {
             // SAFETY: a live element of a pre-allocated map.
-            unsafe { (*found).flags |= flag::SYNC_CLOSED };
-            return;
+            unsafe {
+                if in_connect((*found).tgid) {
+                    // connect() itself failed (no free port, a packet-level refusal), and its return brings
+                    // the errno.
+                    (*found).flags |= flag::SYNC_CLOSED;
+                    return;
+                }
+                // Or the error is reported before the transition, and nginx on another CPU has read it already.
+                if (*found).flags & flag::RST_IN != 0 {
+                    sk_err = ECONNREFUSED;
+                }
+            }
+            flags = flag::MISSED_END;
         }
         // SAFETY: as above; removed only below.
         let conn = unsafe { &*found };
@@ -145,7 +156,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
                 shutdown,
                 ret: 0,
                 sk_err,
-                flags: 0,
+                flags,
                 lsm_ret: 0,
             },
         );
@@ -157,6 +168,13 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         count(|c| c.established += 1);
     }
     conns::close(sk);
+}
+
+/// True if that worker is inside connect().
+#[inline(always)]
+fn in_connect(tgid: u32) -> bool {
+    // SAFETY: one integer of a map element.
+    PROCS.get_ptr(tgid).is_some_and(|p| unsafe { (*p).begun } != 0)
 }
 
 /// A socket that is not in the map reached CLOSE.
