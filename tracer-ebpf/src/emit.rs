@@ -66,6 +66,7 @@ pub(crate) fn wakeup() -> u64 {
 }
 
 /// What the emitting hook knows and the socket does not.
+#[derive(Clone, Copy)]
 pub(crate) struct End {
     pub stage: u8,
     pub old_state: u8,

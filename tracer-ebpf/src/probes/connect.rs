@@ -181,7 +181,7 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         count(|c| c.connects += 1);
     }
     debug!(ctx, "connect returned {}", ret);
-    let end = End {
+    let mut end = End {
         stage: stage::CONNECT,
         old_state: if known { 2 } else { 7 },
         shutdown: 0,
@@ -190,6 +190,8 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         flags,
         lsm_ret,
     };
+    kernel::forget(&mut end);
+    kernel::forget(&mut conn);
     emit::attempt(sk, &conn, &end);
     if known {
         conns::close(sk);
@@ -221,7 +223,7 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
         conn.start_ns = conn.start_ns.saturating_sub(CONNECT_NS);
         conn.flags = flag::UNKNOWN_START;
         let sk_err: i32 = read(sk, setting!(sk_err));
-        let end = End {
+        let mut end = End {
             stage: stage::SYN_SENT,
             old_state: TCP_SYN_SENT,
             shutdown: 0,
@@ -234,6 +236,8 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
             c.connects += 1;
             c.found_late += 1;
         });
+        kernel::forget(&mut end);
+        kernel::forget(&mut conn);
         emit::attempt(sk, &conn, &end);
     }
 }

@@ -147,21 +147,12 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         // SAFETY: as above; removed only below.
         let conn = unsafe { &*found };
         let tgid = conn.tgid;
-        emit::attempt(
-            sk,
-            conn,
-            &End {
-                stage: stage::SYN_SENT,
-                old_state: old as u8,
-                shutdown,
-                ret: 0,
-                sk_err,
-                flags,
-                lsm_ret: 0,
-            },
-        );
-        debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", sk_err);
-        if sk_err == 0 && shutdown == 3 {
+        let mut end =
+            End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags, lsm_ret: 0 };
+        kernel::forget(&mut end);
+        emit::attempt(sk, conn, &end);
+        debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", end.sk_err);
+        if end.sk_err == 0 && end.shutdown == 3 {
             emit::watch_client(sk, tgid);
         }
     } else {
@@ -203,19 +194,18 @@ fn unknown_end(sk: u64, old: i32) {
         conn.start_ns = 0;
         // Packets dropped before we were attached were not seen.
         conn.flags = flag::UNKNOWN_START | flag::EVIDENCE_GAP;
-        emit::attempt(
-            sk,
-            &conn,
-            &End {
-                stage: stage::SYN_SENT,
-                old_state: old as u8,
-                shutdown,
-                ret: 0,
-                sk_err: 0,
-                flags: 0,
-                lsm_ret: 0,
-            },
-        );
+        let mut end = End {
+            stage: stage::SYN_SENT,
+            old_state: old as u8,
+            shutdown,
+            ret: 0,
+            sk_err: 0,
+            flags: 0,
+            lsm_ret: 0,
+        };
+        kernel::forget(&mut end);
+        kernel::forget(&mut conn);
+        emit::attempt(sk, &conn, &end);
         emit::watch_client(sk, tgid);
     }
 }
@@ -298,7 +288,7 @@ fn missed_end(sk: u64, conn: &Conn) {
     // nginx reads and clears the error before it closes; a RST leaves its own trace.
     let sk_err = if sk_err == 0 && conn.flags & flag::RST_IN != 0 { ECONNREFUSED } else { sk_err };
     let shutdown = if sk_err == 0 && conn.flags & flag::SYNC_CLOSED == 0 { 3 } else { 0 };
-    let end = End {
+    let mut end = End {
         stage,
         old_state: TCP_SYN_SENT as u8,
         shutdown,
@@ -307,5 +297,6 @@ fn missed_end(sk: u64, conn: &Conn) {
         flags: flag::MISSED_END,
         lsm_ret: 0,
     };
+    kernel::forget(&mut end);
     emit::attempt(sk, conn, &end);
 }

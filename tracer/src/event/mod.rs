@@ -384,7 +384,8 @@ fn read_attempt(record: &[u8]) -> Result<wire::Attempt, DecodeError> {
     };
     to.copy_from_slice(from);
     let attempt = read::<wire::Attempt>(&whole, kind::ATTEMPT)?;
-    let need = if attempt.flags & PARTS == 0 { wire::ATTEMPT_HEAD } else { whole.len() };
+    let head_only = attempt.flags & PARTS == 0 || record.len() < wire::ATTEMPT_HEAD;
+    let need = if head_only { wire::ATTEMPT_HEAD } else { whole.len() };
     if record.len() < need {
         return Err(DecodeError::Short { kind: kind::ATTEMPT, len: record.len(), need });
     }

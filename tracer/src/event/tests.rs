@@ -366,6 +366,8 @@ fn short_records_are_errors_at_every_length() {
             let error = decode(&Bytes::copy_from_slice(&record[..len])).unwrap_err();
             let expected = if len < 4 {
                 DecodeError::Short { kind: 0, len, need: 4 }
+            } else if kind == kind::ATTEMPT && len < wire::ATTEMPT_HEAD {
+                DecodeError::Short { kind, len, need: wire::ATTEMPT_HEAD }
             } else {
                 DecodeError::Short { kind, len, need }
             };

@@ -102,10 +102,32 @@ pub fn load(options: &Options) -> Result<Loaded> {
             .name("why502-load".into())
             .spawn_scoped(scope, || load_here(options))
             .context("cannot start the thread that loads the BPF programs")?;
-        worker
+        let loaded = worker
             .join()
-            .map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?
+            .map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?;
+        give_memory_back();
+        loaded
     })
+}
+
+/// Loading needs some megabytes (type information, the object), watching does not.
+fn give_memory_back() {
+    // SAFETY: returns free pages of the heap to the system; no argument is a pointer.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // SAFETY: a query without arguments.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096).max(1);
+    let begin = OBJECT.as_ptr().addr().next_multiple_of(page);
+    let end = (OBJECT.as_ptr().addr() + OBJECT.len()) / page * page;
+    if begin < end {
+        // SAFETY: whole pages inside a read-only mapping of this executable, which come back from its file if
+        // they are read again. A refusal costs memory only.
+        unsafe {
+            libc::madvise(begin as *mut libc::c_void, end - begin, libc::MADV_DONTNEED);
+        }
+    }
 }
 
 fn load_here(options: &Options) -> Result<Loaded> {
