@@ -51,6 +51,10 @@ impl Maps {
     /// # Errors
     /// If the map is full.
     pub(super) fn watch(&mut self, pid: u32, root: u32) -> Result<()> {
+        // A child that the kernel side watches already may be inside connect(): what it notes there stays.
+        if self.procs.get(&pid, 0).is_ok_and(|known| known.role == role::NGINX && known.root == root) {
+            return Ok(());
+        }
         self.procs
             .insert(pid, Proc { role: role::NGINX, root, last: NOBODY, begun: 0 }, 0)
             .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))

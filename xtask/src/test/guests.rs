@@ -27,7 +27,7 @@ const TAIL: usize = 6000;
 /// Runs in the guest, in a folder with `why502`, `faultlab` and `data`. Each part is announced, and its status told.
 const SCRIPT: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
-lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 4 --tier "$@"; }
+lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 3 --tier "$@"; }
 part doctor ./why502 doctor
 "#;
 
