@@ -102,16 +102,15 @@ pub fn load(options: &Options) -> Result<Loaded> {
             .name("why502-load".into())
             .spawn_scoped(scope, || load_here(options))
             .context("cannot start the thread that loads the BPF programs")?;
-        let loaded = worker
+        worker
             .join()
-            .map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?;
-        give_memory_back();
-        loaded
+            .map_err(|_| anyhow!("loading the BPF programs ended unexpectedly; please report this"))?
     })
 }
 
-/// Loading needs some megabytes (type information, the object), watching does not.
-fn give_memory_back() {
+/// Loading and reading configurations need some megabytes (type information, the object, executables), watching does
+/// not: call this in between.
+pub fn give_memory_back() {
     // SAFETY: returns free pages of the heap to the system; no argument is a pointer.
     #[cfg(target_env = "gnu")]
     unsafe {

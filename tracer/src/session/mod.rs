@@ -27,7 +27,10 @@ use crate::{
     diagnose::{self, Cause},
     event::{self, Attempt, Event, Stage},
     nginx::{ConfigLine, Role, Setting},
-    probes::{Tier, ask, load::Loaded},
+    probes::{
+        Tier, ask,
+        load::{Loaded, give_memory_back},
+    },
     report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
 };
@@ -156,6 +159,7 @@ impl<'a> Session<'a> {
             logger,
         };
         session.note_namespaces();
+        give_memory_back();
         Ok(session)
     }
 
