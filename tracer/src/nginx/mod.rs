@@ -11,6 +11,7 @@ use std::{
 };
 
 pub mod binary;
+pub mod directives;
 pub mod dump;
 pub mod error;
 pub mod glob;
@@ -23,6 +24,8 @@ pub mod parse;
 mod settings;
 pub mod tree;
 pub mod value;
+mod vars;
+pub mod version;
 mod walk;
 
 #[cfg(test)]
@@ -32,8 +35,9 @@ pub use error::{Error, SyntaxError};
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};
 pub use parse::{Source, parse, parse_partial};
-pub use settings::{Setting, Timeout};
+pub use settings::{Effective, Setting, Timeout};
 pub use tree::Config;
+pub use version::{Platform, Version};
 
 /// Where a configuration's files come from: a file system seen from a process's root, a dump, or a test.
 pub trait Files {

@@ -410,8 +410,9 @@ fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
     let mut lines: Vec<ConfigLine> = Vec::new();
     for pass in &model.passes {
         let effective = model.effective(pass, Setting::Bind);
-        let names_it = effective.value.contains(&ip.to_string()) || effective.value.contains('$');
-        let Some(node) = effective.node.filter(|_| names_it) else {
+        let value = effective.value.as_deref().unwrap_or_default();
+        let names_it = value.contains(&ip.to_string()) || value.contains('$');
+        let Some(node) = effective.node().filter(|_| names_it) else {
             continue;
         };
         let servers =

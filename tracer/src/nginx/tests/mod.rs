@@ -3,6 +3,7 @@
 mod model;
 mod oracle;
 mod process;
+mod settings;
 mod syntax;
 
 use std::{
