@@ -2,6 +2,9 @@
 //! default in every version. Taken from the command tables and the merge functions of nginx 1.6.0 to 1.31.4
 //! (src/http/modules/ngx_http_{proxy,fastcgi,uwsgi,scgi,grpc,memcached}_module.c, src/http/ngx_http_core_module.c,
 //! src/http/modules/ngx_http_upstream_keepalive_module.c, src/stream/ngx_stream_proxy_module.c).
+//!
+//! Not here: what nginx takes from the default server of the address because it does not know the host yet
+//! (`client_header_timeout`, `client_header_buffer_size`, `merge_slashes`): that is no property of a pass.
 
 use super::{
     model::{Layer, Module},
@@ -92,6 +95,14 @@ const fn core(
     Directive { name, owner: Owner::Core(layers), inherit: Value, brief: false, defaults }
 }
 
+const fn core_list(
+    name: &'static str,
+    layers: &'static [Layer],
+    defaults: &'static [(Version, Fallback)],
+) -> Directive {
+    Directive { name, owner: Owner::Core(layers), inherit: AllOrNothing, brief: false, defaults }
+}
+
 const fn upstream(
     name: &'static str,
     layers: &'static [Layer],
@@ -159,25 +170,15 @@ pub const DIRECTIVES: &[Directive] = &[
     pass_list("ssl_conf_command", &[P, U, G, T], &[(Version(1, 19, 4), Nothing)]),
     core("resolver", BOTH, &[(ALWAYS, Nothing)]),
     core("resolver_timeout", BOTH, &[(ALWAYS, Text("30s"))]),
-    Directive {
-        name: "error_page",
-        owner: Owner::Core(HTTP),
-        inherit: AllOrNothing,
-        brief: false,
-        defaults: &[(ALWAYS, Nothing)],
-    },
+    core_list("error_page", HTTP, &[(ALWAYS, Nothing)]),
     core("recursive_error_pages", HTTP, &[(ALWAYS, Text("off"))]),
     core("keepalive_timeout", HTTP, &[(ALWAYS, Text("75s"))]),
     core("keepalive_requests", HTTP, &[(ALWAYS, Text("100")), (Version(1, 19, 10), Text("1000"))]),
-    core("client_header_timeout", HTTP, &[(ALWAYS, Text("60s"))]),
-    core("client_header_buffer_size", HTTP, &[(ALWAYS, Text("1k"))]),
-    core("large_client_header_buffers", HTTP, &[(ALWAYS, Text("4 8k"))]),
     core("client_body_timeout", HTTP, &[(ALWAYS, Text("60s"))]),
     core("client_body_buffer_size", HTTP, &[(ALWAYS, Pages(2))]),
     core("client_max_body_size", HTTP, &[(ALWAYS, Text("1m"))]),
     core("send_timeout", HTTP, &[(ALWAYS, Text("60s"))]),
-    core("merge_slashes", HTTP, &[(ALWAYS, Text("on"))]),
-    core("index", HTTP, &[(ALWAYS, Text("index.html"))]),
+    core_list("index", HTTP, &[(ALWAYS, Text("index.html"))]),
     upstream("zone", BOTH, true, &[(Version(1, 9, 0), Nothing)]),
     upstream("keepalive", HTTP, true, &[(ALWAYS, Text("off")), (Version(1, 29, 7), Text("32 local"))]),
     upstream(

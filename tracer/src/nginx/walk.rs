@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{
     directives,
     error::Error,
+    flow,
     model::{Layer, Listen, Model, Module, Pass, PassValue, Server, Upstream, UpstreamServer},
     tree::{Config, Kind, NodeId},
     value::{self, Address},
@@ -22,7 +23,8 @@ struct Scope {
 }
 
 pub(super) fn build(config: Config, platform: Platform) -> Model {
-    let is_setting: Vec<bool> = config.names().map(|(_, name)| directives::is_known(name)).collect();
+    let is_setting: Vec<bool> =
+        config.names().map(|(_, name)| directives::is_known(name) || flow::is_known(name)).collect();
     let mut model = Model { config, platform, ..Model::default() };
     // The open blocks with one past their last descendant; the last is the innermost.
     let mut open: Vec<(u32, Scope)> = Vec::new();
@@ -37,7 +39,7 @@ pub(super) fn build(config: Config, platform: Platform) -> Model {
         let scope = open.last().map(|(_, scope)| *scope).unwrap_or_default();
         match kind {
             Kind::Block => open.push((end, block(&mut model, id, scope))),
-            Kind::Simple => {
+            Kind::Simple | Kind::Lua => {
                 if let Some(name) =
                     model.config.name_id(id).filter(|name| is_setting.get(name.0 as usize) == Some(&true))
                 {
@@ -46,7 +48,6 @@ pub(super) fn build(config: Config, platform: Platform) -> Model {
                 }
                 directive(&mut model, id, scope);
             }
-            Kind::Lua => directive(&mut model, id, scope),
             Kind::Entry | Kind::Include => {}
         }
     }

@@ -1,5 +1,6 @@
 //! Tests of the nginx module. Configurations are given as texts through [`Memory`].
 
+mod live;
 mod model;
 mod oracle;
 mod process;
