@@ -164,7 +164,8 @@ impl<'a> Flow<'a> {
         }
         for moved in &rewritten.moves {
             self.because("rewrite");
-            self.find(server, moved, external);
+            // A rewrite makes a request an internal one.
+            self.find(server, moved, false);
         }
         if rewritten.stays {
             self.find(server, &uri, external);
@@ -185,6 +186,8 @@ impl<'a> Flow<'a> {
             self.enter(server, *location, uri, !external);
         }
         if search.redirect {
+            // Even this answer, or the refusal of an internal location, may have a page.
+            self.errors(server, search.first.unwrap_or(node), uri);
             return;
         }
         match search.first {

@@ -63,7 +63,7 @@ pub(super) struct Search {
     pub(super) first: Option<NodeId>,
     /// Those whose regular expression cannot be answered here, so that they may come first.
     pub(super) others: Vec<NodeId>,
-    /// nginx answers with a redirect to the same URI with a slash.
+    /// nginx answers with a redirect to `first`, whose name is the URI with a slash.
     pub(super) redirect: bool,
     /// Too deep to follow: any location is possible.
     pub(super) lost: bool,
@@ -193,7 +193,7 @@ impl Model {
         }
         let locations = self.locations(block);
         let mut code = Code::Declined;
-        let mut with_slash = false;
+        let mut with_slash = None;
         let mut longest: Option<(NodeId, usize, bool)> = None;
         for (id, name) in &locations {
             match name {
@@ -207,14 +207,16 @@ impl Model {
                     }
                 }
                 Name::Exact(name) | Name::Prefix(name, _) => {
-                    let redirects = name.strip_suffix(b"/") == Some(uri) && self.has_pass(*id);
-                    with_slash |= redirects;
+                    if name.strip_suffix(b"/") == Some(uri) && self.has_pass(*id) {
+                        with_slash = Some(*id);
+                    }
                 }
                 Name::Regex(..) | Name::Named(_) => {}
             }
         }
         // A location for this very URI comes before the one with a slash.
-        if with_slash && longest.is_none_or(|(_, length, _)| length < uri.len()) {
+        if with_slash.is_some() && longest.is_none_or(|(_, length, _)| length < uri.len()) {
+            *found = with_slash;
             return Code::Redirect;
         }
         let mut alone = false;

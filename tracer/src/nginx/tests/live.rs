@@ -448,3 +448,100 @@ fn addresses_are_those_of_nginx() {
     }
     panic!("nginx did not start three times");
 }
+
+/// Locations that lead elsewhere: by rewrites, `try_files`, `error_page`, subrequests and `if`.
+fn flows(random: &mut Random) -> String {
+    const REWRITES: [&str; 10] = [
+        "rewrite ^/a(.*)$ /b$1 last;",
+        "rewrite ^/b(.*)$ /c$1;",
+        "rewrite ^/c/(.*)$ /a/$1 break;",
+        "rewrite ^/d /e?x=1 last;",
+        "rewrite (?=b)b /x last;",
+        "rewrite ^/e http://other.test/ permanent;",
+        "if ($arg_y) { rewrite ^ /c/y last; }",
+        "if ($request_uri ~ b) { return 503; }",
+        "rewrite ^/x(.*)$ $uri/c$is_args last;",
+        "break;",
+    ];
+    const LEADS: [&str; 9] = [
+        "try_files /none @n;",
+        "try_files $uri $uri/ /c$uri?x;",
+        "try_files /none /b/$arg_z;",
+        "error_page 404 502 503 = @n;",
+        "error_page 404 502 503 = /e;",
+        "index a.php /d;",
+        "error_page 404 =200 /b;",
+        "auth_request /e;",
+        "mirror /d;",
+    ];
+    let mut text = String::new();
+    for _ in 0..random.below(3) {
+        text.push_str(REWRITES[random.below(REWRITES.len())]);
+    }
+    if random.below(4) == 0 {
+        text.push_str(LEADS[3 + random.below(3)]);
+    }
+    for (id, name) in ["/", "/a", "/b", "= /b/c", "/c", "~ \\.php$", "/d", "~* e", "/x/", "@n", "/e"].iter().enumerate() {
+        if *name != "@n" && random.below(3) == 0 {
+            continue;
+        }
+        write!(text, "\nlocation {name} {{ add_header X-Id {id} always; ").unwrap();
+        if random.below(6) == 0 {
+            text.push_str("internal; ");
+        }
+        for _ in 0..random.below(2) {
+            text.push_str(REWRITES[random.below(REWRITES.len())]);
+        }
+        if random.below(2) == 0 {
+            text.push_str(LEADS[random.below(LEADS.len())]);
+        }
+        if random.below(5) > 0 {
+            text.push_str("proxy_pass http://127.0.0.1:1;");
+        }
+        if random.below(6) == 0 && !name.starts_with(['~', '@']) {
+            text.push_str("if ($arg_x) { add_header X-Id if always; proxy_pass http://127.0.0.1:1; }");
+        }
+        text.push_str(" }");
+    }
+    text
+}
+
+#[test]
+fn passes_are_among_those_of_the_model() {
+    const SETS: usize = 300;
+    if installed().is_none() {
+        return;
+    }
+    let mut random = Random(0xf10_3);
+    let (mut all, mut sets) = (String::new(), Vec::new());
+    for set in 0..SETS {
+        let server = format!("server {{ listen SOCKET.{set}; {}\n}}\n", flows(&mut random));
+        all.push_str(&server);
+        sets.push(server);
+    }
+    all.push_str("server { listen SOCKET; return 200; }");
+    let nginx = Nginx::start(&all).expect("nginx takes the generated servers");
+    let (mut failed, mut exact) = (0, 0);
+    for (set, server) in sets.iter().enumerate() {
+        let model = Model::new(read(format!("http {{ {server} }}")).unwrap());
+        let targets = ["/", "/a", "/a/b?x=1", "/b/c", "/b/", "/c/x", "/d?y=1", "/ee", "/x/1", "/x.php", "/E", "/x"];
+        for target in targets {
+            let answer = ask(&mut nginx.connect(set), Some("a.test"), target);
+            if answer.status != 502 && answer.id.as_deref() != Some("if") {
+                continue;
+            }
+            let located = model.locate(None, Some("a.test"), target);
+            let fits = |pass: &usize| {
+                let parent = model.config().parent(model.passes[*pass].node);
+                parent.and_then(|block| id(&model, block)) == answer.id
+            };
+            // An answer without an id comes from the server's own level, after a redirect from a pass.
+            let what = format!("{target}: {answer:?} {located:?} in\n{server}");
+            assert!(answer.id.is_none() || located.passes.iter().any(|pass| fits(pass)), "{what}");
+            failed += 1;
+            exact += usize::from(located.exact);
+        }
+    }
+    println!("{failed} requests reached a pass, {exact} exact");
+    assert!(exact * 10 > failed, "{exact} of {failed} are exact");
+}

@@ -1,6 +1,7 @@
 //! Tests of the nginx module. Configurations are given as texts through [`Memory`].
 
 mod live;
+mod locate;
 mod model;
 mod oracle;
 mod process;
@@ -93,4 +94,9 @@ impl Random {
         }
         text
     }
+}
+
+/// What can be read of one file.
+fn partial(text: &str) -> (Config, Vec<Error>) {
+    super::parse_partial(&Memory::new(&[(MAIN, text)]), Source::new(Path::new(MAIN)))
 }
