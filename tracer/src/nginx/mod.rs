@@ -36,7 +36,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use error::{Error, SyntaxError};
+pub use error::{Error, Problem, SyntaxError};
 pub use locate::Located;
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};

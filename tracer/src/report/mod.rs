@@ -1,5 +1,6 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
+pub mod config;
 pub mod json;
 mod summary;
 pub mod text;

@@ -14,7 +14,12 @@ use std::{
 };
 
 use crate::{
-    nginx::{self, Candidate, Files, Model, Source, binary, glob, invocation},
+    nginx::{
+        self, Candidate, Files, Model, Platform, Problem, Source, Version,
+        binary::{self, Build},
+        dump::Dump,
+        glob, invocation,
+    },
     sys::{proc, process::Process, rootfs::RootFs},
 };
 
@@ -28,16 +33,18 @@ const MAX_EXE: u64 = 64 << 20;
 const DNS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The configuration as it was on disk when the snapshot was made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Snapshot {
     /// The model; empty if nothing could be read.
     pub model: Model,
-    /// What could not be read or understood, as `file:line: …`.
-    pub problems: Vec<String>,
+    /// What could not be read or understood.
+    pub problems: Vec<Problem>,
     /// Path of the main file, as nginx sees it.
     pub main: Option<PathBuf>,
+    /// Which nginx it is for, if its executable says so.
+    pub build: Option<Build>,
     /// Size and modification time of each file.
-    versions: Vec<(PathBuf, Version)>,
+    versions: Vec<(PathBuf, OnDisk)>,
     hosts: Option<Vec<u8>>,
     resolved: RefCell<HashMap<String, Vec<IpAddr>>>,
     /// Answers of [`Snapshot::candidates`]: a storm of failures asks for the same few addresses.
@@ -47,7 +54,7 @@ pub struct Snapshot {
 /// Most remembered answers.
 const MOST_FOUND: usize = 1024;
 
-type Version = Option<(u64, i64, i64)>;
+type OnDisk = Option<(u64, i64, i64)>;
 
 struct ProcessFiles(RootFs);
 
@@ -69,16 +76,25 @@ impl Snapshot {
     pub fn of(master: &Process) -> Self {
         match Self::read(master) {
             Ok(snapshot) => snapshot,
-            Err(problem) => Self {
-                model: Model::default(),
-                problems: vec![problem],
-                main: None,
-                versions: Vec::new(),
-                hosts: None,
-                resolved: RefCell::default(),
-                found: RefCell::default(),
-            },
+            Err(problem) => Self { problems: vec![problem.into()], ..Self::default() },
         }
+    }
+
+    /// Reads a configuration, or a dump of `nginx -T`, without any nginx.
+    ///
+    /// # Errors
+    /// If the main file cannot be read.
+    pub fn of_file(main: &Path, build: Option<Build>, version: Option<Version>) -> io::Result<Self> {
+        let files = ProcessFiles(RootFs::at(Path::new("/"))?);
+        let bytes = files.read(main)?;
+        let platform = platform(version.or_else(|| build.as_ref()?.core()));
+        let (config, errors) = match Dump::parse(&bytes) {
+            Some(dump) => nginx::parse_partial(&dump, Source::new(dump.main())),
+            None => nginx::parse_partial(&files, Source::new(main)),
+        };
+        let model = Model::for_platform(config, platform);
+        let problems = errors.iter().chain(&model.warnings).map(Problem::from).collect();
+        Ok(Self { model, problems, main: Some(main.to_path_buf()), build, ..Self::default() })
     }
 
     fn read(master: &Process) -> Result<Self, String> {
@@ -87,6 +103,7 @@ impl Snapshot {
             RootFs::of_pid(pid).map_err(|e| format!("cannot enter the root of nginx (pid {pid}): {e}"))?;
         let exe = read_exe(pid).map_err(|e| format!("cannot read nginx's executable (pid {pid}): {e}"))?;
         let defaults = binary::build_defaults(&exe).unwrap_or_default();
+        let build = binary::build(&exe);
         drop(exe);
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
         let started = invocation::invocation(&master.title, &defaults, &cwd)
@@ -96,13 +113,14 @@ impl Snapshot {
         let (config, errors) = nginx::parse_partial(&files, source);
         let versions =
             config.files().map(|(path, _)| (path.to_path_buf(), version(&files.0, path))).collect();
-        let model = Model::new(config);
-        let problems = errors.iter().chain(&model.warnings).map(ToString::to_string).collect();
+        let model = Model::for_platform(config, platform(build.as_ref().and_then(Build::core)));
+        let problems = errors.iter().chain(&model.warnings).map(Problem::from).collect();
         let hosts = files.0.read(Path::new("/etc/hosts"), 1 << 20).ok();
         Ok(Self {
             model,
             problems,
             main: Some(started.conf_path),
+            build,
             versions,
             hosts,
             resolved: RefCell::default(),
@@ -155,7 +173,13 @@ impl Snapshot {
     }
 }
 
-fn version(root: &RootFs, path: &Path) -> Version {
+fn platform(version: Option<Version>) -> Platform {
+    // SAFETY: sysconf takes no pointers.
+    let page = u32::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) });
+    Platform { version, page: page.unwrap_or(Platform::default().page) }
+}
+
+fn version(root: &RootFs, path: &Path) -> OnDisk {
     root.metadata(path).ok().map(|m| (m.size(), m.mtime(), m.mtime_nsec()))
 }
 
