@@ -128,7 +128,13 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
         count: options.count,
         stats: options.stats,
     };
-    let mut session = Session::new(loaded, filter, report(options), output(options.output, options.color), options.kernel.verbose)?;
+    let mut session = Session::new(
+        loaded,
+        filter,
+        report(options),
+        output(options.output, options.color),
+        options.kernel.verbose,
+    )?;
     let (_, masters) = session.population();
     if masters == 0 && !options.wait {
         return Err(no_nginx(&options.pids, true));

@@ -58,10 +58,11 @@ pub struct Build {
 /// the second line, others in words behind their own.
 pub fn build(elf: &[u8]) -> Option<Build> {
     let texts = elf.split(|byte| *byte == 0).filter(|text| text.len() >= 16 && text.len() < 4096);
-    let (flavor, version, rest) = texts.filter_map(|text| std::str::from_utf8(text).ok()).find_map(|text| {
-        let (flavor, version) = banner(text.lines().next()?)?;
-        Some((flavor, version, text))
-    })?;
+    let (flavor, version, rest) =
+        texts.filter_map(|text| std::str::from_utf8(text).ok()).find_map(|text| {
+            let (flavor, version) = banner(text.lines().next()?)?;
+            Some((flavor, version, text))
+        })?;
     let core = rest.lines().skip(1).filter_map(banner).find(|(name, _)| name == "nginx");
     let core = core.filter(|_| flavor != "nginx").map(|(_, version)| version);
     Some(Build { flavor, version, core })

@@ -194,8 +194,7 @@ pub const DIRECTIVES: &[Directive] = &[
 ];
 
 /// The directives by which an `upstream` chooses among its servers; without one it goes round.
-pub const METHODS: [&str; 7] =
-    ["least_conn", "ip_hash", "hash", "random", "least_time", "sticky", "fair"];
+pub const METHODS: [&str; 7] = ["least_conn", "ip_hash", "hash", "random", "least_time", "sticky", "fair"];
 
 impl Directive {
     /// The full name in a module.

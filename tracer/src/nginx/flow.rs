@@ -140,8 +140,8 @@ impl<'a> Flow<'a> {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Request(server, uri) => self.from_server(server, uri, true),
-            Step::Internal(server, uri) => self.from_server(server, uri, false),
+            Step::Request(server, uri) => self.enter_server(server, &uri, true),
+            Step::Internal(server, uri) => self.enter_server(server, &uri, false),
             Step::Rewritten(server, uri) => self.find(server, &uri, false),
             Step::Named(server, name, uri) => {
                 let Some(node) = self.model.servers.get(server).map(|server| server.node) else { return };
@@ -156,9 +156,9 @@ impl<'a> Flow<'a> {
         }
     }
 
-    fn from_server(&mut self, server: usize, uri: Vec<u8>, external: bool) {
+    fn enter_server(&mut self, server: usize, uri: &[u8], external: bool) {
         let Some(node) = self.model.servers.get(server).map(|server| server.node) else { return };
-        let rewritten = self.rewrites(node, uri.clone(), true);
+        let rewritten = self.rewrites(node, uri.to_vec(), true);
         if rewritten.unknown {
             self.anything(server, "rewrite");
         }
@@ -168,9 +168,9 @@ impl<'a> Flow<'a> {
             self.find(server, moved, false);
         }
         if rewritten.stays {
-            self.find(server, &uri, external);
+            self.find(server, uri, external);
         } else {
-            self.errors(server, node, &uri);
+            self.errors(server, node, uri);
         }
     }
 
@@ -417,7 +417,8 @@ impl<'a> Flow<'a> {
         let (Some(pattern), Some(replacement)) = (words.next(), words.next()) else { return Rewrite::No };
         let flag = words.next();
         let groups = Pattern::new(&pattern, false).and_then(|regex| regex.captures(uri));
-        let url = ["http://", "https://", "$scheme"].iter().any(|start| replacement.starts_with(start.as_bytes()));
+        let url =
+            ["http://", "https://", "$scheme"].iter().any(|start| replacement.starts_with(start.as_bytes()));
         let ends = url || matches!(flag.as_deref(), Some(b"redirect" | b"permanent"));
         let flag = match flag.as_deref() {
             Some(b"last") => Flag::Last,

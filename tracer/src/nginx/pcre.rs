@@ -45,7 +45,9 @@ impl Pattern {
         let shown = latin1(text);
         let Some(found) = self.regex.captures(&shown) else { return Some(None) };
         let bytes = |text: &str| text.chars().filter_map(|letter| u8::try_from(letter).ok()).collect();
-        Some(Some(found.iter().map(|group| group.map_or_else(Vec::new, |group| bytes(group.as_str()))).collect()))
+        Some(Some(
+            found.iter().map(|group| group.map_or_else(Vec::new, |group| bytes(group.as_str()))).collect(),
+        ))
     }
 }
 
@@ -66,10 +68,23 @@ fn is_common(pattern: &[u8]) -> bool {
             b'\\' => {
                 let Some((&letter, after)) = rest.split_first() else { return false };
                 rest = after;
-                let hex = letter == b'x' && matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
+                let hex = letter == b'x'
+                    && matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit());
                 let known = matches!(
                     letter,
-                    b'd' | b'D' | b'w' | b'W' | b's' | b'S' | b'b' | b'B' | b'A' | b'z' | b'n' | b'r' | b't' | b'f'
+                    b'd' | b'D'
+                        | b'w'
+                        | b'W'
+                        | b's'
+                        | b'S'
+                        | b'b'
+                        | b'B'
+                        | b'A'
+                        | b'z'
+                        | b'n'
+                        | b'r'
+                        | b't'
+                        | b'f'
                 );
                 let literal = letter.is_ascii_punctuation() && !matches!(letter, b'<' | b'>');
                 // `\b{start}` is a word boundary of another kind to the other engine.
@@ -128,7 +143,8 @@ fn class(text: &[u8]) -> Option<&[u8]> {
             b']' if !first => return Some(after),
             b'\\' => {
                 let (&letter, after) = after.split_first()?;
-                let known = matches!(letter, b'd' | b'D' | b'w' | b'W' | b's' | b'S' | b'n' | b'r' | b't' | b'f');
+                let known =
+                    matches!(letter, b'd' | b'D' | b'w' | b'W' | b's' | b'S' | b'n' | b'r' | b't' | b'f');
                 if !known && !letter.is_ascii_punctuation() {
                     return None;
                 }

@@ -77,8 +77,7 @@ impl Model {
                 }
             }
         }
-        let mut found: Vec<usize> =
-            groups.iter().flat_map(|group| self.by_name(group, name, None)).collect();
+        let mut found: Vec<usize> = groups.iter().flat_map(|group| self.by_name(group, name, None)).collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -97,7 +96,8 @@ impl Model {
         }
         for (server, pattern) in names.regexes.iter().filter(|_| !name.is_empty()) {
             let caseless = pattern.bytes().any(|byte| byte.is_ascii_uppercase());
-            match Pattern::new(pattern.as_bytes(), caseless).and_then(|regex| regex.is_match(name.as_bytes())) {
+            match Pattern::new(pattern.as_bytes(), caseless).and_then(|regex| regex.is_match(name.as_bytes()))
+            {
                 Some(true) => {
                     possible.push(*server);
                     return possible;
@@ -119,7 +119,11 @@ impl Model {
         let maybe = |index: &usize| {
             self.servers.get(*index).is_some_and(|server| server_fit(server, known) == Fit::Maybe)
         };
-        if group.iter().any(maybe) { group } else { self.default_of_group(&group, address).into_iter().collect() }
+        if group.iter().any(maybe) {
+            group
+        } else {
+            self.default_of_group(&group, address).into_iter().collect()
+        }
     }
 
     fn default_of_group(&self, group: &[usize], address: Option<SocketAddr>) -> Option<usize> {
@@ -158,13 +162,25 @@ fn listen_fit(listen: &Listen, address: SocketAddr) -> Fit {
         return if ip.is_ipv4() { Fit::Wildcard } else { Fit::No };
     }
     match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => if ip.is_ipv4() { Fit::Wildcard } else { Fit::No },
+        Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) => {
+            if ip.is_ipv4() {
+                Fit::Wildcard
+            } else {
+                Fit::No
+            }
+        }
         Ok(IpAddr::V6(Ipv6Addr::UNSPECIFIED)) => {
             // Since 1.3.4 such a socket takes IPv4 only where it is told so.
             let both = listen.parameters.iter().any(|word| word == "ipv6only=off");
             if ip.is_ipv6() || both { Fit::Wildcard } else { Fit::No }
         }
-        Ok(own) => if own.to_canonical() == ip { Fit::Specific } else { Fit::No },
+        Ok(own) => {
+            if own.to_canonical() == ip {
+                Fit::Specific
+            } else {
+                Fit::No
+            }
+        }
         Err(_) => Fit::Maybe,
     }
 }

@@ -62,7 +62,8 @@ pub(super) fn collect(config: &Config) -> Variables {
             // With one argument it is the variable, with two the second.
             "geo" => (usize::from(config.arg(id, 1).is_some()), Definer::Table(id, "default")),
             _ => {
-                for name in (0..).map_while(|index| config.arg(id, index)).filter_map(|word| own_name(&word)) {
+                for name in (0..).map_while(|index| config.arg(id, index)).filter_map(|word| own_name(&word))
+                {
                     found.definers.entry(name).or_default().push(Definer::Foreign);
                 }
                 continue;
@@ -195,9 +196,7 @@ impl Scope<'_> {
     fn variable(&self, name: &str, depth: usize) -> Values {
         let Some(definers) = self.variables.definers.get(name) else {
             return match name {
-                "scheme" => {
-                    Values { known: vec!["http".to_owned(), "https".to_owned()], complete: true }
-                }
+                "scheme" => Values { known: vec!["http".to_owned(), "https".to_owned()], complete: true },
                 _ => Values::default(),
             };
         };

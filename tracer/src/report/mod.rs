@@ -19,6 +19,7 @@ use crate::{
 };
 
 pub use summary::{Occupancy, ProgramCost, Summary, plural};
+pub use time::moment;
 
 /// A failed attempt with its cause, ready to be shown.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 mod config;
 mod facts;
 mod maps;
+mod notes;
 mod watch;
 
 use std::{
@@ -334,7 +335,8 @@ impl<'a> Session<'a> {
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
         let case = Case { attempt, client_gone, reach, facts, config };
-        let verdict = diagnose::diagnose(&case);
+        let mut verdict = diagnose::diagnose(&case);
+        notes::add(&mut verdict, &case, &worker);
         if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
             return Ok(());
         }

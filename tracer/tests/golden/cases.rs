@@ -362,7 +362,8 @@ fn networks() -> Vec<Sample> {
 fn calls() -> Vec<Sample> {
     use Stage::{Bind, Connect, Socket};
     let model = model();
-    let pass = model.passes.iter().find(|pass| model.effective(pass, Setting::Bind).node().is_some()).unwrap();
+    let pass =
+        model.passes.iter().find(|pass| model.effective(pass, Setting::Bind).node().is_some()).unwrap();
     let bind = model.effective(pass, Setting::Bind).node().unwrap();
     let mut bound =
         sample("bind-failed", Cause::BindFailed, "proven", Bind, "10.7.7.7:0").fails(libc::EADDRNOTAVAIL);

@@ -68,7 +68,8 @@ fn slashes_are_merged_as_the_default_server_says() {
         )
         .unwrap(),
     );
-    let at = |listen: Option<&str>| model.locate(listen.map(|text| text.parse().unwrap()), Some("b"), "/a//b");
+    let at =
+        |listen: Option<&str>| model.locate(listen.map(|text| text.parse().unwrap()), Some("b"), "/a//b");
     assert_eq!(at(Some("10.0.0.1:80")).passes, [1]);
     assert_eq!((at(None).passes, at(None).location), (vec![1, 2], None));
 }

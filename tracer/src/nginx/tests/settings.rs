@@ -192,7 +192,10 @@ fn variables() {
         ("set $b $arg_b; location / { proxy_pass http://$b; }", "…"),
         ("set $a x; set $b $a.y; location / { proxy_pass http://$b:8; }", "http://x.y:8"),
         ("set $b $b; location / { proxy_pass http://$b:8; }", "…"),
-        ("set $b a; auth_request_set $b $upstream_http_b; location / { proxy_pass http://$b; }", "http://a …"),
+        (
+            "set $b a; auth_request_set $b $upstream_http_b; location / { proxy_pass http://$b; }",
+            "http://a …",
+        ),
         ("set $b a; rewrite_by_lua_block { x() } location / { proxy_pass http://$b; }", "http://a …"),
         ("set $b a; location / { proxy_pass http://$b:$arg_p; }", "…"),
         ("set $b 'unix:/run/a.sock'; location / { fastcgi_pass $b; }", "unix:/run/a.sock"),
@@ -204,7 +207,9 @@ fn variables() {
         assert_eq!(found, expected, "{body}");
     }
     let http = |table: &str| {
-        format!("http {{ {table} upstream u {{ server 1.1.1.1; }} server {{ location / {{ proxy_pass http://$b; }} }} }}")
+        format!(
+            "http {{ {table} upstream u {{ server 1.1.1.1; }} server {{ location / {{ proxy_pass http://$b; }} }} }}"
+        )
     };
     for (table, expected) in [
         ("map $host $b { default u; ~^x 10.0.0.2:1; }", "http://u http://10.0.0.2:1"),

@@ -8,8 +8,12 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Shown, super::json};
-use crate::nginx::{Effective, Model, Role, model::{Pass, Upstream, UpstreamServer}, tree::NodeId};
+use super::{super::json, Shown};
+use crate::nginx::{
+    Effective, Model, Role,
+    model::{Pass, Upstream, UpstreamServer},
+    tree::NodeId,
+};
 
 #[derive(Serialize)]
 struct Whole<'a> {
@@ -136,7 +140,12 @@ fn nginx<'a>(shown: &'a Shown<'_>) -> Nginx<'a> {
         core_version: model.platform.version.map(|version| version.to_string()),
         main: shown.main.map(path),
         files: model.config().files().map(|(file, _)| path(file)).collect(),
-        upstreams: model.upstreams.iter().zip(users).map(|(one, users)| upstream(model, one, users)).collect(),
+        upstreams: model
+            .upstreams
+            .iter()
+            .zip(users)
+            .map(|(one, users)| upstream(model, one, users))
+            .collect(),
         passes: model.passes.iter().map(|one| pass(model, one)).collect(),
         problems: shown.problems.iter().map(problem).collect(),
     }

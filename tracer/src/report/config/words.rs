@@ -111,9 +111,9 @@ impl Writer<'_> {
             None => {}
         }
         let values = self.model.effective_in(upstream);
-        let keeps = values.iter().any(|(directive, value)| {
-            directive.name == "keepalive" && value.value.as_deref() != Some("off")
-        });
+        let keeps = values
+            .iter()
+            .any(|(directive, value)| directive.name == "keepalive" && value.value.as_deref() != Some("off"));
         for (directive, value) in &values {
             let of_keepalive = keeps && directive.name.starts_with("keepalive_");
             if self.all || directive.brief || of_keepalive || !value.nodes.is_empty() {
@@ -126,7 +126,9 @@ impl Writer<'_> {
         for (index, pass) in users.iter().filter_map(|index| self.model.passes.get(*index)).enumerate() {
             let text = self.model.config().text(pass.node);
             self.row(if index == 0 { "used by" } else { "" }, &text, &self.place(pass.node))?;
-            self.paragraph("", LABEL, &self.surroundings(pass))?;
+            let perhaps = pass.upstream.is_none() && !pass.complete;
+            let perhaps = if perhaps { "; if its variable says so" } else { "" };
+            self.paragraph("", LABEL, &format!("{}{perhaps}", self.surroundings(pass)))?;
         }
         Ok(())
     }
@@ -158,10 +160,11 @@ impl Writer<'_> {
     fn value(&mut self, directive: &Directive, value: &Effective) -> io::Result<()> {
         let name = &value.name;
         if value.nodes.is_empty() {
-            let shown = value.value.as_deref().unwrap_or_else(|| match directive.fallback(self.model.platform) {
-                Some(_) => "none",
-                None => "?",
-            });
+            let shown =
+                value.value.as_deref().unwrap_or_else(|| match directive.fallback(self.model.platform) {
+                    Some(_) => "none",
+                    None => "?",
+                });
             return self.row("", &format!("{name} {shown}"), value.origin.as_deref().unwrap_or_default());
         }
         for node in &value.nodes {
@@ -243,8 +246,11 @@ fn parameters(server: &UpstreamServer) -> String {
         let set = |parameter: &String| parameter.split_once('=').is_some_and(|(key, _)| key == name);
         server.parameters.iter().any(set)
     };
-    let defaults: Vec<String> =
-        all.iter().filter(|(name, _)| !written(name)).map(|(name, value)| format!("{name}={value}")).collect();
+    let defaults: Vec<String> = all
+        .iter()
+        .filter(|(name, _)| !written(name))
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     let mut parts = Vec::new();
     if !server.parameters.is_empty() {
         parts.push(server.parameters.join(" "));
