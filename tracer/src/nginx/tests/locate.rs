@@ -138,7 +138,7 @@ fn uris() {
 fn normalised_uris_stay_as_they_are() {
     let mut random = Random(0x00f1);
     let pieces = ["/", "/", ".", "..", "a", "%2e", "%2f", "%61", "%25", "%3f", "%c3%a9", "?", "#", "+", "é"];
-    for _ in 0..20_000 {
+    for _ in 0..20_000 * super::long() {
         let target: String = (0..random.below(12)).map(|_| pieces[random.below(pieces.len())]).collect();
         let target = format!("/{target}");
         for merge in [true, false] {
@@ -199,7 +199,7 @@ fn expressions_have_an_answer_or_none() {
 #[test]
 fn nothing_panics() {
     let mut random = Random(0x10ca);
-    for _ in 0..600 {
+    for _ in 0..600 * super::long() {
         let text = random.mutate(SHOP.as_bytes());
         let text = String::from_utf8_lossy(&text).into_owned();
         let (config, _) = super::partial(&text);

@@ -4,6 +4,7 @@ mod live;
 mod locate;
 mod model;
 mod oracle;
+mod places;
 mod process;
 mod settings;
 mod syntax;
@@ -99,4 +100,9 @@ impl Random {
 /// What can be read of one file.
 fn partial(text: &str) -> (Config, Vec<Error>) {
     super::parse_partial(&Memory::new(&[(MAIN, text)]), Source::new(Path::new(MAIN)))
+}
+
+/// How much longer a test that generates its cases runs than usual: `WHY502_LONG=1` makes it a hundred times.
+fn long() -> usize {
+    if std::env::var_os("WHY502_LONG").is_some() { 100 } else { 1 }
 }

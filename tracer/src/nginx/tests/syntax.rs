@@ -263,7 +263,7 @@ fn nothing_panics() {
         b"stream { server { proxy_pass unix:; proxy_timeout 1y99999999999999999999ms; } } \"'\"",
         b"\xff\xfe\0{};# $\\",
     ];
-    for round in 0..4000 {
+    for round in 0..4000 * super::long() {
         let text = random.mutate(seeds[round % seeds.len()]);
         let files = Memory([(PathBuf::from(MAIN), text.clone())].into());
         let source = Source { main: Path::new(MAIN), globals: Some(&text) };
