@@ -85,6 +85,9 @@ impl Model {
 
     /// The servers of one address that a host name can mean.
     fn by_name(&self, group: &[usize], name: &str, address: Option<SocketAddr>) -> Vec<usize> {
+        if let Some(server) = self.written_name(group, name) {
+            return vec![server];
+        }
         let names = Names::of(self, group);
         if let Some(server) = names.exact.get(name) {
             return vec![*server];
@@ -110,6 +113,25 @@ impl Model {
         possible.sort_unstable();
         possible.dedup();
         possible
+    }
+
+    /// The first server that has the very name, unless a `.example.com` in front of it takes it away.
+    fn written_name(&self, group: &[usize], name: &str) -> Option<usize> {
+        if name.is_empty() || name.starts_with(['~', '*', '.', '$']) || name.ends_with('*') {
+            return None;
+        }
+        let of = |index: &usize| Some((*index, self.servers.get(*index)?));
+        for (index, server) in group.iter().filter_map(of) {
+            for own in &server.names {
+                if own.eq_ignore_ascii_case(name) {
+                    return Some(index);
+                }
+                if own.strip_prefix('.').is_some_and(|base| base.eq_ignore_ascii_case(name)) {
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     /// The servers that can be the default one of an address, which reads requests before their host is known.
