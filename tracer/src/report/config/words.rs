@@ -116,7 +116,11 @@ impl Writer<'_> {
             .any(|(directive, value)| directive.name == "keepalive" && value.value.as_deref() != Some("off"));
         for (directive, value) in &values {
             let of_keepalive = keeps && directive.name.starts_with("keepalive_");
-            if self.all || directive.brief || of_keepalive || !value.nodes.is_empty() {
+            // Without a server that is resolved again and again a resolver around it means nothing.
+            let of_names = directive.name.starts_with("resolver");
+            let idle = of_names && !upstream.servers.iter().any(|server| server.resolve);
+            let wanted = directive.brief || of_keepalive || !value.nodes.is_empty() && !idle;
+            if self.all || wanted {
                 self.value(directive, value)?;
             }
         }
