@@ -58,14 +58,14 @@ fn generate(random: &mut Random) -> String {
             0 => {
                 write!(text, "map $uri $m{number} {{ default {}; ", word(random)).unwrap();
                 for key in 0..random.below(4) {
-                    write!(text, "k{key}{} {};\n", if random.below(2) == 0 { "" } else { "#" }, word(random))
+                    writeln!(text, "k{key}{} {};", if random.below(2) == 0 { "" } else { "#" }, word(random))
                         .unwrap();
                 }
                 text.push_str("}\n");
             }
             1 => text.push_str("include part*.conf; # and a comment {\n"),
             _ => {
-                write!(text, "server {{ listen 127.0.0.1:18999; server_name n{number};\n").unwrap();
+                writeln!(text, "server {{ listen 127.0.0.1:18999; server_name n{number};").unwrap();
                 for location in 0..random.below(4) {
                     let body = match random.below(4) {
                         0 => format!("return 200 {};", word(random)),
@@ -150,7 +150,7 @@ fn words_are_read_as_nginx_reads_them() {
     if installed().is_none() {
         return;
     }
-    let mut random = Random(0x3030_d5);
+    let mut random = Random(0x0030_30d5);
     let mut locations = String::new();
     let mut kept = 0;
     while kept < WORDS {
