@@ -82,6 +82,13 @@ fn masters(pids: &[u32]) -> Result<Vec<Process>> {
         return Ok(found);
     }
     let wanted = |pid: &u32| pids.is_empty() || pids.contains(pid);
+    if let Some(orphan) = scan.orphans.iter().find(|orphan| wanted(&orphan.pid)) {
+        return Err(anyhow!(
+            "process {} is a worker of nginx whose master is gone: only the master's command line says which \
+             configuration it ran with. Read the file with --file",
+            orphan.pid
+        ));
+    }
     match scan.refused.iter().find(|(pid, _)| wanted(pid)) {
         Some((pid, why)) => Err(anyhow!(
             "cannot examine process {pid}, which may be nginx: {why}. Its executable and its files can be read with \
