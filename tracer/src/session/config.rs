@@ -44,6 +44,8 @@ pub struct Snapshot {
     pub main: Option<PathBuf>,
     /// Which nginx it is for, if its executable says so.
     pub build: Option<Build>,
+    /// The command line was not to be read in full: it may be the wrong configuration.
+    pub is_guess: bool,
     /// Size of each file, and when it was changed last.
     versions: Vec<(PathBuf, OnDisk)>,
     /// The master that it was read for.
@@ -147,8 +149,8 @@ impl Snapshot {
                 file: None,
                 line: None,
                 text: format!(
-                    "the title of nginx (pid {pid}) is cut off, as it was started with an empty environment: it may run \
-                     with another configuration than {}",
+                    "the title of nginx (pid {pid}) is cut off, as it was started with little or no environment: it may \
+                     run with another configuration than {}",
                     started.conf_path.display()
                 ),
                 missing: true,
@@ -160,6 +162,7 @@ impl Snapshot {
             problems,
             main: Some(started.conf_path),
             build,
+            is_guess: cut_off,
             versions,
             pid,
             hosts,
@@ -222,7 +225,10 @@ impl Snapshot {
         if let Some((known, _)) = self.found.borrow().get(&addr).filter(|(_, at)| at.elapsed() < FRESH) {
             return known.clone();
         }
-        let candidates = self.search(addr);
+        let mut candidates = self.search(addr);
+        if self.is_guess {
+            candidates.iter_mut().for_each(|candidate| candidate.exact = false);
+        }
         let mut found = self.found.borrow_mut();
         if found.len() >= MOST_FOUND {
             found.retain(|_, (_, at)| at.elapsed() < FRESH);
@@ -319,10 +325,11 @@ const CLOCK_SLACK: Duration = Duration::from_millis(100);
 
 /// Whether the title may lack arguments, so that the configuration file may be another.
 fn is_cut_off(master: &Process) -> bool {
-    let Ok(stat) = proc::read_up_to(format!("/proc/{}/stat", master.pid), 4096) else { return false };
-    proc::title_room(&stat).is_some_and(|(arguments, environment)| {
-        invocation::may_be_cut_off(&master.title, arguments, environment)
-    })
+    let read = |what: &str, most: usize| proc::read_up_to(format!("/proc/{}/{what}", master.pid), most);
+    // Not the title of `master`, which lacks final blanks: one may be the last thing that fitted.
+    let (Ok(stat), Ok(title)) = (read("stat", 4096), read("cmdline", 64 << 10)) else { return false };
+    proc::title_room(&stat)
+        .is_some_and(|(arguments, environment)| invocation::may_be_cut_off(&title, arguments, environment))
 }
 
 fn platform(version: Option<Version>) -> Platform {

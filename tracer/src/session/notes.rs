@@ -13,6 +13,15 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
     if case.config.is_empty() {
         return;
     }
+    if let Some(main) = worker.config.main.as_ref().filter(|_| worker.config.is_guess) {
+        verdict.evidence.push(Evidence {
+            kind: "config-unknown",
+            text: format!(
+                "nginx's command line is cut off in its title: it may run with another configuration than {}",
+                main.display()
+            ),
+        });
+    }
     let newer = worker.config.newer_than(worker.started);
     if let [(path, changed), others @ ..] = newer.as_slice() {
         let others = match others.len() {

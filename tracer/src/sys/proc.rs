@@ -128,6 +128,19 @@ mod tests {
     }
 
     #[test]
+    fn room_for_a_title() {
+        let fields: Vec<String> = (3..=52).map(|field| (field * 100).to_string()).collect();
+        let line = format!("42 (a) b) {}", fields.join(" "));
+        // Fields 48 to 51, each 100 behind the one before.
+        assert_eq!(title_room(line.as_bytes()), Some((100, 100)));
+        let hidden = line.replace(" 4800 4900 5000 5100", " 0 0 0 0");
+        assert_eq!(title_room(hidden.as_bytes()), None);
+        for end in 0..line.len() {
+            let _ = title_room(&line.as_bytes()[..end]);
+        }
+    }
+
+    #[test]
     fn terminal_bytes_are_escaped() {
         assert_eq!(printable(b"ok \xc3\xa9 \x1b[2J\xff"), "ok é \\u{1b}[2J\\xff");
         assert_eq!(printable("a\u{202e}b".as_bytes()), "a\\u{202e}b");

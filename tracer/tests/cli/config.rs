@@ -251,3 +251,37 @@ fn no_privileges() {
         "sudo why502 config",
     ]);
 }
+
+/// nginx writes its title over its arguments and environment: without one there is no room for it.
+#[test]
+fn a_title_that_is_cut_off_is_told() {
+    let test = "a_title_that_is_cut_off_is_told";
+    if !can_attach(test) || !has(test, "nginx") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let main = folder.path().join("nginx.conf");
+    let text =
+        "daemon off; master_process on; worker_processes 1; pid nginx.pid; error_log error.log;\nevents {}\n";
+    fs::write(&main, text).unwrap();
+    let mut child = Command::new("/usr/bin/env")
+        .args(["-i", "/usr/sbin/nginx", "-p"])
+        .arg(folder.path())
+        .args(["-c", "nginx.conf", "-e", "error.log"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let is_master = || {
+        let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        title.starts_with(b"nginx: master process")
+    };
+    assert!(crate::program::poll(is_master), "nginx does not start");
+    let ended = run(&mut why502(&["config", "-p", &pid]));
+    // SAFETY: a plain system call on a child that has not been waited for.
+    unsafe { libc::kill(i32::try_from(child.id()).unwrap(), libc::SIGTERM) };
+    child.wait().unwrap();
+    ended.code(4);
+    assert!(ended.stdout.contains("is cut off"), "{ended}");
+}
