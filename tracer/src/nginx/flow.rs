@@ -47,6 +47,10 @@ struct Rewritten {
     stays: bool,
     /// The URIs with which it can go on elsewhere.
     moves: Vec<Vec<u8>>,
+    /// The URIs with which it can go on in this block's location.
+    inner: Vec<Vec<u8>>,
+    /// The URI with which it was answered here, for error pages.
+    answered: Option<Vec<u8>>,
     /// Whether it can go on with a URI that is not known.
     unknown: bool,
 }
@@ -170,7 +174,7 @@ impl<'a> Flow<'a> {
         if rewritten.stays {
             self.find(server, uri, external);
         } else {
-            self.errors(server, node, uri);
+            self.errors(server, node, rewritten.answered.as_deref().unwrap_or(uri));
         }
     }
 
@@ -210,7 +214,13 @@ impl<'a> Flow<'a> {
             self.because("rewrite");
             self.todo.push(Step::Rewritten(server, moved));
         }
-        self.inside(server, location, uri, rewritten.stays);
+        for inner in &rewritten.inner {
+            self.inside(server, location, inner, true);
+        }
+        if rewritten.stays || rewritten.inner.is_empty() {
+            let uri = rewritten.answered.as_deref().unwrap_or(uri);
+            self.inside(server, location, uri, rewritten.stays);
+        }
     }
 
     /// What a location (or the server, where there is none) does with a request.
@@ -358,9 +368,11 @@ impl<'a> Flow<'a> {
                         return result;
                     }
                     Rewrite::To(new, Flag::Break) => {
+                        result.stays = false;
                         if in_server {
-                            result.stays = false;
-                            result.moves.push(new);
+                            result.moves.push(new)
+                        } else {
+                            result.inner.push(new)
                         }
                         return result;
                     }
@@ -370,14 +382,15 @@ impl<'a> Flow<'a> {
                     }
                 },
                 b"break" => {
-                    if changed && in_server {
+                    if changed {
                         result.stays = false;
-                        result.moves.push(current);
+                        if in_server { result.moves.push(current) } else { result.inner.push(current) }
                     }
                     return result;
                 }
                 b"return" => {
                     result.stays = false;
+                    result.answered = Some(current);
                     return result;
                 }
                 b"if" if config.kind(id) == Kind::Block => self.perhaps(id, &current, &mut result),
@@ -400,7 +413,10 @@ impl<'a> Flow<'a> {
                     Rewrite::No => {}
                     Rewrite::Unknown | Rewrite::To(_, Flag::None) => result.unknown = true,
                     Rewrite::Ends => return,
-                    Rewrite::To(new, Flag::Last | Flag::Break) => {
+                    Rewrite::To(new, flag) => {
+                        if flag == Flag::Break {
+                            result.inner.push(new.clone());
+                        }
                         result.moves.push(new);
                         return;
                     }

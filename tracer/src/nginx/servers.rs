@@ -24,6 +24,14 @@ enum Fit {
     Specific,
 }
 
+/// What servers share.
+enum At<'a> {
+    /// The address of a connection.
+    Address(SocketAddr),
+    /// An address as written in `listen`.
+    Listen(&'a str),
+}
+
 impl Model {
     /// The servers that can handle a connection to an address, in the order of the files; all of the layer where the
     /// address is not known.
@@ -54,37 +62,44 @@ impl Model {
         let uncertain = all.iter().any(|index| {
             self.servers.get(*index).is_some_and(|server| server_fit(server, address) == Fit::Maybe)
         });
-        if uncertain { self.without_address(&all, &name) } else { self.by_name(&all, &name, Some(address)) }
+        if uncertain {
+            self.without_address(&all, &name)
+        } else {
+            self.by_name(&all, &name, &At::Address(address))
+        }
     }
 
     /// Where the address is not known, each group of servers that share one decides on its own: what any of them
     /// would choose is possible.
     fn without_address(&self, all: &[usize], name: &str) -> Vec<usize> {
-        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut groups: Vec<(&str, Vec<usize>)> = Vec::new();
         let mut by_listen: HashMap<&str, usize> = HashMap::new();
         for index in all {
             let Some(server) = self.servers.get(*index) else { continue };
             let addresses: Vec<&str> = server.listens.iter().map(|listen| listen.address.as_str()).collect();
             for address in if addresses.is_empty() { vec!["80"] } else { addresses } {
                 let group = *by_listen.entry(address).or_insert_with(|| {
-                    groups.push(Vec::new());
+                    groups.push((address, Vec::new()));
                     groups.len() - 1
                 });
-                if let Some(group) = groups.get_mut(group)
+                if let Some((_, group)) = groups.get_mut(group)
                     && group.last() != Some(index)
                 {
                     group.push(*index);
                 }
             }
         }
-        let mut found: Vec<usize> = groups.iter().flat_map(|group| self.by_name(group, name, None)).collect();
+        let mut found: Vec<usize> = groups
+            .iter()
+            .flat_map(|(address, group)| self.by_name(group, name, &At::Listen(address)))
+            .collect();
         found.sort_unstable();
         found.dedup();
         found
     }
 
     /// The servers of one address that a host name can mean.
-    fn by_name(&self, group: &[usize], name: &str, address: Option<SocketAddr>) -> Vec<usize> {
+    fn by_name(&self, group: &[usize], name: &str, at: &At<'_>) -> Vec<usize> {
         if let Some(server) = self.written_name(group, name) {
             return vec![server];
         }
@@ -109,7 +124,7 @@ impl Model {
                 None => possible.push(*server),
             }
         }
-        possible.extend(self.default_of_group(group, address));
+        possible.extend(self.default_of_group(group, at));
         possible.sort_unstable();
         possible.dedup();
         possible
@@ -142,21 +157,28 @@ impl Model {
             self.servers.get(*index).is_some_and(|server| server_fit(server, known) == Fit::Maybe)
         };
         if group.iter().any(maybe) {
-            group
-        } else {
-            self.default_of_group(&group, address).into_iter().collect()
+            return group;
         }
+        self.default_of_group(&group, &At::Address(known)).into_iter().collect()
     }
 
-    fn default_of_group(&self, group: &[usize], address: Option<SocketAddr>) -> Option<usize> {
+    fn default_of_group(&self, group: &[usize], at: &At<'_>) -> Option<usize> {
+        let servers = || group.iter().filter_map(|index| Some((*index, self.servers.get(*index)?)));
+        // A server may listen on several addresses and be the default of one of them only.
+        let best = match at {
+            At::Address(address) => servers().map(|(_, server)| server_fit(server, *address)).max(),
+            At::Listen(_) => None,
+        };
         let is_default = |listen: &Listen| {
             let marked = listen.parameters.iter().any(|word| word == "default_server" || word == "default");
-            marked && address.is_none_or(|address| listen_fit(listen, address) >= Fit::Wildcard)
+            marked
+                && match at {
+                    At::Address(address) => !listen.udp && Some(listen_fit(listen, *address)) == best,
+                    At::Listen(address) => listen.address == *address,
+                }
         };
-        let marked = |index: &&usize| {
-            self.servers.get(**index).is_some_and(|server| server.listens.iter().any(is_default))
-        };
-        group.iter().find(marked).or_else(|| group.first()).copied()
+        let mut marked = servers().filter(|(_, server)| server.listens.iter().any(is_default));
+        marked.next().map(|(index, _)| index).or_else(|| group.first().copied())
     }
 }
 

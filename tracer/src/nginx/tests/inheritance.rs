@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use super::{
     Random,
     live::{Nginx, ask, installed},
-    read,
+    read, seed,
 };
 use crate::nginx::{Model, Platform, binary, model::Pass};
 
@@ -56,7 +56,7 @@ fn values_in_force_are_those_of_nginx() {
     else {
         return;
     };
-    let mut random = Random(0x0001_4e17);
+    let mut random = Random(seed(0x0001_4e17));
     let top = "proxy_set_header X-A top; proxy_set_header X-B top;\n";
     let mut all = format!(
         "{top}server {{ listen SOCKET; return 200; }}\n\

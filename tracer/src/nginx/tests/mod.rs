@@ -107,3 +107,9 @@ fn partial(text: &str) -> (Config, Vec<Error>) {
 fn long() -> usize {
     if std::env::var_os("WHY502_LONG").is_some() { 100 } else { 1 }
 }
+
+/// Where a test that generates its cases begins: always the same, unless `WHY502_SEED` gives a number.
+fn seed(own: u64) -> u64 {
+    let wanted: Option<u64> = std::env::var("WHY502_SEED").ok().and_then(|text| text.parse().ok());
+    own ^ wanted.unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
