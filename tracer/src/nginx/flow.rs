@@ -370,9 +370,9 @@ impl<'a> Flow<'a> {
                     Rewrite::To(new, Flag::Break) => {
                         result.stays = false;
                         if in_server {
-                            result.moves.push(new)
+                            result.moves.push(new);
                         } else {
-                            result.inner.push(new)
+                            result.inner.push(new);
                         }
                         return result;
                     }
