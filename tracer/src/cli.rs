@@ -4,7 +4,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use tracer::{diagnose::Cause, probes::Tier};
+use tracer::{diagnose::Cause, nginx::Version, probes::Tier};
 
 /// Explains every failed upstream connection of a live nginx, from kernel evidence.
 ///
@@ -24,6 +24,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Watch nginx and explain each failed upstream connection (the default).
     Trace(Trace),
+    /// Show the configuration as nginx runs with it: upstreams, who uses them, and every value in force with the
+    /// line that it comes from.
+    Config(Config),
     /// Show what this kernel allows: each hook, why it cannot run, what can no longer be told.
     Doctor(Doctor),
 }
@@ -81,6 +84,29 @@ pub(crate) struct Trace {
     pub stats: bool,
     #[command(flatten)]
     pub kernel: Kernel,
+}
+
+/// Options of `config`.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    /// Only this nginx: the PID of its master, or of any of its processes. Repeatable. Default: every nginx.
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Read this file, or a dump made with `nginx -T`, instead of looking for a running nginx.
+    #[arg(long, value_name = "PATH", conflicts_with = "pids")]
+    pub file: Option<PathBuf>,
+    /// The version whose defaults hold for --file. Default: that of the nginx that is installed.
+    #[arg(long, value_name = "VERSION", requires = "file")]
+    pub nginx_version: Option<Version>,
+    /// Show the directives that nothing sets as well, with their defaults. (JSON always has them.)
+    #[arg(long)]
+    pub all: bool,
+    /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
 }
 
 /// Options of `doctor`.

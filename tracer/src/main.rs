@@ -3,6 +3,7 @@
 mod cli;
 mod doctor;
 mod run;
+mod show;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Doctor(options)) => doctor::run(options),
+        Some(Command::Config(options)) => show::run(options),
         Some(Command::Trace(options)) => run::trace(options),
         None => run::trace(&cli.trace),
     };

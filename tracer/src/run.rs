@@ -24,13 +24,13 @@ use tracer::{
 };
 
 /// Done.
-const DONE: u8 = 0;
+pub(crate) const DONE: u8 = 0;
 /// Incidents were found, and `--exit-code` was given.
 const INCIDENTS: u8 = 1;
 /// Cannot attach.
 const CANNOT_ATTACH: u8 = 3;
 /// Events were lost, or could not be written.
-const INCOMPLETE: u8 = 4;
+pub(crate) const INCOMPLETE: u8 = 4;
 
 /// Runs `trace`.
 pub(crate) fn trace(options: &Trace) -> Result<ExitCode> {
@@ -128,10 +128,16 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
         count: options.count,
         stats: options.stats,
     };
-    let mut session = Session::new(loaded, filter, report(options), output(options), options.kernel.verbose)?;
+    let mut session = Session::new(
+        loaded,
+        filter,
+        report(options),
+        output(options.output, options.color),
+        options.kernel.verbose,
+    )?;
     let (_, masters) = session.population();
     if masters == 0 && !options.wait {
-        return Err(no_nginx(&options.pids));
+        return Err(no_nginx(&options.pids, true));
     }
     announce(&session, tier);
     let descriptor = session.wake_fd().context("cannot wait for the kernel's events")?;
@@ -196,18 +202,21 @@ fn notify(path: &std::ffi::OsStr) {
     }
 }
 
-fn no_nginx(pids: &[u32]) -> anyhow::Error {
+/// Nothing to work on: what was looked for.
+pub(crate) fn no_nginx(pids: &[u32], wait: bool) -> anyhow::Error {
     if pids.is_empty() {
         anyhow!(
             "no nginx is running: looked through /proc for processes that are called or titled nginx, angie, openresty \
-             or tengine and whose executable is one. Start nginx, or wait for it with --wait"
+             or tengine and whose executable is one. Start nginx, or {}",
+            if wait { "wait for it with --wait" } else { "read a file with --file" }
         )
     } else {
         let list: Vec<String> = pids.iter().map(ToString::to_string).collect();
         anyhow!(
             "no nginx has PID {}: looked at that process's title and executable. `ps -C nginx -o pid,ppid,args` lists the \
-             candidates; without -p every nginx is watched",
-            list.join(" or ")
+             candidates; without -p every nginx is {}",
+            list.join(" or "),
+            if wait { "watched" } else { "shown" }
         )
     }
 }
@@ -220,7 +229,7 @@ fn report(options: &Trace) -> Box<dyn Report> {
 }
 
 /// Columns of the terminal behind stdout.
-fn terminal_width() -> Option<usize> {
+pub(crate) fn terminal_width() -> Option<usize> {
     if !io::stdout().is_terminal() {
         return None;
     }
@@ -230,11 +239,12 @@ fn terminal_width() -> Option<usize> {
     (result == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
-fn output(options: &Trace) -> Box<dyn Write> {
-    if options.output == Format::Json {
+/// Where data goes.
+pub(crate) fn output(format: Format, color: Color) -> Box<dyn Write> {
+    if format == Format::Json {
         return Box::new(io::stdout());
     }
-    let choice = match options.color {
+    let choice = match color {
         Color::Auto => anstream::AutoStream::choice(&io::stdout()),
         Color::Always => anstream::ColorChoice::Always,
         Color::Never => anstream::ColorChoice::Never,

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers as well")]
 
+#[path = "cli/config.rs"]
+mod config;
 #[path = "cli/incidents.rs"]
 mod incidents;
 #[path = "cli/kernels.rs"]

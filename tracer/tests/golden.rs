@@ -17,7 +17,13 @@ use std::{
 
 use tracer::{
     diagnose::{Cause, diagnose},
-    report::{Incident, Report, json::Json, text::Text},
+    nginx::{Platform, Version, binary::Build},
+    report::{
+        Incident, Report,
+        config::{self, Shown},
+        json::Json,
+        text::Text,
+    },
 };
 
 use cases::Sample;
@@ -87,6 +93,41 @@ fn compare(name: &str, actual: &str) -> Option<String> {
     Some(diff)
 }
 
+/// What `why502 config` prints, for a known and an unknown version.
+fn configurations() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    for version in [Some(Version(1, 22, 1)), Some(Version(1, 29, 7)), None] {
+        let (model, problems) = cases::config(Platform { version, page: 4096 });
+        let build =
+            version.map(|version| Build { flavor: "nginx".into(), version: version.to_string(), core: None });
+        let shown = [Shown {
+            pid: version.map(|_| 133),
+            container: version.map(|_| "docker 0123456789ab".to_owned()),
+            executable: version.map(|_| Path::new("/usr/sbin/nginx")),
+            build: build.as_ref(),
+            main: Some(Path::new("/etc/nginx/config.conf")),
+            model: &model,
+            problems: &problems,
+        }];
+        let name = version.map_or_else(|| "unknown".to_owned(), |version| version.to_string());
+        let mut json = Vec::new();
+        config::json(&mut json, &shown).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let json = serde_json::to_string_pretty(&value).unwrap() + "\n";
+        files.push((format!("config-{name}.json"), json));
+        let mut text = String::new();
+        for (width, all) in [(Some(60), false), (Some(100), false), (None, true)] {
+            let mut out = Vec::new();
+            config::text(&mut out, &shown, width, all).unwrap();
+            let out = String::from_utf8(out).unwrap();
+            let columns = width.map_or_else(|| "no terminal, --all".to_owned(), |w| format!("{w} columns"));
+            write!(text, "==== {columns}\n{}", anstream::adapter::strip_str(&out)).unwrap();
+        }
+        files.push((format!("config-{name}.txt"), text));
+    }
+    files
+}
+
 #[test]
 fn reports_are_as_checked_in() {
     in_utc();
@@ -108,6 +149,10 @@ fn reports_are_as_checked_in() {
             wrong.extend(compare(&file, &actual));
             assert!(files.insert(file), "two cases are called {name}");
         }
+    }
+    for (file, actual) in configurations() {
+        wrong.extend(compare(&file, &actual));
+        files.insert(file);
     }
     let mut summary = Vec::new();
     Json.summary(&mut summary, &cases::summary()).unwrap();

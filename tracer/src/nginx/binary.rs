@@ -50,24 +50,35 @@ pub struct Build {
     pub flavor: String,
     /// Its own version, such as `1.22.1`; those of forks other than OpenResty do not follow nginx's.
     pub version: String,
+    /// The nginx version that a fork says it contains, as Tengine does.
+    pub core: Option<String>,
 }
 
-/// Reads `nginx version: nginx/1.22.1`, which `-v` prints.
+/// Reads `nginx version: nginx/1.22.1`, which `-v` prints; Tengine's says `Tengine version:` first and nginx's on
+/// the second line, others in words behind their own.
 pub fn build(elf: &[u8]) -> Option<Build> {
-    elf.split(|byte| *byte == 0).filter(|text| text.len() >= 16 && text.len() < 4096).find_map(|text| {
-        let line = text.split(|byte| *byte == b'\n').next()?;
-        let line = std::str::from_utf8(line).ok()?;
-        let (name, rest) = line.split_once(" version: ")?;
-        if !["nginx", "angie", "tengine", "freenginx", "openresty"]
-            .contains(&name.to_ascii_lowercase().as_str())
-        {
-            return None;
-        }
-        let (flavor, version) = rest.split_once('/')?;
-        let version = version.split([' ', '(']).next()?;
-        let is_version = version.starts_with(|first: char| first.is_ascii_digit());
-        is_version.then(|| Build { flavor: flavor.to_owned(), version: version.to_owned() })
-    })
+    let texts = elf.split(|byte| *byte == 0).filter(|text| text.len() >= 16 && text.len() < 4096);
+    let (flavor, version, rest) =
+        texts.filter_map(|text| std::str::from_utf8(text).ok()).find_map(|text| {
+            let (flavor, version) = banner(text.lines().next()?)?;
+            Some((flavor, version, text))
+        })?;
+    let core = rest.lines().skip(1).filter_map(banner).find(|(name, _)| name == "nginx");
+    let core = core.filter(|_| flavor != "nginx").map(|(_, version)| version);
+    Some(Build { flavor, version, core })
+}
+
+/// `NAME version: FLAVOR/VERSION …`.
+fn banner(line: &str) -> Option<(String, String)> {
+    const NAMES: [&str; 5] = ["nginx", "angie", "tengine", "freenginx", "openresty"];
+    let (name, rest) = line.split_once(" version: ")?;
+    if !NAMES.contains(&name.to_ascii_lowercase().as_str()) {
+        return None;
+    }
+    let (flavor, version) = rest.split_once('/')?;
+    let version = version.split([' ', '(']).next()?;
+    let is_version = version.starts_with(|first: char| first.is_ascii_digit());
+    is_version.then(|| (flavor.to_owned(), version.to_owned()))
 }
 
 /// The version alone, such as `1.22.1`.

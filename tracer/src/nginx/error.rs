@@ -113,3 +113,47 @@ pub enum Error {
         message: String,
     },
 }
+
+/// Something that is wrong with a configuration, with its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file; `None` where none is to blame.
+    pub file: Option<PathBuf>,
+    /// The line, from 1.
+    pub line: Option<u32>,
+    /// What is wrong, place included: `file:line: …`.
+    pub text: String,
+    /// Whether a part of the configuration is missing because of it.
+    pub missing: bool,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<&Error> for Problem {
+    fn from(error: &Error) -> Self {
+        let (file, line) = match error {
+            Error::Syntax { file, line, .. }
+            | Error::Include { file, line, .. }
+            | Error::Cycle { file, line, .. }
+            | Error::TooLarge { file, line, .. }
+            | Error::Value { file, line, .. } => (file, *line),
+            Error::Main { file, .. } => (file, 0),
+        };
+        Self {
+            file: Some(file.clone()),
+            line: (line > 0).then_some(line),
+            text: error.to_string(),
+            missing: !matches!(error, Error::Value { .. }),
+        }
+    }
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Self {
+        Self { file: None, line: None, text, missing: true }
+    }
+}

@@ -106,7 +106,7 @@ pub fn invocation(cmdline: &[u8], defaults: &Defaults, cwd: &Path) -> Result<Inv
     let options = match (title(cmdline), role(cmdline)) {
         (Some(title), Some(ProcessRole::Master)) => {
             let arguments = title.strip_prefix(b"master process").unwrap_or_default();
-            title_options(arguments.trim_ascii_start())?
+            title_options(unbracketed(arguments.trim_ascii_start()))?
         }
         (_, Some(ProcessRole::Worker | ProcessRole::ShuttingDown | ProcessRole::Helper)) => {
             return Err(InvocationError::NotMaster);
@@ -127,6 +127,17 @@ pub fn invocation(cmdline: &[u8], defaults: &Defaults, cwd: &Path) -> Result<Inv
         globals: options.globals,
         prefix,
     })
+}
+
+/// Angie puts its version, the generation and brackets around the arguments: `v1.10.0 #1 [angie -c x]`.
+fn unbracketed(arguments: &[u8]) -> &[u8] {
+    let open = arguments.iter().position(|byte| *byte == b'[');
+    let before = open.and_then(|at| arguments.get(..at)).unwrap_or_default();
+    let is_version = matches!(before, [b'v', digit, ..] if digit.is_ascii_digit()) && before.contains(&b'#');
+    match open.filter(|_| is_version).and_then(|at| arguments.get(at + 1..)) {
+        Some(inner) => inner.strip_suffix(b"]").unwrap_or(inner),
+        None => arguments,
+    }
 }
 
 impl Options {

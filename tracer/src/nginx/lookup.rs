@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    model::{ConfigLine, Layer, Model, Module, Pass, Role, Upstream},
+    model::{ConfigLine, Model, Module, Pass, Role, Upstream},
     settings::{Setting, Timeout},
     value::{self, Address},
 };
@@ -50,6 +50,15 @@ enum Peer<'a> {
     Unix(&'a Path),
 }
 
+/// The passes that use an upstream, by index in [`Model::passes`].
+#[derive(Debug, Default)]
+struct Users {
+    /// Nothing else can be meant.
+    surely: Vec<usize>,
+    /// A variable has this value among others that are not known.
+    perhaps: Vec<usize>,
+}
+
 #[derive(PartialEq, Eq)]
 enum Fit {
     No,
@@ -81,8 +90,9 @@ impl Model {
     fn find(&self, peer: &Peer<'_>) -> Vec<Candidate> {
         let mut found = Vec::new();
         let users = self.users();
+        let nobody = Users::default();
         for (index, upstream) in self.upstreams.iter().enumerate() {
-            let named = users.get(&index).map(Vec::as_slice).unwrap_or_default();
+            let named = users.get(&index).unwrap_or(&nobody);
             for (at, server) in upstream.servers.iter().enumerate() {
                 let fit = if server.service.is_some() && matches!(peer, Peer::Inet(..)) {
                     Fit::Maybe
@@ -109,6 +119,21 @@ impl Model {
             }
         }
         for (index, pass) in self.passes.iter().enumerate().filter(|(_, pass)| pass.upstream.is_none()) {
+            let mut matched = false;
+            for value in pass.values.iter().filter(|value| value.upstream.is_none()) {
+                let fit = fits(&value.target, peer);
+                if fit != Fit::No {
+                    let mut candidate =
+                        self.candidate(pass.module, vec![index], fit == Fit::Exact && pass.complete);
+                    candidate.upstream = implicit_name(&value.target);
+                    candidate.server.clone_from(&value.authority);
+                    found.push(candidate);
+                    matched = true;
+                }
+            }
+            if matched || pass.complete {
+                continue;
+            }
             let fit = fits(&pass.target, peer);
             if fit != Fit::No {
                 let mut candidate = self.candidate(pass.module, vec![index], fit == Fit::Exact);
@@ -124,21 +149,20 @@ impl Model {
 
     /// The ways into an upstream: one for each module that names it, one for each whose variables may, and
     /// where there is none of either, one without a pass.
-    fn through(&self, upstream: &Upstream, index: usize, named: &[usize], exact: bool) -> Vec<Candidate> {
-        let variable = self.variable_users(index);
+    fn through(&self, upstream: &Upstream, index: usize, users: &Users, exact: bool) -> Vec<Candidate> {
+        let mut perhaps = users.perhaps.clone();
+        perhaps.extend(self.variable_users(index));
+        perhaps.sort_unstable();
+        perhaps.dedup();
         let mut found = Vec::new();
-        for (module, passes) in self.by_module(named) {
+        for (module, passes) in self.by_module(&users.surely) {
             found.push(self.candidate(module, passes, exact));
         }
-        for (module, passes) in self.by_module(&variable) {
+        for (module, passes) in self.by_module(&perhaps) {
             found.push(self.candidate(module, passes, false));
         }
         if found.is_empty() {
-            let module = match upstream.layer {
-                Layer::Http => Module::Proxy,
-                Layer::Stream => Module::Stream,
-            };
-            found.push(self.candidate(module, Vec::new(), false));
+            found.push(self.candidate(upstream.layer.module(), Vec::new(), false));
         }
         for candidate in &mut found {
             candidate.upstream = Some(upstream.name.clone());
@@ -146,12 +170,19 @@ impl Model {
         found
     }
 
-    /// The passes that name each upstream.
-    fn users(&self) -> HashMap<usize, Vec<usize>> {
-        let mut users: HashMap<usize, Vec<usize>> = HashMap::new();
+    /// The passes that name each upstream, by themselves or by a value of their variables.
+    fn users(&self) -> HashMap<usize, Users> {
+        let mut users: HashMap<usize, Users> = HashMap::new();
         for (index, pass) in self.passes.iter().enumerate() {
             if let Some(upstream) = pass.upstream {
-                users.entry(upstream).or_default().push(index);
+                users.entry(upstream).or_default().surely.push(index);
+            }
+            for upstream in pass.values.iter().filter_map(|value| value.upstream) {
+                let users = users.entry(upstream).or_default();
+                let list = if pass.complete { &mut users.surely } else { &mut users.perhaps };
+                if !list.contains(&index) {
+                    list.push(index);
+                }
             }
         }
         users
@@ -162,11 +193,27 @@ impl Model {
         let Some(upstream) = self.upstreams.get(upstream) else { return Vec::new() };
         let can_name = |pass: &Pass| match &pass.target {
             Address::Variable { pattern, .. } => {
-                pass.module.layer() == upstream.layer && value::pattern_fits(pattern, &upstream.name)
+                !pass.complete
+                    && pass.module.layer() == upstream.layer
+                    && value::pattern_fits(pattern, &upstream.name)
             }
             Address::Ip { .. } | Address::Name { .. } | Address::Unix { .. } | Address::Invalid => false,
         };
         self.passes.iter().enumerate().filter(|(_, pass)| can_name(pass)).map(|(index, _)| index).collect()
+    }
+
+    /// The passes that lead, or may lead, to each of [`Model::upstreams`], by index in [`Model::passes`].
+    pub fn users_by_upstream(&self) -> Vec<Vec<usize>> {
+        let mut users = self.users();
+        let all = (0..self.upstreams.len()).map(|index| {
+            let Users { mut surely, perhaps } = users.remove(&index).unwrap_or_default();
+            surely.extend(perhaps);
+            surely.extend(self.variable_users(index));
+            surely.sort_unstable();
+            surely.dedup();
+            surely
+        });
+        all.collect()
     }
 
     fn by_module(&self, passes: &[usize]) -> Vec<(Module, Vec<usize>)> {
@@ -181,7 +228,7 @@ impl Model {
         groups
     }
 
-    fn candidate(&self, module: Module, passes: Vec<usize>, exact: bool) -> Candidate {
+    pub(super) fn candidate(&self, module: Module, passes: Vec<usize>, exact: bool) -> Candidate {
         let mut lines = Vec::new();
         let mut connect_timeouts = Vec::new();
         for pass in passes.iter().filter_map(|index| self.passes.get(*index)) {

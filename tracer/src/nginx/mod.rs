@@ -11,29 +11,39 @@ use std::{
 };
 
 pub mod binary;
+pub mod directives;
 pub mod dump;
 pub mod error;
+mod flow;
 pub mod glob;
 pub mod invocation;
 pub mod lexer;
+pub mod locate;
 mod lookup;
 mod lua;
 pub mod model;
 pub mod parse;
+mod pcre;
+mod servers;
 mod settings;
 pub mod tree;
+pub mod uri;
 pub mod value;
+mod vars;
+pub mod version;
 mod walk;
 
 #[cfg(test)]
 mod tests;
 
-pub use error::{Error, SyntaxError};
+pub use error::{Error, Problem, SyntaxError};
+pub use locate::Located;
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};
 pub use parse::{Source, parse, parse_partial};
-pub use settings::{Setting, Timeout};
+pub use settings::{Effective, Setting, Timeout};
 pub use tree::Config;
+pub use version::{Platform, Version};
 
 /// Where a configuration's files come from: a file system seen from a process's root, a dump, or a test.
 pub trait Files {

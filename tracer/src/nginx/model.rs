@@ -6,6 +6,7 @@ use super::{
     error::Error,
     tree::{Config, NameId, NodeId},
     value::Address,
+    version::Platform,
     walk,
 };
 
@@ -16,6 +17,24 @@ pub enum Layer {
     Http,
     /// Inside `stream`.
     Stream,
+}
+
+impl Layer {
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Stream => "stream",
+        }
+    }
+
+    /// The module of its `proxy_pass`.
+    pub fn module(self) -> Module {
+        match self {
+            Self::Http => Module::Proxy,
+            Self::Stream => Module::Stream,
+        }
+    }
 }
 
 /// The nginx module whose `*_pass` opens the connection.
@@ -158,6 +177,8 @@ pub struct UpstreamServer {
     pub backup: bool,
     /// `down`.
     pub down: bool,
+    /// `drain`, since 1.29.6: only requests that are bound to it by a `sticky` cookie.
+    pub drain: bool,
     /// `resolve`: the name is looked up while nginx runs.
     pub resolve: bool,
     /// `service=`: port and hosts come from SRV records.
@@ -178,6 +199,21 @@ pub struct Upstream {
     /// The directive by which something else chooses the address (`balancer_by_lua_block`, as in
     /// ingress-nginx, or `state`): then any address is possible.
     pub balancer: Option<NodeId>,
+    /// The directive that chooses among the servers, such as `least_conn`; `None`: in turn, by weight.
+    pub method: Option<NodeId>,
+}
+
+/// One value that the variables of a pass can give it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassValue {
+    /// Scheme, host and port with the variables replaced.
+    pub text: String,
+    /// Host and port alone.
+    pub authority: String,
+    /// Where it leads.
+    pub target: Address,
+    /// The `upstream` it names, by index in [`Model::upstreams`].
+    pub upstream: Option<usize>,
 }
 
 /// A `*_pass`.
@@ -201,6 +237,10 @@ pub struct Pass {
     pub variables: bool,
     /// The `upstream` it names, by index in [`Model::upstreams`].
     pub upstream: Option<usize>,
+    /// The values that its variables can give it, where `target` is [`Address::Variable`].
+    pub values: Vec<PassValue>,
+    /// Whether there can be no others than `values`.
+    pub complete: bool,
     /// The enclosing server, by index in [`Model::servers`].
     pub server: Option<usize>,
     /// The enclosing `location`, the innermost one.
@@ -211,6 +251,8 @@ pub struct Pass {
 #[derive(Debug, Default)]
 pub struct Model {
     pub(super) config: Config,
+    /// The nginx version and machine that decide about defaults.
+    pub platform: Platform,
     /// The servers of `http` and `stream`, in the order of the files.
     pub servers: Vec<Server>,
     /// The `upstream`s of both.
@@ -224,9 +266,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Builds the model; what cannot be understood is in [`Model::warnings`].
+    /// Builds the model for an nginx of unknown version; what cannot be understood is in [`Model::warnings`].
     pub fn new(config: Config) -> Self {
-        walk::build(config)
+        Self::for_platform(config, Platform::default())
+    }
+
+    /// Builds the model for a known nginx.
+    pub fn for_platform(config: Config, platform: Platform) -> Self {
+        walk::build(config, platform)
     }
 
     /// The configuration it was built from.
@@ -251,18 +298,18 @@ impl Model {
 
     /// The arguments of the innermost `location` around a pass, such as `~ \.php$` or `/api/`.
     pub fn location_of(&self, pass: &Pass) -> Option<String> {
-        let location = pass.location?;
-        let words: Vec<_> = (0..).map_while(|index| self.config.arg(location, index)).collect();
-        Some(words.join(" "))
+        pass.location.map(|location| self.arguments(location))
     }
 
     /// Host names, sorted, whose addresses [`Model::candidates`] asks for: those of upstream servers and of
-    /// passes that name no `upstream` and have no variable in their host.
+    /// passes that name no `upstream`, with the values that their variables can take.
     pub fn names(&self) -> Vec<String> {
         let servers =
             self.upstreams.iter().flat_map(|upstream| &upstream.servers).map(|server| &server.address);
         let direct = self.passes.iter().filter(|pass| pass.upstream.is_none()).map(|pass| &pass.target);
-        let names: BTreeSet<_> = servers.chain(direct).filter_map(host).collect();
+        let values = self.passes.iter().flat_map(|pass| &pass.values);
+        let values = values.filter(|value| value.upstream.is_none()).map(|value| &value.target);
+        let names: BTreeSet<_> = servers.chain(direct).chain(values).filter_map(host).collect();
         names.into_iter().map(str::to_owned).collect()
     }
 

@@ -55,6 +55,19 @@ fn time(text: &str, whole_seconds: bool) -> Option<u64> {
     i64::try_from(total).ok().map(|_| total)
 }
 
+/// Reads a size such as `8k` or `1M`, in bytes (`ngx_parse_size`).
+pub fn bytes(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "m" | "M" => 1 << 20,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
 /// Where a pass or a server leads, as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {

@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 
 use super::{
+    directives,
     error::Error,
-    model::{Layer, Listen, Model, Module, Pass, Server, Upstream, UpstreamServer},
-    settings,
+    flow,
+    model::{Layer, Listen, Model, Module, Pass, PassValue, Server, Upstream, UpstreamServer},
     tree::{Config, Kind, NodeId},
     value::{self, Address},
+    vars::{self, Values},
+    version::Platform,
 };
 
 /// What encloses a directive.
@@ -19,9 +22,10 @@ struct Scope {
     location: Option<NodeId>,
 }
 
-pub(super) fn build(config: Config) -> Model {
-    let is_setting: Vec<bool> = config.names().map(|(_, name)| settings::is_setting(name)).collect();
-    let mut model = Model { config, ..Model::default() };
+pub(super) fn build(config: Config, platform: Platform) -> Model {
+    let is_setting: Vec<bool> =
+        config.names().map(|(_, name)| directives::is_known(name) || flow::is_known(name)).collect();
+    let mut model = Model { config, platform, ..Model::default() };
     // The open blocks with one past their last descendant; the last is the innermost.
     let mut open: Vec<(u32, Scope)> = Vec::new();
     for id in model.config.all() {
@@ -35,7 +39,7 @@ pub(super) fn build(config: Config) -> Model {
         let scope = open.last().map(|(_, scope)| *scope).unwrap_or_default();
         match kind {
             Kind::Block => open.push((end, block(&mut model, id, scope))),
-            Kind::Simple => {
+            Kind::Simple | Kind::Lua => {
                 if let Some(name) =
                     model.config.name_id(id).filter(|name| is_setting.get(name.0 as usize) == Some(&true))
                 {
@@ -44,7 +48,6 @@ pub(super) fn build(config: Config) -> Model {
                 }
                 directive(&mut model, id, scope);
             }
-            Kind::Lua => directive(&mut model, id, scope),
             Kind::Entry | Kind::Include => {}
         }
     }
@@ -63,7 +66,9 @@ fn block(model: &mut Model, id: NodeId, scope: Scope) -> Scope {
         }
         (b"upstream", Some(layer)) => {
             let name = model.config.arg(id, 0).unwrap_or_default();
-            model.upstreams.push(Upstream { node: id, layer, name, servers: Vec::new(), balancer: None });
+            let upstream =
+                Upstream { node: id, layer, name, servers: Vec::new(), balancer: None, method: None };
+            model.upstreams.push(upstream);
             Scope { upstream: Some(model.upstreams.len() - 1), ..scope }
         }
         (b"location", Some(Layer::Http)) => Scope { location: Some(id), ..scope },
@@ -83,6 +88,12 @@ fn directive(model: &mut Model, id: NodeId, scope: Scope) {
         (b"balancer_by_lua_block" | b"balancer_by_lua_file" | b"state", _) => {
             if let Some(upstream) = scope.upstream.and_then(|index| model.upstreams.get_mut(index)) {
                 upstream.balancer = Some(id);
+            }
+            return;
+        }
+        (name, _) if directives::METHODS.iter().any(|method| method.as_bytes() == name) => {
+            if let Some(upstream) = scope.upstream.and_then(|index| model.upstreams.get_mut(index)) {
+                upstream.method.get_or_insert(id);
             }
             return;
         }
@@ -162,6 +173,7 @@ fn upstream_server(model: &mut Model, id: NodeId, upstream: usize, layer: Layer)
         fail_timeout_s: 10,
         backup: false,
         down: false,
+        drain: false,
         resolve: false,
         service: None,
     };
@@ -202,6 +214,10 @@ fn read_parameter(server: &mut UpstreamServer, parameter: &str) -> bool {
         }
         "down" => {
             server.down = true;
+            return true;
+        }
+        "drain" => {
+            server.drain = true;
             return true;
         }
         "resolve" => {
@@ -257,6 +273,8 @@ fn pass(node: NodeId, module: Module, url: String, scope: Scope) -> Pass {
         target,
         variables,
         upstream: None,
+        values: Vec::new(),
+        complete: false,
         server: scope.server,
         location: scope.location,
         url,
@@ -287,9 +305,48 @@ fn link(model: &mut Model) {
     for (index, upstream) in model.upstreams.iter().enumerate() {
         by_name.entry((upstream.layer, upstream.name.to_ascii_lowercase())).or_insert(index);
     }
-    for pass in &mut model.passes {
-        if let Address::Name { host, explicit_port: false, .. } = &pass.target {
-            pass.upstream = by_name.get(&(pass.module.layer(), host.to_ascii_lowercase())).copied();
+    let named = |module: Module, target: &Address| match target {
+        Address::Name { host, explicit_port: false, .. } => {
+            by_name.get(&(module.layer(), host.to_ascii_lowercase())).copied()
         }
+        Address::Name { .. }
+        | Address::Ip { .. }
+        | Address::Unix { .. }
+        | Address::Variable { .. }
+        | Address::Invalid => None,
+    };
+    for pass in &mut model.passes {
+        pass.upstream = named(pass.module, &pass.target);
     }
+    if !model.passes.iter().any(|pass| matches!(pass.target, Address::Variable { .. })) {
+        return;
+    }
+    let variables = vars::collect(&model.config);
+    let values: Vec<_> = model.passes.iter().map(|pass| values(model, &variables, pass, named)).collect();
+    for (pass, (values, complete)) in model.passes.iter_mut().zip(values) {
+        (pass.values, pass.complete) = (values, complete);
+    }
+}
+
+/// What the variables of a pass can make of it, and whether that is all.
+fn values(
+    model: &Model,
+    variables: &vars::Variables,
+    pass: &Pass,
+    named: impl Fn(Module, &Address) -> Option<usize>,
+) -> (Vec<PassValue>, bool) {
+    if !matches!(pass.target, Address::Variable { .. }) {
+        return (Vec::new(), false);
+    }
+    let server = model.server_of(pass);
+    let scope = vars::Scope { config: &model.config, variables, server, pass };
+    let behind = pass.url.find(&pass.authority).map_or(0, |at| at + pass.authority.len());
+    let Values { known, complete } = scope.expand(pass.url.get(..behind).unwrap_or_default());
+    let read = |text: String| {
+        let read = self::pass(pass.node, pass.module, text, Scope::default());
+        let upstream = named(pass.module, &read.target);
+        PassValue { text: read.url, authority: read.authority, target: read.target, upstream }
+    };
+    let values = known.into_iter().map(read).filter(|value| value.target != Address::Invalid);
+    (values.collect(), complete)
 }

@@ -217,7 +217,7 @@ impl serde_json::ser::Formatter for Escaping {
     }
 }
 
-fn write_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn write_line(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     let mut line = Vec::with_capacity(2048);
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut line, Escaping))?;
     line.push(b'\n');

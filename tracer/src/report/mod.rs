@@ -1,5 +1,6 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
+pub mod config;
 pub mod json;
 mod summary;
 pub mod text;
@@ -18,6 +19,7 @@ use crate::{
 };
 
 pub use summary::{Occupancy, ProgramCost, Summary, plural};
+pub use time::moment;
 
 /// A failed attempt with its cause, ready to be shown.
 #[derive(Debug)]

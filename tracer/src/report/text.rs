@@ -23,11 +23,11 @@ const NARROWEST: usize = 30;
 /// Within this time an equal failure is one line instead of a block.
 const REPEAT: Duration = Duration::from_secs(5);
 
-const TIME: Style = Style::new().dimmed();
-const LABEL: Style = Style::new().dimmed();
-const PROVEN: Style = AnsiColor::Red.on_default().bold();
-const LIKELY: Style = AnsiColor::Yellow.on_default().bold();
-const PLACE: Style = AnsiColor::Cyan.on_default();
+pub(super) const TIME: Style = Style::new().dimmed();
+pub(super) const LABEL: Style = Style::new().dimmed();
+pub(super) const PROVEN: Style = AnsiColor::Red.on_default().bold();
+pub(super) const LIKELY: Style = AnsiColor::Yellow.on_default().bold();
+pub(super) const PLACE: Style = AnsiColor::Cyan.on_default();
 const FIX: Style = AnsiColor::Green.on_default();
 
 /// The text report.
@@ -81,7 +81,7 @@ impl Text {
 }
 
 /// Breaks a text at blanks into lines of at most `room` columns; a longer word has a line of its own.
-fn wrap(text: &str, room: usize) -> Vec<String> {
+pub(super) fn wrap(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         let used = lines.last().map_or(0, |l| l.chars().count());
@@ -99,7 +99,7 @@ fn wrap(text: &str, room: usize) -> Vec<String> {
 }
 
 /// Replaces what could steer a terminal: control characters, and marks that change the writing direction.
-fn safe(text: &str) -> String {
+pub(super) fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             let (plain, escaped) = if risky(c) { (None, Some(c.escape_default())) } else { (Some(c), None) };
@@ -109,7 +109,7 @@ fn safe(text: &str) -> String {
 }
 
 /// A path as people know it: relative to /etc/nginx where it is below.
-fn short(path: &Path) -> String {
+pub(super) fn short(path: &Path) -> String {
     let shown = path.strip_prefix("/etc/nginx").unwrap_or(path);
     safe(&shown.to_string_lossy())
 }

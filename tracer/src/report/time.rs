@@ -43,6 +43,20 @@ pub(super) fn clock(time: SystemTime) -> String {
     format!("{:02}:{:02}:{:02}.{:03}", tm.tm_hour, tm.tm_min, tm.tm_sec, nanos / 1_000_000)
 }
 
+/// Local date and time: `2026-11-22 14:02:11`.
+pub fn moment(time: SystemTime) -> String {
+    let tm = broken_down(parts(time).0, true);
+    format!(
+        "{:04}-{:02}-{:02} {:02}:{:02}:{:02}",
+        i64::from(tm.tm_year) + 1900,
+        tm.tm_mon + 1,
+        tm.tm_mday,
+        tm.tm_hour,
+        tm.tm_min,
+        tm.tm_sec
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -8,13 +8,19 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::{Arc, Mutex, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
-    nginx::{self, Candidate, Files, Model, Source, binary, glob, invocation},
+    nginx::{
+        self, Candidate, Files, Model, Platform, Problem, Source, Version,
+        binary::{self, Build},
+        dump::Dump,
+        glob, invocation,
+        value::Address,
+    },
     sys::{proc, process::Process, rootfs::RootFs},
 };
 
@@ -28,26 +34,55 @@ const MAX_EXE: u64 = 64 << 20;
 const DNS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The configuration as it was on disk when the snapshot was made.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Snapshot {
     /// The model; empty if nothing could be read.
     pub model: Model,
-    /// What could not be read or understood, as `file:line: …`.
-    pub problems: Vec<String>,
+    /// What could not be read or understood.
+    pub problems: Vec<Problem>,
     /// Path of the main file, as nginx sees it.
     pub main: Option<PathBuf>,
-    /// Size and modification time of each file.
-    versions: Vec<(PathBuf, Version)>,
+    /// Which nginx it is for, if its executable says so.
+    pub build: Option<Build>,
+    /// The command line was not to be read in full: it may be the wrong configuration.
+    pub is_guess: bool,
+    /// Size of each file, and when it was changed last.
+    versions: Vec<(PathBuf, OnDisk)>,
+    /// The master that it was read for.
+    pid: u32,
+    /// The master's /etc/hosts.
     hosts: Option<Vec<u8>>,
-    resolved: RefCell<HashMap<String, Vec<IpAddr>>>,
+    /// What names resolved to when the snapshot was made, as far as that is known by now.
+    remembered: Names,
+    /// What they resolved to when that was last asked.
+    resolved: RefCell<HashMap<String, (Vec<IpAddr>, Instant)>>,
     /// Answers of [`Snapshot::candidates`]: a storm of failures asks for the same few addresses.
-    found: RefCell<HashMap<SocketAddr, Vec<Candidate>>>,
+    found: RefCell<HashMap<SocketAddr, (Vec<Candidate>, Instant)>>,
+}
+
+/// Addresses of names, filled in by a thread of its own.
+type Names = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
+
+/// How long a name's addresses, and what was concluded from them, are used again.
+const FRESH: Duration = Duration::from_secs(30);
+/// Most names that are remembered.
+const MOST_NAMES: usize = 512;
+
+/// A name of the configuration that does not lead to an address any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StaleName {
+    /// The name.
+    pub name: String,
+    /// Its addresses now; none if it cannot be resolved.
+    pub now: Vec<IpAddr>,
+    /// True if it did lead to the address when the configuration was read.
+    pub did: bool,
 }
 
 /// Most remembered answers.
 const MOST_FOUND: usize = 1024;
 
-type Version = Option<(u64, i64, i64)>;
+type OnDisk = Option<(u64, i64, i64)>;
 
 struct ProcessFiles(RootFs);
 
@@ -69,16 +104,25 @@ impl Snapshot {
     pub fn of(master: &Process) -> Self {
         match Self::read(master) {
             Ok(snapshot) => snapshot,
-            Err(problem) => Self {
-                model: Model::default(),
-                problems: vec![problem],
-                main: None,
-                versions: Vec::new(),
-                hosts: None,
-                resolved: RefCell::default(),
-                found: RefCell::default(),
-            },
+            Err(problem) => Self { problems: vec![problem.into()], ..Self::default() },
         }
+    }
+
+    /// Reads a configuration, or a dump of `nginx -T`, without any nginx.
+    ///
+    /// # Errors
+    /// If the main file cannot be read.
+    pub fn of_file(main: &Path, build: Option<Build>, version: Option<Version>) -> io::Result<Self> {
+        let files = ProcessFiles(RootFs::at(Path::new("/"))?);
+        let bytes = files.read(main)?;
+        let platform = platform(version.or_else(|| build.as_ref()?.core()));
+        let (config, errors) = match Dump::parse(&bytes) {
+            Some(dump) => nginx::parse_partial(&dump, Source::new(dump.main())),
+            None => nginx::parse_partial(&files, Source::new(main)),
+        };
+        let model = Model::for_platform(config, platform);
+        let problems = errors.iter().chain(&model.warnings).map(Problem::from).collect();
+        Ok(Self { model, problems, main: Some(main.to_path_buf()), build, ..Self::default() })
     }
 
     fn read(master: &Process) -> Result<Self, String> {
@@ -87,26 +131,42 @@ impl Snapshot {
             RootFs::of_pid(pid).map_err(|e| format!("cannot enter the root of nginx (pid {pid}): {e}"))?;
         let exe = read_exe(pid).map_err(|e| format!("cannot read nginx's executable (pid {pid}): {e}"))?;
         let defaults = binary::build_defaults(&exe).unwrap_or_default();
+        let build = binary::build(&exe);
         drop(exe);
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
         let started = invocation::invocation(&master.title, &defaults, &cwd)
             .map_err(|e| format!("cannot tell which configuration nginx (pid {pid}) runs with: {e}"))?;
+        let cut_off = is_cut_off(master);
         let files = ProcessFiles(root);
         let source = Source { main: &started.conf_path, globals: started.globals.as_deref() };
         let (config, errors) = nginx::parse_partial(&files, source);
         let versions =
             config.files().map(|(path, _)| (path.to_path_buf(), version(&files.0, path))).collect();
-        let model = Model::new(config);
-        let problems = errors.iter().chain(&model.warnings).map(ToString::to_string).collect();
+        let model = Model::for_platform(config, platform(build.as_ref().and_then(Build::core)));
+        let mut problems: Vec<Problem> = errors.iter().chain(&model.warnings).map(Problem::from).collect();
+        if cut_off {
+            problems.push(Problem {
+                file: None,
+                line: None,
+                text: format!(
+                    "the title of nginx (pid {pid}) is cut off, as it was started with little or no environment: it may \
+                     run with another configuration than {}",
+                    started.conf_path.display()
+                ),
+                missing: true,
+            });
+        }
         let hosts = files.0.read(Path::new("/etc/hosts"), 1 << 20).ok();
         Ok(Self {
             model,
             problems,
             main: Some(started.conf_path),
+            build,
+            is_guess: cut_off,
             versions,
+            pid,
             hosts,
-            resolved: RefCell::default(),
-            found: RefCell::default(),
+            ..Self::default()
         })
     }
 
@@ -119,44 +179,169 @@ impl Snapshot {
         self.versions.iter().any(|(path, then)| version(&root, path) != *then)
     }
 
-    /// The configuration lines that lead to an address. Names are looked up only if no literal address
-    /// fits; the answer may differ from what nginx got when it started.
+    /// Looks up the names of the configuration in the background, to know later which have changed.
+    pub fn remember_names(&self) {
+        let names: Vec<String> = self.model.names().into_iter().take(MOST_NAMES).collect();
+        let hosts = self.hosts.clone().unwrap_or_default();
+        let remembered = Arc::clone(&self.remembered);
+        if names.iter().all(|name| known_name(name).is_some()) {
+            return;
+        }
+        // Without a thread nothing is remembered, and nothing is claimed.
+        let _ = thread::Builder::new().name("why502-names".into()).spawn(move || {
+            for name in names {
+                let from_file = hosts_file(&hosts, &name);
+                let found = if from_file.is_empty() { look_up(&name) } else { from_file };
+                if let Ok(mut remembered) = remembered.lock() {
+                    remembered.insert(name, found);
+                }
+            }
+        });
+    }
+
+    /// The files that are newer on disk than a process that runs with them, newest first: what it runs may be
+    /// older than this snapshot.
+    #[must_use]
+    pub fn newer_than(&self, started: SystemTime) -> Vec<(&Path, SystemTime)> {
+        let mut newer: Vec<(&Path, SystemTime)> = self
+            .versions
+            .iter()
+            .filter_map(|(path, version)| {
+                let (_, seconds, nanos) = (*version)?;
+                let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+                let changed = SystemTime::UNIX_EPOCH.checked_add(since)?;
+                (changed > started + CLOCK_SLACK).then_some((path.as_path(), changed))
+            })
+            .collect();
+        newer.sort_by_key(|(_, changed)| std::cmp::Reverse(*changed));
+        newer
+    }
+
+    /// The configuration lines that lead to an address. Names are looked up only if no literal address fits; where
+    /// none leads there now, those that did when the snapshot was made are taken, then, as possible ones, all names
+    /// with this port: nginx resolves a name once, when it reads its configuration.
     #[must_use]
     pub fn candidates(&self, addr: SocketAddr) -> Vec<Candidate> {
-        if let Some(known) = self.found.borrow().get(&addr) {
+        if let Some((known, _)) = self.found.borrow().get(&addr).filter(|(_, at)| at.elapsed() < FRESH) {
             return known.clone();
         }
-        let candidates = self.search(addr);
-        if self.found.borrow().len() < MOST_FOUND {
-            self.found.borrow_mut().insert(addr, candidates.clone());
+        let mut candidates = self.search(addr);
+        if self.is_guess {
+            candidates.iter_mut().for_each(|candidate| candidate.exact = false);
+        }
+        let mut found = self.found.borrow_mut();
+        if found.len() >= MOST_FOUND {
+            found.retain(|_, (_, at)| at.elapsed() < FRESH);
+        }
+        if found.len() < MOST_FOUND {
+            found.insert(addr, (candidates.clone(), Instant::now()));
         }
         candidates
     }
 
     fn search(&self, addr: SocketAddr) -> Vec<Candidate> {
+        let is_exact = |found: &[Candidate]| found.iter().any(|candidate| candidate.exact);
         let literal = self.model.candidates(addr, &|name| known_name(name).unwrap_or_default());
-        if literal.iter().any(|c| c.exact) {
+        if is_exact(&literal) {
             return literal;
         }
-        self.model.candidates(addr, &|name| self.resolve(name))
+        let now = self.model.candidates(addr, &|name| self.resolve(name));
+        if is_exact(&now) {
+            return now;
+        }
+        let then = self.model.candidates(addr, &|name| self.then(name));
+        if is_exact(&then) {
+            return then;
+        }
+        // Whatever a name resolved to when nginx asked: it may be this one.
+        let mut perhaps = self.model.candidates(addr, &|name| match known_name(name) {
+            Some(known) => known,
+            None => vec![addr.ip()],
+        });
+        perhaps.iter_mut().for_each(|candidate| candidate.exact = false);
+        perhaps
+    }
+
+    /// The names among these candidates that nginx resolved when it read its configuration, and that lead
+    /// elsewhere now.
+    #[must_use]
+    pub fn stale_names(&self, addr: SocketAddr, candidates: &[Candidate]) -> Vec<StaleName> {
+        let mut stale: Vec<StaleName> = Vec::new();
+        for name in candidates.iter().filter_map(|candidate| self.static_name(candidate)) {
+            if known_name(name).is_some() || stale.iter().any(|known| known.name == name) {
+                continue;
+            }
+            let contains =
+                |all: &[IpAddr]| all.iter().any(|ip| ip.to_canonical() == addr.ip().to_canonical());
+            let now = self.resolve(name);
+            if !contains(&now) {
+                stale.push(StaleName { name: name.to_owned(), did: contains(&self.then(name)), now });
+            }
+        }
+        stale
+    }
+
+    /// The host name of a candidate, unless nginx keeps resolving it.
+    fn static_name(&self, candidate: &Candidate) -> Option<&str> {
+        let target = match candidate.upstream_server {
+            Some((upstream, server)) => {
+                let server = self.model.upstreams.get(upstream)?.servers.get(server)?;
+                (!server.resolve && server.service.is_none()).then_some(&server.address)
+            }
+            None => self.model.passes.get(*candidate.passes.first()?).map(|pass| &pass.target),
+        };
+        match target? {
+            Address::Name { host, .. } => Some(host),
+            Address::Ip { .. } | Address::Unix { .. } | Address::Variable { .. } | Address::Invalid => None,
+        }
+    }
+
+    fn then(&self, name: &str) -> Vec<IpAddr> {
+        if let Some(known) = known_name(name) {
+            return known;
+        }
+        self.remembered.lock().ok().and_then(|names| names.get(name).cloned()).unwrap_or_default()
     }
 
     fn resolve(&self, name: &str) -> Vec<IpAddr> {
         if let Some(known) = known_name(name) {
             return known;
         }
-        if let Some(found) = self.resolved.borrow().get(name) {
+        if let Some((found, _)) = self.resolved.borrow().get(name).filter(|(_, at)| at.elapsed() < FRESH) {
             return found.clone();
         }
-        let from_file = self.hosts.as_deref().map(|hosts| hosts_file(hosts, name)).unwrap_or_default();
+        let hosts =
+            RootFs::of_pid(self.pid).and_then(|root| root.read(Path::new("/etc/hosts"), 1 << 20)).ok();
+        let hosts = hosts.as_deref().or(self.hosts.as_deref());
+        let from_file = hosts.map(|hosts| hosts_file(hosts, name)).unwrap_or_default();
         let found = if from_file.is_empty() { dns(name) } else { from_file };
-        self.resolved.borrow_mut().insert(name.to_owned(), found.clone());
+        self.resolved.borrow_mut().insert(name.to_owned(), (found.clone(), Instant::now()));
         found
     }
 }
 
-fn version(root: &RootFs, path: &Path) -> Version {
-    root.metadata(path).ok().map(|m| (m.size(), m.mtime(), m.mtime_nsec()))
+/// A process's start is known to some 10 ms, a file's change to a clock tick.
+const CLOCK_SLACK: Duration = Duration::from_millis(100);
+
+/// Whether the title may lack arguments, so that the configuration file may be another.
+fn is_cut_off(master: &Process) -> bool {
+    let read = |what: &str, most: usize| proc::read_up_to(format!("/proc/{}/{what}", master.pid), most);
+    // Not the title of `master`, which lacks final blanks: one may be the last thing that fitted.
+    let (Ok(stat), Ok(title)) = (read("stat", 4096), read("cmdline", 64 << 10)) else { return false };
+    proc::title_room(&stat)
+        .is_some_and(|(arguments, environment)| invocation::may_be_cut_off(&title, arguments, environment))
+}
+
+fn platform(version: Option<Version>) -> Platform {
+    // SAFETY: sysconf takes no pointers.
+    let page = u32::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) });
+    Platform { version, page: page.unwrap_or(Platform::default().page) }
+}
+
+fn version(root: &RootFs, path: &Path) -> OnDisk {
+    // A file that was moved there keeps its time of modification: then the time of change tells.
+    let newer = |m: &std::fs::Metadata| (m.mtime(), m.mtime_nsec()).max((m.ctime(), m.ctime_nsec()));
+    root.metadata(path).ok().map(|m| (m.size(), newer(&m).0, newer(&m).1))
 }
 
 fn read_exe(pid: u32) -> io::Result<Vec<u8>> {
@@ -182,17 +367,18 @@ fn hosts_file(bytes: &[u8], name: &str) -> Vec<IpAddr> {
         .collect()
 }
 
+/// The system's resolver, however long it takes.
+fn look_up(name: &str) -> Vec<IpAddr> {
+    (name, 0).to_socket_addrs().map(|all| all.map(|a| a.ip()).collect()).unwrap_or_default()
+}
+
 /// The system's resolver, bounded in time; an answer that comes later is dropped with its thread.
 fn dns(name: &str) -> Vec<IpAddr> {
     let (send, receive) = mpsc::channel();
     let owned = name.to_owned();
     let spawned = thread::Builder::new().name("why502-dns".into()).spawn(move || {
-        let found: Vec<IpAddr> = (owned.as_str(), 0)
-            .to_socket_addrs()
-            .map(|all| all.map(|a| a.ip()).collect())
-            .unwrap_or_default();
         // The receiver may have given up.
-        let _ = send.send(found);
+        let _ = send.send(look_up(&owned));
     });
     match spawned {
         Ok(_) => receive.recv_timeout(DNS_LIMIT).unwrap_or_default(),
@@ -210,5 +396,72 @@ mod tests {
             b"127.0.0.1 localhost\n# 10.0.0.9 app\n10.0.0.1\tdb app # local\nfe80::1%eth0 x\n::2 APP\n";
         assert_eq!(hosts_file(file, "app"), ["10.0.0.1".parse::<IpAddr>().unwrap(), "::2".parse().unwrap()]);
         assert!(hosts_file(file, "nope").is_empty());
+    }
+
+    fn snapshot(text: &str, then: &[(&str, &str)], now: &[(&str, &str)]) -> Snapshot {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nginx.conf");
+        std::fs::write(&path, text).unwrap();
+        let snapshot = Snapshot::of_file(&path, None, None).unwrap();
+        assert_eq!(snapshot.problems, []);
+        for (name, ip) in then {
+            snapshot.remembered.lock().unwrap().insert((*name).to_owned(), vec![ip.parse().unwrap()]);
+        }
+        let mut resolved = snapshot.resolved.borrow_mut();
+        for name in snapshot.model.names() {
+            let ips =
+                now.iter().filter(|(known, _)| *known == name).map(|(_, ip)| ip.parse().unwrap()).collect();
+            resolved.insert(name, (ips, Instant::now()));
+        }
+        drop(resolved);
+        snapshot
+    }
+
+    #[test]
+    fn names_that_have_moved_are_found() {
+        let text = "events {} http { upstream u { server app.test:80; server b.test:80 resolve; server c.test:81; } \
+                    server { location / { proxy_pass http://u; } location /d { proxy_pass http://d.test; } } }";
+        let at = |snapshot: &Snapshot, addr: &str| {
+            let addr = addr.parse().unwrap();
+            let found = snapshot.candidates(addr);
+            let servers: Vec<_> = found.iter().map(|c| (c.server.clone(), c.exact)).collect();
+            let stale: Vec<_> =
+                snapshot.stale_names(addr, &found).into_iter().map(|name| (name.name, name.did)).collect();
+            (servers, stale)
+        };
+        let own = |name: &str, flag: bool| (name.to_owned(), flag);
+        let moved =
+            snapshot(text, &[("app.test", "10.0.0.5")], &[("app.test", "10.0.0.7"), ("d.test", "10.0.0.8")]);
+        assert_eq!(at(&moved, "10.0.0.7:80"), (vec![own("app.test:80", true)], vec![]));
+        assert_eq!(
+            at(&moved, "10.0.0.5:80"),
+            (vec![own("app.test:80", true)], vec![own("app.test", true)]),
+            "it did lead there"
+        );
+        assert_eq!(
+            at(&moved, "10.0.0.9:80"),
+            (
+                vec![own("app.test:80", false), own("b.test:80", false), own("d.test", false)],
+                vec![own("app.test", false), own("d.test", false)]
+            ),
+            "each may have led there; one is resolved again and again"
+        );
+        assert_eq!(at(&moved, "10.0.0.9:82"), (vec![], vec![]));
+        // The answer is used again, also where nothing leads.
+        assert_eq!(moved.found.borrow().len(), 4);
+    }
+
+    #[test]
+    fn files_newer_than_a_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.conf");
+        std::fs::write(&path, "").unwrap();
+        let root = RootFs::at(Path::new("/")).unwrap();
+        let versions = vec![(path.clone(), version(&root, &path)), ("/none".into(), None)];
+        let snapshot = Snapshot { versions, ..Snapshot::default() };
+        let now = SystemTime::now();
+        assert_eq!(snapshot.newer_than(now + Duration::from_secs(1)), []);
+        let newer = snapshot.newer_than(now - Duration::from_secs(5));
+        assert!(matches!(newer.as_slice(), [(file, _)] if *file == path), "{newer:?}");
     }
 }

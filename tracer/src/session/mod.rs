@@ -6,6 +6,7 @@
 mod config;
 mod facts;
 mod maps;
+mod notes;
 mod watch;
 
 use std::{
@@ -357,7 +358,8 @@ impl<'a> Session<'a> {
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
         let case = Case { attempt, client_gone, reach, facts, config };
-        let verdict = diagnose::diagnose(&case);
+        let mut verdict = diagnose::diagnose(&case);
+        notes::add(&mut verdict, &case, &worker);
         if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
             return Ok(());
         }
@@ -461,8 +463,9 @@ fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
     let mut lines: Vec<ConfigLine> = Vec::new();
     for pass in &model.passes {
         let effective = model.effective(pass, Setting::Bind);
-        let names_it = effective.value.contains(&ip.to_string()) || effective.value.contains('$');
-        let Some(node) = effective.node.filter(|_| names_it) else {
+        let value = effective.value.as_deref().unwrap_or_default();
+        let names_it = value.contains(&ip.to_string()) || value.contains('$');
+        let Some(node) = effective.node().filter(|_| names_it) else {
             continue;
         };
         let servers =

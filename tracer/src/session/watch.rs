@@ -1,6 +1,10 @@
 //! Which processes are nginx, which master each belongs to, and with which configuration it was born.
 
-use std::{collections::HashMap, rc::Rc, time::Instant};
+use std::{
+    collections::HashMap,
+    rc::Rc,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -27,6 +31,8 @@ pub(super) struct Watched {
     pub(super) container: Option<String>,
     /// The configuration that was on disk when it was born.
     pub(super) config: Rc<Snapshot>,
+    /// When it began.
+    pub(super) started: SystemTime,
     /// When it ended.
     ended: Option<Instant>,
     serves: bool,
@@ -69,11 +75,11 @@ impl Watch {
             let config = match known {
                 Some(known) => known.config,
                 None => {
-                    let snapshot = Rc::new(Snapshot::of(&instance.master));
+                    let config = snapshot(&instance.master);
                     problems.extend(
-                        snapshot.problems.iter().map(|p| format!("nginx (pid {}): {p}", instance.master.pid)),
+                        config.problems.iter().map(|p| format!("nginx (pid {}): {p}", instance.master.pid)),
                     );
-                    snapshot
+                    config
                 }
             };
             for process in family() {
@@ -82,7 +88,7 @@ impl Watch {
         }
         for orphan in &scan.orphans {
             if self.only.is_empty() || self.only.contains(&orphan.pid) {
-                let config = Rc::new(Snapshot::of(orphan));
+                let config = snapshot(orphan);
                 self.add(maps, orphan, orphan.pid, &config)?;
             }
         }
@@ -101,6 +107,7 @@ impl Watch {
                 netns: process.netns,
                 container: process.container.as_ref().map(ToString::to_string),
                 config: Rc::clone(config),
+                started: process.started,
                 ended: None,
                 serves: process.role.serves(),
             },
@@ -121,8 +128,7 @@ impl Watch {
         // A child of the master after a reload runs with what is on disk now.
         let mut problems = Vec::new();
         let config = if known.master == parent && known.config.is_stale(parent) {
-            let fresh =
-                self.finder.examine(parent).ok().flatten().map(|master| Rc::new(Snapshot::of(&master)));
+            let fresh = self.finder.examine(parent).ok().flatten().map(|master| snapshot(&master));
             if let Some(fresh) = &fresh {
                 problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
             }
@@ -141,6 +147,7 @@ impl Watch {
                 netns,
                 container: known.container,
                 config,
+                started: SystemTime::now(),
                 ended: None,
                 serves: true,
             },
@@ -157,7 +164,7 @@ impl Watch {
         match self.finder.examine(pid) {
             Ok(Some(process)) if process.role != Role::Command => {
                 maps.watch(pid, pid)?;
-                let config = Rc::new(Snapshot::of(&process));
+                let config = snapshot(&process);
                 let problems = config.problems.iter().map(|p| format!("nginx (pid {pid}): {p}")).collect();
                 self.add(maps, &process, pid, &config)?;
                 // Children that it made before it was verified.
@@ -224,4 +231,10 @@ impl Watch {
     fn is_master(&self, pid: u32) -> bool {
         self.processes.iter().any(|(other, p)| p.master == pid && *other != pid && p.ended.is_none())
     }
+}
+
+fn snapshot(master: &Process) -> Rc<Snapshot> {
+    let snapshot = Snapshot::of(master);
+    snapshot.remember_names();
+    Rc::new(snapshot)
 }

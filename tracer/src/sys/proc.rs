@@ -87,6 +87,19 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     Some(Stat { state, ppid, start_ticks })
 }
 
+/// Bytes that a process has for its title: its arguments and the environment behind them (proc(5), `arg_start` to
+/// `env_end` of /proc/PID/stat). `None` where they are hidden (no CAP_SYS_PTRACE over it) or odd.
+pub fn title_room(stat: &[u8]) -> Option<(usize, usize)> {
+    let end = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
+    // arg_start is field 48, state was field 3.
+    let mut fields = rest.split_ascii_whitespace().skip(45).map(|field| field.parse::<u64>().ok());
+    let mut next = || fields.next().flatten().filter(|&address| address > 0);
+    let (arg_start, arg_end, env_start, env_end) = (next()?, next()?, next()?, next()?);
+    let length = |start: u64, end: u64| usize::try_from(end.checked_sub(start)?).ok();
+    Some((length(arg_start, arg_end)?, length(env_start, env_end)?))
+}
+
 /// A value of a `Key:\tvalue` file such as /proc/PID/status.
 pub fn field<'a>(bytes: &'a [u8], key: &str) -> Option<&'a str> {
     bytes.split(|&byte| byte == b'\n').find_map(|line| {
@@ -112,6 +125,19 @@ mod tests {
             let _ = parse_stat(&line[..end]);
         }
         assert_eq!(parse_stat(b""), None);
+    }
+
+    #[test]
+    fn room_for_a_title() {
+        let fields: Vec<String> = (3..=52).map(|field| (field * 100).to_string()).collect();
+        let line = format!("42 (a) b) {}", fields.join(" "));
+        // Fields 48 to 51, each 100 behind the one before.
+        assert_eq!(title_room(line.as_bytes()), Some((100, 100)));
+        let hidden = line.replace(" 4800 4900 5000 5100", " 0 0 0 0");
+        assert_eq!(title_room(hidden.as_bytes()), None);
+        for end in 0..line.len() {
+            let _ = title_room(&line.as_bytes()[..end]);
+        }
     }
 
     #[test]

@@ -54,9 +54,15 @@ fn unknown_options_and_commands() {
 
 #[test]
 fn help_and_version_are_data() {
-    for args in
-        [&["--help"][..], &["-h"], &["trace", "--help"], &["doctor", "--help"], &["--version"], &["-V"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["-h"],
+        &["trace", "--help"],
+        &["config", "--help"],
+        &["doctor", "--help"],
+        &["--version"],
+        &["-V"],
+    ] {
         let ended = run(&mut why502(args));
         ended.code(0);
         assert!(ended.stderr.is_empty() && !ended.stdout.is_empty(), "{ended}");

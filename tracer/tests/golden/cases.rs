@@ -13,7 +13,7 @@ use tracer::{
     },
     diagnose::Cause,
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
-    nginx::{self, ConfigLine, Files, Model, Role, Setting, Source},
+    nginx::{self, ConfigLine, Files, Model, Platform, Problem, Role, Setting, Source},
     probes::Tier,
     report::{Occupancy, ProgramCost, Summary},
 };
@@ -21,6 +21,7 @@ use tracer_ebpf::{Counters, Evidence, drop_flag, flag};
 
 const NGINX_CONF: &str = include_str!("nginx.conf");
 const SHOP_CONF: &str = include_str!("shop.conf");
+const CONFIG_CONF: &str = include_str!("config.conf");
 
 /// A case with the answer it must get.
 pub(crate) struct Sample {
@@ -87,6 +88,7 @@ impl Files for Folder {
         match path.to_str() {
             Some("/etc/nginx/nginx.conf") => Ok(NGINX_CONF.into()),
             Some("/etc/nginx/conf.d/shop.conf") => Ok(SHOP_CONF.into()),
+            Some("/etc/nginx/config.conf") => Ok(CONFIG_CONF.into()),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -102,6 +104,15 @@ fn model() -> Model {
     let (config, errors) = nginx::parse_partial(&Folder, source);
     assert!(errors.is_empty(), "{errors:?}");
     Model::new(config)
+}
+
+/// A configuration with something of everything, and a mistake.
+pub(crate) fn config(platform: Platform) -> (Model, Vec<Problem>) {
+    let source = Source { main: Path::new("/etc/nginx/config.conf"), globals: None };
+    let (config, errors) = nginx::parse_partial(&Folder, source);
+    let model = Model::for_platform(config, platform);
+    let problems = errors.iter().chain(&model.warnings).map(Problem::from).collect();
+    (model, problems)
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -363,8 +374,9 @@ fn networks() -> Vec<Sample> {
 fn calls() -> Vec<Sample> {
     use Stage::{Bind, Connect, Socket};
     let model = model();
-    let pass = model.passes.iter().find(|pass| model.effective(pass, Setting::Bind).node.is_some()).unwrap();
-    let bind = model.effective(pass, Setting::Bind).node.unwrap();
+    let pass =
+        model.passes.iter().find(|pass| model.effective(pass, Setting::Bind).node().is_some()).unwrap();
+    let bind = model.effective(pass, Setting::Bind).node().unwrap();
     let mut bound =
         sample("bind-failed", Cause::BindFailed, "proven", Bind, "10.7.7.7:0").fails(libc::EADDRNOTAVAIL);
     bound.bind_lines = vec![model.line(Role::Pass, pass.node), model.line(Role::Directive, bind)];

@@ -1,8 +1,13 @@
 //! Tests of the nginx module. Configurations are given as texts through [`Memory`].
 
+mod inheritance;
+mod live;
+mod locate;
 mod model;
 mod oracle;
+mod places;
 mod process;
+mod settings;
 mod syntax;
 
 use std::{
@@ -91,4 +96,20 @@ impl Random {
         }
         text
     }
+}
+
+/// What can be read of one file.
+fn partial(text: &str) -> (Config, Vec<Error>) {
+    super::parse_partial(&Memory::new(&[(MAIN, text)]), Source::new(Path::new(MAIN)))
+}
+
+/// How much longer a test that generates its cases runs than usual: `WHY502_LONG=1` makes it a hundred times.
+fn long() -> usize {
+    if std::env::var_os("WHY502_LONG").is_some() { 100 } else { 1 }
+}
+
+/// Where a test that generates its cases begins: always the same, unless `WHY502_SEED` gives a number.
+fn seed(own: u64) -> u64 {
+    let wanted: Option<u64> = std::env::var("WHY502_SEED").ok().and_then(|text| text.parse().ok());
+    own ^ wanted.unwrap_or(0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }

@@ -140,7 +140,7 @@ fn timeouts() {
     let by_url = |url: &str| model.passes.iter().find(|pass| pass.url == url).unwrap();
     assert_eq!(read(by_url("http://127.0.0.1:3000/c")), Some(7000));
     assert_eq!(read(by_url("db")), Some(600_000));
-    assert_eq!(model.effective(by_url("db"), Setting::NextUpstream).value, "on");
+    assert_eq!(model.effective(by_url("db"), Setting::NextUpstream).value.as_deref(), Some("on"));
     assert_eq!(model.timeout(by_url("127.0.0.1:6"), Setting::ConnectTimeout).milliseconds, Some(1000));
     let memcached = model.timeout(by_url("127.0.0.1:11211"), Setting::ConnectTimeout);
     assert_eq!((memcached.milliseconds, memcached.line.unwrap().line), (Some(2000), 31));

@@ -1,11 +1,21 @@
 //! The installed nginx as the judge: for damaged configurations, `nginx -t` and the parser must agree on
 //! what is wrong and where.
 
-use std::{path::Path, process::Command};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
 
-use super::{Config, Error, Memory, Random, Source, parse};
+use super::{
+    Config, Error, Memory, Random, Source,
+    live::{Nginx, ask, installed},
+    long, parse, read, seed,
+};
 
-const CASES: usize = 300;
+/// Texts that are compared; a hundred times as many in a long run.
+const CASES: usize = 2400;
 
 const BASE: &str = r##"events { worker_connections 64; }
 # a comment; with { marks }
@@ -29,20 +39,86 @@ line; }"; }
 }
 "##;
 
+/// A word as people might write it: bare, quoted, with escapes and signs that mean something elsewhere.
+fn word(random: &mut Random) -> String {
+    const PARTS: [&str; 28] = [
+        "a", "b1", "é", "-", "=", "#", "{", "}", ";", "\\\"", "\\'", "\\\\", "\\t", "\\n", "\\r", "\\x",
+        "\\;", "\\ ", " ", "\t", "\n", "'", "\"", "(", ")", ",", "/*", "~",
+    ];
+    let quote = ["", "", "\"", "'"][random.below(4)];
+    let inner: String = (0..random.below(8)).map(|_| PARTS[random.below(PARTS.len())]).collect();
+    format!("{quote}{inner}{quote}")
+}
+
+/// A configuration that nginx mostly takes: blocks, tables, includes, comments and words of every kind.
+fn generate(random: &mut Random) -> String {
+    let mut text = String::from("events { }\nhttp {\n");
+    for number in 0..1 + random.below(3) {
+        match random.below(4) {
+            0 => {
+                write!(text, "map $uri $m{number} {{ default {}; ", word(random)).unwrap();
+                for key in 0..random.below(4) {
+                    writeln!(text, "k{key}{} {};", if random.below(2) == 0 { "" } else { "#" }, word(random))
+                        .unwrap();
+                }
+                text.push_str("}\n");
+            }
+            1 => text.push_str("include part*.conf; # and a comment {\n"),
+            _ => {
+                writeln!(text, "server {{ listen 127.0.0.1:18999; server_name n{number};").unwrap();
+                for location in 0..random.below(4) {
+                    let body = match random.below(4) {
+                        0 => format!("return 200 {};", word(random)),
+                        1 => format!("add_header X-A {};", word(random)),
+                        2 => "if ($arg_x) { set $y 1; }".to_owned(),
+                        _ => format!("set $x{} {};", random.below(3), word(random)),
+                    };
+                    writeln!(text, "location /{location} {{ {body} }}").unwrap();
+                }
+                text.push_str("}\n");
+            }
+        }
+    }
+    text.push_str("}\n");
+    text
+}
+
 #[test]
 fn agrees_with_nginx() {
-    let installed = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/local/nginx/sbin/nginx"];
-    let Some(nginx) = installed.iter().find(|path| Path::new(path).exists()) else {
-        println!("skipped: nginx is not installed, so that there is nothing to compare with");
-        return;
-    };
+    let Some(nginx) = installed() else { return };
+    let cases = CASES * long();
+    let workers: Vec<_> =
+        (0..2).map(|half| thread::spawn(move || compare_all(nginx, half, cases / 2))).collect();
+    let (mut refused, mut accepted) = (0, 0);
+    for worker in workers {
+        let (no, yes) = worker.join().unwrap();
+        refused += no;
+        accepted += yes;
+    }
+    println!("{refused} refused and {accepted} accepted alike");
+    assert!(refused > cases / 4, "the mutations damage too little to show anything");
+    assert!(accepted > cases / 8, "too little is accepted to show anything");
+}
+
+/// What both the installed nginx and we say about a part of the cases; how many were refused and accepted.
+fn compare_all(nginx: &Path, half: u64, cases: usize) -> (usize, usize) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nginx.conf");
-    let mut random = Random(0x5eed_0502);
+    let part = folder.path().join("part1.conf");
+    let mut random = Random(seed(0x5eed_0502 + half));
     let (mut refused, mut accepted) = (0, 0);
-    for case in 0..CASES {
-        let text = if case == 0 { BASE.as_bytes().to_vec() } else { random.mutate(BASE.as_bytes()) };
+    for case in 0..cases {
+        let text = match case % 3 {
+            0 => random.mutate(BASE.as_bytes()),
+            1 => generate(&mut random).into_bytes(),
+            _ => {
+                let text = generate(&mut random);
+                random.mutate(text.as_bytes())
+            }
+        };
+        let included = format!("map $uri $i {{ a {}; }}\n", word(&mut random));
         std::fs::write(&path, &text).unwrap();
+        std::fs::write(&part, &included).unwrap();
         let globals = format!("pid {}/pid;", folder.path().display());
         let output = Command::new(nginx)
             .args(["-t", "-e", "stderr", "-p"])
@@ -53,33 +129,72 @@ fn agrees_with_nginx() {
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let files = Memory([(path.clone(), text.clone())].into());
+        let files =
+            Memory([(path.clone(), text.clone()), (part.clone(), included.clone().into_bytes())].into());
         let ours = parse(&files, Source::new(&path));
         let emerg = said.lines().find(|line| line.contains("[emerg]"));
-        if let Err(why) = compare(emerg, &path, &ours) {
+        if let Err(why) = compare(emerg, &[&path, &part], &ours) {
             let text = String::from_utf8_lossy(&text);
-            panic!("case {case}: {why}\nnginx: {said}\nwe: {:?}\n{text}", ours.map(|_| "accepted"));
+            let ours = ours.map(|_| "accepted");
+            panic!("case {case}: {why}\nnginx: {said}\nwe: {ours:?}\n{text}\npart: {included}");
         }
         if emerg.is_some() { refused += 1 } else { accepted += 1 }
     }
-    println!("{refused} refused and {accepted} accepted alike");
-    assert!(refused > CASES / 3, "the mutations damage too little to show anything");
+    (refused, accepted)
+}
+
+/// Words that nginx sends back as it reads them.
+#[test]
+fn words_are_read_as_nginx_reads_them() {
+    const WORDS: usize = 3000;
+    if installed().is_none() {
+        return;
+    }
+    let mut random = Random(seed(0x0030_30d5));
+    let mut locations = String::new();
+    let mut kept = 0;
+    while kept < WORDS {
+        let word = word(&mut random);
+        let statement = format!("location = /{kept} {{ return 200 {word}; }}\n");
+        let alone = read(format!("http {{ server {{\n{statement}}} }}"));
+        // What has other arguments, or ends elsewhere, is for the comparison above.
+        let whole = alone.is_ok_and(|config| {
+            let last = config.all().last();
+            last.is_some_and(|id| &*config.name(id) == b"return" && config.args(id).count() == 2)
+                && config.all().count() == 4
+        });
+        if whole {
+            locations.push_str(&statement);
+            kept += 1;
+        }
+    }
+    let server = format!("server {{ listen SOCKET.0;\n{locations} }}");
+    let config = read(format!("http {{ {server} }}")).unwrap();
+    let nginx = Nginx::start(&format!("{server} server {{ listen SOCKET; return 200; }}"))
+        .expect("nginx takes the words");
+    let mut stream = nginx.connect(0);
+    let returns = config.all().filter(|id| &*config.name(*id) == b"return");
+    for (number, id) in returns.enumerate() {
+        let answer = ask(&mut stream, Some("a.test"), &format!("/{number}"));
+        let ours = config.args(id).nth(1).unwrap();
+        assert_eq!(answer.body, &*ours, "{}", config.text(id));
+    }
 }
 
 /// nginx stops at the first mistake of any kind, we know only mistakes of syntax.
-fn compare(emerg: Option<&str>, path: &Path, ours: &Result<Config, Error>) -> Result<(), String> {
+fn compare(emerg: Option<&str>, paths: &[&PathBuf], ours: &Result<Config, Error>) -> Result<(), String> {
     let error = ours.as_ref().err().map(|error| match error {
-        Error::Syntax { line, kind, .. } => (*line, kind.to_string()),
-        other => (u32::MAX, other.to_string()),
+        Error::Syntax { file, line, kind } => (file.clone(), *line, kind.to_string()),
+        other => (PathBuf::new(), u32::MAX, other.to_string()),
     });
     let Some(emerg) = emerg else {
         return error.map_or(Ok(()), |error| Err(format!("nginx accepts it, we say {error:?}")));
     };
-    let place = format!(" in {}:", path.display());
     if emerg.len() > 1000 {
         return Ok(()); // nginx cuts off long messages
     }
-    let Some((message, line)) = emerg.rsplit_once(place.as_str()) else {
+    let place = |path: &&PathBuf| emerg.rsplit_once(format!(" in {}:", path.display()).as_str());
+    let Some((path, (message, line))) = paths.iter().find_map(|path| Some((path, place(path)?))) else {
         return Ok(());
     };
     let message = message.split_once(": ").map_or(message, |(_, message)| message);
@@ -87,15 +202,16 @@ fn compare(emerg: Option<&str>, path: &Path, ours: &Result<Config, Error>) -> Re
     let starts = ["unexpected end of ", "too long parameter", "unexpected \""];
     let syntax = starts.iter().any(|start| message.starts_with(start)) && !message.ends_with(" in condition");
     if syntax {
-        let same = error.as_ref().is_some_and(|(ours, kind)| {
+        let same = error.as_ref().is_some_and(|(file, ours, kind)| {
             let kind = kind.split(" (nginx").next().unwrap_or_default();
             let same_text = kind == message || !message.is_ascii() || kind.contains("\\x");
-            *ours == line && same_text
+            *ours == line && *file == **path && same_text
         });
         return if same { Ok(()) } else { Err(format!("nginx says {message} at {line}, we {error:?}")) };
     }
-    if let Some((ours, kind)) = &error
+    if let Some((file, ours, kind)) = &error
         && *ours < line
+        && *file == **path
     {
         return Err(format!("nginx reads on to line {line}, we stop at {ours}: {kind}"));
     }

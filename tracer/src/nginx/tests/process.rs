@@ -106,3 +106,21 @@ fn executables() {
         Err(error) => println!("skipped /usr/sbin/nginx: {error}"),
     }
 }
+
+#[test]
+fn titles_of_forks() {
+    let conf = |title: &str| {
+        let defaults = Defaults { conf_path: "/etc/x.conf".into(), ..Defaults::default() };
+        invocation::invocation(title.as_bytes(), &defaults, Path::new("/")).map(|found| found.conf_path)
+    };
+    for (title, path) in [
+        ("angie: master process v1.10.0 #1 [/usr/sbin/angie -c /etc/angie/a.conf]", "/etc/angie/a.conf"),
+        ("angie: master process v1.10.0 #12 [angie]", "/etc/x.conf"),
+        ("angie: master process /usr/sbin/angie -c /etc/angie/a.conf", "/etc/angie/a.conf"),
+        ("tengine: master process /t/nginx -c /t/c", "/t/c"),
+        ("nginx: master process /usr/local/openresty/nginx/sbin/nginx -p /srv -c c/n.conf", "/srv/c/n.conf"),
+        ("nginx: master process nginx -c /etc/[a]", "/etc/[a]"),
+    ] {
+        assert_eq!(conf(title).unwrap(), Path::new(path), "{title}");
+    }
+}

@@ -1,6 +1,11 @@
 //! Tokenizer, includes and globs.
 
-use std::{ffi::OsString, io, path::Path, path::PathBuf};
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use super::{MAIN, Memory, Random, read};
 use crate::nginx::{
@@ -263,7 +268,7 @@ fn nothing_panics() {
         b"stream { server { proxy_pass unix:; proxy_timeout 1y99999999999999999999ms; } } \"'\"",
         b"\xff\xfe\0{};# $\\",
     ];
-    for round in 0..4000 {
+    for round in 0..4000 * super::long() {
         let text = random.mutate(seeds[round % seeds.len()]);
         let files = Memory([(PathBuf::from(MAIN), text.clone())].into());
         let source = Source { main: Path::new(MAIN), globals: Some(&text) };
@@ -274,5 +279,42 @@ fn nothing_panics() {
         let _ = model.candidates_unix(Path::new("/a"));
         let _ = Dump::parse(&text);
         let _ = glob::matches(&text, b"name");
+    }
+}
+
+/// Prints what a large configuration costs; the bounds are those of a loaded machine.
+#[test]
+fn a_large_configuration_is_read_quickly() {
+    let mut text = "events {}\nhttp {\n    proxy_read_timeout 30s;\n".to_owned();
+    let mut number = 0;
+    while text.len() < 10_000_000 {
+        text += &format!(
+            "upstream backend{number} {{\n    server 10.0.{}.{}:8080 weight=5 max_fails=3 fail_timeout=30s;\n    \
+             server backup{number}.internal:8080 backup;\n}}\nserver {{\n    listen 443 ssl http2; # {number}\n    \
+             server_name shop{number}.example.com www.shop{number}.example.com;\n    location / {{\n        \
+             proxy_set_header X-Forwarded-For \"$proxy_add_x_forwarded_for\";\n        proxy_pass \
+             http://backend{number};\n    }}\n    location ~ \\.php$ {{ fastcgi_pass unix:/run/php{number}.sock; }}\n    \
+             location /static/ {{ alias /srv/static/{number}/; expires 30d; }}\n}}\n",
+            number >> 8 & 255,
+            number & 255
+        );
+        number += 1;
+    }
+    text += "}\n";
+    let files = Memory([(PathBuf::from(MAIN), text.into_bytes())].into());
+    let start = Instant::now();
+    let config = parse(&files, Source::new(Path::new(MAIN))).unwrap();
+    let parsed = start.elapsed();
+    let model = Model::new(config);
+    let built = start.elapsed() - parsed;
+    let start = Instant::now();
+    let listen = Some("10.0.0.1:443".parse().unwrap());
+    let located = model.locate(listen, Some("shop7.example.com"), "/x/index.php");
+    let located_in = start.elapsed();
+    assert!(located.exact && located.passes.len() == 1, "{located:?}");
+    println!("10 MB: parsed in {parsed:?}, modelled in {built:?}; a request located in {located_in:?}");
+    if !cfg!(debug_assertions) {
+        assert!(parsed + built < Duration::from_secs(1), "{parsed:?}, {built:?}");
+        assert!(located_in < Duration::from_millis(100), "{located_in:?}");
     }
 }
