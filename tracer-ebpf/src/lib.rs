@@ -79,6 +79,9 @@ pub mod flag {
     pub const EVIDENCE_GAP: u32 = 1 << 14;
     /// The moment of the end was missed; the record was made when the socket was destroyed.
     pub const MISSED_END: u32 = 1 << 15;
+    /// The stack of the connection's own network namespace had no socket for the SYN. Seen inside `connect()`, so
+    /// it needs no entry in the map of packet-level evidence.
+    pub const NO_SOCKET: u32 = 1 << 16;
 }
 
 /// Bits of [`Evidence::flags`].
@@ -418,6 +421,8 @@ pub struct Proc {
     pub last: PeerKey,
     /// 1 from CLOSE → SYN_SENT to the return of connect(): what is 0 there was not recorded.
     pub begun: u32,
+    /// The connection begun last.
+    pub sk: u64,
 }
 
 /// Per-CPU counters; user space sums them.
@@ -631,7 +636,7 @@ const _: () = {
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 32);
+    assert!(size_of::<Proc>() == 40);
     assert!(size_of::<Shared>() == 24);
     assert!(size_of::<Counters>() == 88);
     assert!(size_of::<Settings>().is_multiple_of(8));

@@ -12,7 +12,7 @@ use crate::{
     conns,
     emit::{self, count},
     kernel::{self, AF_INET, has, read},
-    maps::{LAST_DROP, setting},
+    maps::{LAST_DROP, PROCS, setting},
 };
 
 /// include/net/tcp_states.h.
@@ -65,6 +65,9 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
     }
     let mut flags = if forward { 0 } else { drop_flag::REPLY };
     let original = conntrack_original(skb);
+    if class == drop_class::NO_SOCKET && forward && original == 0 && refuses_own(skb, &segment) {
+        return None;
+    }
     let mut key = if original == 0 {
         segment.flow(forward)
     } else {
@@ -125,6 +128,34 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
         (*entry).wire_dport = wire.port;
     }
     Some(())
+}
+
+/// A SYN over loopback is refused before connect() returns, in the worker's own context: the commonest failure of
+/// all, noted in the connection's record without a look-up by flow. False if this is anything else.
+#[inline(always)]
+fn refuses_own(skb: u64, syn: &kernel::Segment) -> bool {
+    let Some(proc) = PROCS.get_ptr(kernel::tgid()) else {
+        return false;
+    };
+    // SAFETY: integers of a live map element.
+    let (begun, sk) = unsafe { ((*proc).begun, (*proc).sk) };
+    if begun == 0 {
+        return false;
+    }
+    let Some(conn) = conns::find(sk) else {
+        return false;
+    };
+    // SAFETY: an element of a pre-allocated map; the socket is locked by the connect() that we are in.
+    unsafe {
+        let same = (*conn).dport == syn.client_port(true, false)
+            && (*conn).daddr == syn.client_addr(true, false)
+            && u16::from_be(read(sk, setting!(inet_sport))) == syn.client_port(true, true)
+            && kernel::skb_netns(skb, 0) == kernel::sock_netns(sk);
+        if same {
+            (*conn).flags |= flag::NO_SOCKET;
+        }
+        same
+    }
 }
 
 #[inline(always)]

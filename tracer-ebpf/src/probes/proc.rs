@@ -45,6 +45,7 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
             root: tgid,
             last: PeerKey { addr: [0; 16], port: 0, _pad: 0 },
             begun: 0,
+            sk: 0,
         },
         0,
     );

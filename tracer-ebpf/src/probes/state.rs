@@ -90,7 +90,10 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
         record(sk, &conn, proc);
         debug!(ctx, "connection begun, port {}", conn.dport);
         // SAFETY: workers have one thread that connects.
-        unsafe { (*proc).begun = 1 };
+        unsafe {
+            (*proc).begun = 1;
+            (*proc).sk = sk;
+        }
     }
 }
 

@@ -425,6 +425,9 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
     if let Some(drop) = &mut drop {
         drop.forget_before(a.start_ns);
     }
+    if has(flag::NO_SOCKET) {
+        drop = Some(no_socket(a, drop));
+    }
     Ok(Event::Attempt(Box::new(Attempt {
         stage,
         worker: a.tgid,
@@ -452,6 +455,34 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         drop,
         overflow,
     })))
+}
+
+/// What [`flag::NO_SOCKET`] says, together with other drops of the same attempt.
+fn no_socket(a: &wire::Attempt, others: Option<Drop>) -> Drop {
+    let bit = 1 << wire::drop_class::NO_SOCKET;
+    match others {
+        Some(drop) => Drop {
+            count: drop.count.saturating_add(1),
+            classes: drop.classes | bit,
+            no_socket_netns: a.netns,
+            ..drop
+        },
+        None => Drop {
+            class: DropClass::NoSocket,
+            reason: 0,
+            count: 1,
+            first_ns: a.rst_ns,
+            last_ns: a.rst_ns,
+            location: 0,
+            stack: Vec::new(),
+            netns: a.netns,
+            reply: false,
+            conntrack: false,
+            classes: bit,
+            no_socket_netns: a.netns,
+            wire_dst: SocketAddr::new(ip(&a.daddr), a.dport),
+        },
+    }
 }
 
 /// The address that stands for "none" in a family.

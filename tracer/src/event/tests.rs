@@ -301,6 +301,19 @@ fn an_attempt_without_evidence_is_a_short_record() {
 }
 
 #[test]
+fn a_missing_socket_needs_no_evidence_entry() {
+    let bare = wire::Attempt { flags: flag::RST_IN | flag::NO_SOCKET, ..full() };
+    let drop = attempt_of(&bare).drop.unwrap();
+    assert_eq!((drop.class, drop.count, drop.no_socket_netns), (DropClass::NoSocket, 1, bare.netns));
+    assert_eq!(drop.wire_dst, SocketAddr::new(ip(&bare.daddr), bare.dport));
+    assert!(drop.saw(DropClass::NoSocket) && !drop.saw(DropClass::Netfilter));
+    let with = wire::Attempt { flags: flag::DROP | flag::NO_SOCKET, ..full() };
+    let drop = attempt_of(&with).drop.unwrap();
+    assert_eq!((drop.class, drop.no_socket_netns), (DropClass::RpFilter, with.netns));
+    assert!(drop.saw(DropClass::NoSocket) && drop.saw(DropClass::RpFilter));
+}
+
+#[test]
 fn what_is_seen_late_is_added() {
     let one = attempt_of(&full()).drop.unwrap();
     let late = Drop { count: 1, last_ns: 2_000_000, class: DropClass::Netfilter, ..one.clone() };

@@ -56,7 +56,7 @@ impl Maps {
             return Ok(());
         }
         self.procs
-            .insert(pid, Proc { role: role::NGINX, root, last: NOBODY, begun: 0 }, 0)
+            .insert(pid, Proc { role: role::NGINX, root, last: NOBODY, begun: 0, sk: 0 }, 0)
             .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))
     }
 
