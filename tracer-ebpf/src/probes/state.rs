@@ -147,13 +147,14 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
             }
             flags = flag::MISSED_END;
         }
-        // SAFETY: as above; removed only below.
-        let conn = unsafe { &*found };
+        // SAFETY: as above. Copied, so that it no longer matters to the verifier which map it came from.
+        let mut conn = unsafe { *found };
+        kernel::forget(&mut conn);
         let tgid = conn.tgid;
         let mut end =
             End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags, lsm_ret: 0 };
         kernel::forget(&mut end);
-        emit::attempt(sk, conn, &end);
+        emit::attempt(sk, &conn, &end);
         debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", end.sk_err);
         if end.sk_err == 0 && end.shutdown == 3 {
             emit::watch_client(sk, tgid);
@@ -269,8 +270,10 @@ fn client_closed(sk: u64, how: u8) {
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     if let Some(found) = conns::find(sk) {
-        // SAFETY: a live element of a pre-allocated map, removed only below.
-        missed_end(sk, unsafe { &*found });
+        // SAFETY: a live element of a pre-allocated map; copied as in `end`.
+        let mut conn = unsafe { *found };
+        kernel::forget(&mut conn);
+        missed_end(sk, &conn);
         conns::close(sk);
     }
     if emit::watching_until() != 0 {
