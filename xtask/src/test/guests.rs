@@ -28,7 +28,14 @@ const TAIL: usize = 6000;
 const SCRIPT: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
 lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 3 --tier "$@"; }
-part doctor ./why502 doctor
+# These kernels offer every hook of every tier: one that is missing is our mistake.
+hooks() {
+    for tier in full kprobe tracepoint; do
+        ./why502 doctor --tier $tier > doctor.txt 2>&1 || { cat doctor.txt; return 1; }
+        ! grep -A1 MISSING doctor.txt || return 1
+    done
+}
+part doctor hooks
 "#;
 
 /// How the script's own lines begin, and the end of a part.
