@@ -46,7 +46,7 @@ pub struct Snapshot {
     pub build: Option<Build>,
     /// The command line was not to be read in full: it may be the wrong configuration.
     pub is_guess: bool,
-    /// Size of each file, and when it was changed last.
+    /// Size of each file, and when its inode was changed last.
     versions: Vec<(PathBuf, OnDisk)>,
     /// The master that it was read for.
     pid: u32,
@@ -56,15 +56,22 @@ pub struct Snapshot {
     remembered: Names,
     /// What they resolved to when that was last asked.
     resolved: RefCell<HashMap<String, (Vec<IpAddr>, Instant)>>,
+    /// The last answer of [`Snapshot::edited`].
+    edited: RefCell<Option<Edited>>,
     /// Answers of [`Snapshot::candidates`]: a storm of failures asks for the same few addresses.
     found: RefCell<HashMap<SocketAddr, (Vec<Candidate>, Instant)>>,
 }
+
+/// Changed files, and when they were looked at.
+type Edited = (Vec<(PathBuf, Option<SystemTime>)>, Instant);
 
 /// Addresses of names, filled in by a thread of its own.
 type Names = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
 
 /// How long a name's addresses, and what was concluded from them, are used again.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long the answer which files have changed is used again.
+const FRESH_FILES: Duration = Duration::from_secs(1);
 /// Most names that are remembered.
 const MOST_NAMES: usize = 512;
 
@@ -207,14 +214,30 @@ impl Snapshot {
             .versions
             .iter()
             .filter_map(|(path, version)| {
-                let (_, seconds, nanos) = (*version)?;
-                let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
-                let changed = SystemTime::UNIX_EPOCH.checked_add(since)?;
+                let changed = changed_at(*version)?;
                 (changed > started + CLOCK_SLACK).then_some((path.as_path(), changed))
             })
             .collect();
         newer.sort_by_key(|(_, changed)| std::cmp::Reverse(*changed));
         newer
+    }
+
+    /// The files that are not what they were when this snapshot was made, with the time of the change (none if a
+    /// file is gone). Looked up once a second at most.
+    #[must_use]
+    pub fn edited(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
+        if let Some((known, _)) = self.edited.borrow().as_ref().filter(|(_, at)| at.elapsed() < FRESH_FILES) {
+            return known.clone();
+        }
+        let edited = RootFs::of_pid(self.pid).map(|root| self.differences(&root)).unwrap_or_default();
+        *self.edited.borrow_mut() = Some((edited.clone(), Instant::now()));
+        edited
+    }
+
+    fn differences(&self, root: &RootFs) -> Vec<(PathBuf, Option<SystemTime>)> {
+        let now = self.versions.iter().map(|(path, then)| (path, then, version(root, path)));
+        let changed = now.filter(|(_, then, now)| now != *then);
+        changed.map(|(path, _, now)| (path.clone(), changed_at(now))).collect()
     }
 
     /// The configuration lines that lead to an address. Names are looked up only if no literal address fits; where
@@ -339,9 +362,14 @@ fn platform(version: Option<Version>) -> Platform {
 }
 
 fn version(root: &RootFs, path: &Path) -> OnDisk {
-    // A file that was moved there keeps its time of modification: then the time of change tells.
-    let newer = |m: &std::fs::Metadata| (m.mtime(), m.mtime_nsec()).max((m.ctime(), m.ctime_nsec()));
-    root.metadata(path).ok().map(|m| (m.size(), newer(&m).0, newer(&m).1))
+    // Not the time of modification: a file that was moved there keeps it, and anybody can set it.
+    root.metadata(path).ok().map(|m| (m.size(), m.ctime(), m.ctime_nsec()))
+}
+
+fn changed_at(version: OnDisk) -> Option<SystemTime> {
+    let (_, seconds, nanos) = version?;
+    let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
 fn read_exe(pid: u32) -> io::Result<Vec<u8>> {
@@ -463,5 +491,35 @@ mod tests {
         assert_eq!(snapshot.newer_than(now + Duration::from_secs(1)), []);
         let newer = snapshot.newer_than(now - Duration::from_secs(5));
         assert!(matches!(newer.as_slice(), [(file, _)] if *file == path), "{newer:?}");
+        // The time of modification is what somebody says.
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(now + Duration::from_secs(7200)).unwrap();
+        let snapshot =
+            Snapshot { versions: vec![(path.clone(), version(&root, &path))], ..Snapshot::default() };
+        assert_eq!(snapshot.newer_than(now + Duration::from_secs(1)), []);
+    }
+
+    #[test]
+    fn files_that_are_not_what_was_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (kept, edited, removed) =
+            (folder.path().join("k"), folder.path().join("e"), folder.path().join("r"));
+        for path in [&kept, &edited, &removed] {
+            std::fs::write(path, "").unwrap();
+        }
+        let root = RootFs::at(Path::new("/")).unwrap();
+        let versions = [&kept, &edited, &removed].map(|path| (path.clone(), version(&root, path))).to_vec();
+        let snapshot = Snapshot { versions, pid: std::process::id(), ..Snapshot::default() };
+        assert_eq!(snapshot.differences(&root), []);
+        std::fs::write(&edited, "#").unwrap();
+        std::fs::remove_file(&removed).unwrap();
+        let found = snapshot.edited();
+        assert!(
+            matches!(found.as_slice(), [(a, Some(_)), (b, None)] if *a == edited && *b == removed),
+            "{found:?}"
+        );
+        // It is not looked at again at once.
+        std::fs::remove_file(&kept).unwrap();
+        assert_eq!(snapshot.edited().len(), 2);
     }
 }
