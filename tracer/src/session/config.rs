@@ -18,7 +18,8 @@ use crate::{
         self, Candidate, Files, Model, Platform, Problem, Source, Version,
         binary::{self, Build},
         dump::Dump,
-        glob, invocation,
+        glob,
+        invocation::{self, Invocation},
         value::Address,
     },
     sys::{proc, process::Process, rootfs::RootFs},
@@ -48,6 +49,12 @@ pub struct Snapshot {
     pub is_guess: bool,
     /// Size of each file, and when its inode was changed last.
     versions: Vec<(PathBuf, OnDisk)>,
+    /// The files that patterns stood for.
+    globs: Vec<Glob>,
+    /// When it was read.
+    made: Option<SystemTime>,
+    /// The command line that led to it.
+    started: Option<Invocation>,
     /// The master that it was read for.
     pid: u32,
     /// The master's /etc/hosts.
@@ -62,8 +69,21 @@ pub struct Snapshot {
     found: RefCell<HashMap<SocketAddr, (Vec<Candidate>, Instant)>>,
 }
 
+/// What has become of a file of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was changed then.
+    At(SystemTime),
+    /// Its path leads to another file, which itself was not changed.
+    Other,
+    /// It cannot be read any more.
+    Gone,
+    /// A pattern finds it now, and did not before.
+    Added,
+}
+
 /// Changed files, and when they were looked at.
-type Edited = (Vec<(PathBuf, Option<SystemTime>)>, Instant);
+type Edited = (Vec<(PathBuf, Change)>, Instant);
 
 /// Addresses of names, filled in by a thread of its own.
 type Names = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
@@ -91,28 +111,54 @@ const MOST_FOUND: usize = 1024;
 
 type OnDisk = Option<(u64, i64, i64)>;
 
-struct ProcessFiles(RootFs);
+struct ProcessFiles {
+    root: RootFs,
+    /// What each pattern was, and what it gave.
+    globs: RefCell<Vec<Glob>>,
+}
+
+type Glob = (PathBuf, Vec<PathBuf>);
+
+impl From<RootFs> for ProcessFiles {
+    fn from(root: RootFs) -> Self {
+        Self { root, globs: RefCell::default() }
+    }
+}
 
 impl Files for ProcessFiles {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.0.read(path, MAX_FILE)
+        self.root.read(path, MAX_FILE)
     }
 
     fn glob(&self, pattern: &Path) -> io::Result<Vec<PathBuf>> {
-        glob::expand(pattern, &mut |folder| {
-            Ok(self.0.list(folder, MAX_ENTRIES)?.into_iter().map(OsString::from_vec).collect())
-        })
+        let found = expand(&self.root, pattern)?;
+        self.globs.borrow_mut().push((pattern.to_path_buf(), found.clone()));
+        Ok(found)
     }
+}
+
+fn expand(root: &RootFs, pattern: &Path) -> io::Result<Vec<PathBuf>> {
+    glob::expand(pattern, &mut |folder| {
+        Ok(root.list(folder, MAX_ENTRIES)?.into_iter().map(OsString::from_vec).collect())
+    })
 }
 
 impl Snapshot {
     /// Reads the configuration of a master (or single process).
     #[must_use]
     pub fn of(master: &Process) -> Self {
-        match Self::read(master) {
-            Ok(snapshot) => snapshot,
-            Err(problem) => Self { problems: vec![problem.into()], ..Self::default() },
-        }
+        Self::read(master, None).unwrap_or_else(Self::failed)
+    }
+
+    /// Reads it again. A master keeps its command line, but its title may not tell it in full.
+    #[must_use]
+    pub fn again(&self, master: &Process) -> Self {
+        let known = self.started.as_ref().filter(|_| self.pid == master.pid && !self.is_guess);
+        Self::read(master, known).unwrap_or_else(Self::failed)
+    }
+
+    fn failed(problem: String) -> Self {
+        Self { problems: vec![problem.into()], ..Self::default() }
     }
 
     /// Reads a configuration, or a dump of `nginx -T`, without any nginx.
@@ -120,7 +166,7 @@ impl Snapshot {
     /// # Errors
     /// If the main file cannot be read.
     pub fn of_file(main: &Path, build: Option<Build>, version: Option<Version>) -> io::Result<Self> {
-        let files = ProcessFiles(RootFs::at(Path::new("/"))?);
+        let files = ProcessFiles::from(RootFs::at(Path::new("/"))?);
         let bytes = files.read(main)?;
         let platform = platform(version.or_else(|| build.as_ref()?.core()));
         let (config, errors) = match Dump::parse(&bytes) {
@@ -132,7 +178,7 @@ impl Snapshot {
         Ok(Self { model, problems, main: Some(main.to_path_buf()), build, ..Self::default() })
     }
 
-    fn read(master: &Process) -> Result<Self, String> {
+    fn read(master: &Process, known: Option<&Invocation>) -> Result<Self, String> {
         let pid = master.pid;
         let root =
             RootFs::of_pid(pid).map_err(|e| format!("cannot enter the root of nginx (pid {pid}): {e}"))?;
@@ -141,14 +187,18 @@ impl Snapshot {
         let build = binary::build(&exe);
         drop(exe);
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
-        let started = invocation::invocation(&master.title, &defaults, &cwd)
-            .map_err(|e| format!("cannot tell which configuration nginx (pid {pid}) runs with: {e}"))?;
-        let cut_off = is_cut_off(master);
-        let files = ProcessFiles(root);
+        let started = match known {
+            Some(known) => known.clone(),
+            None => invocation::invocation(&master.title, &defaults, &cwd)
+                .map_err(|e| format!("cannot tell which configuration nginx (pid {pid}) runs with: {e}"))?,
+        };
+        let cut_off = known.is_none() && is_cut_off(master);
+        let made = SystemTime::now();
+        let files = ProcessFiles::from(root);
         let source = Source { main: &started.conf_path, globals: started.globals.as_deref() };
         let (config, errors) = nginx::parse_partial(&files, source);
         let versions =
-            config.files().map(|(path, _)| (path.to_path_buf(), version(&files.0, path))).collect();
+            config.files().map(|(path, _)| (path.to_path_buf(), version(&files.root, path))).collect();
         let model = Model::for_platform(config, platform(build.as_ref().and_then(Build::core)));
         let mut problems: Vec<Problem> = errors.iter().chain(&model.warnings).map(Problem::from).collect();
         if cut_off {
@@ -163,14 +213,17 @@ impl Snapshot {
                 missing: true,
             });
         }
-        let hosts = files.0.read(Path::new("/etc/hosts"), 1 << 20).ok();
+        let hosts = files.root.read(Path::new("/etc/hosts"), 1 << 20).ok();
         Ok(Self {
             model,
             problems,
-            main: Some(started.conf_path),
+            main: Some(started.conf_path.clone()),
             build,
             is_guess: cut_off,
             versions,
+            globs: files.globs.into_inner(),
+            made: Some(made),
+            started: Some(started),
             pid,
             hosts,
             ..Self::default()
@@ -183,7 +236,7 @@ impl Snapshot {
         let Ok(root) = RootFs::of_pid(pid) else {
             return false;
         };
-        self.versions.iter().any(|(path, then)| version(&root, path) != *then)
+        !self.differences(&root).is_empty()
     }
 
     /// Looks up the names of the configuration in the background, to know later which have changed.
@@ -222,10 +275,9 @@ impl Snapshot {
         newer
     }
 
-    /// The files that are not what they were when this snapshot was made, with the time of the change (none if a
-    /// file is gone). Looked up once a second at most.
+    /// The files that are not what they were when this snapshot was made. Looked up once a second at most.
     #[must_use]
-    pub fn edited(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
+    pub fn edited(&self) -> Vec<(PathBuf, Change)> {
         if let Some((known, _)) = self.edited.borrow().as_ref().filter(|(_, at)| at.elapsed() < FRESH_FILES) {
             return known.clone();
         }
@@ -234,10 +286,25 @@ impl Snapshot {
         edited
     }
 
-    fn differences(&self, root: &RootFs) -> Vec<(PathBuf, Option<SystemTime>)> {
+    fn differences(&self, root: &RootFs) -> Vec<(PathBuf, Change)> {
         let now = self.versions.iter().map(|(path, then)| (path, then, version(root, path)));
         let changed = now.filter(|(_, then, now)| now != *then);
-        changed.map(|(path, _, now)| (path.clone(), changed_at(now))).collect()
+        let mut all: Vec<(PathBuf, Change)> = changed
+            .map(|(path, _, now)| {
+                let change = match changed_at(now) {
+                    Some(at) if self.made.is_none_or(|made| at + CLOCK_SLACK > made) => Change::At(at),
+                    // A symbolic link leads to another file.
+                    Some(_) => Change::Other,
+                    None => Change::Gone,
+                };
+                (path.clone(), change)
+            })
+            .collect();
+        for (pattern, then) in &self.globs {
+            let now = expand(root, pattern).unwrap_or_default();
+            all.extend(now.into_iter().filter(|path| !then.contains(path)).map(|path| (path, Change::Added)));
+        }
+        all
     }
 
     /// The configuration lines that lead to an address. Names are looked up only if no literal address fits; where
@@ -502,24 +569,36 @@ mod tests {
     #[test]
     fn files_that_are_not_what_was_read() {
         let folder = tempfile::tempdir().unwrap();
-        let (kept, edited, removed) =
-            (folder.path().join("k"), folder.path().join("e"), folder.path().join("r"));
-        for path in [&kept, &edited, &removed] {
+        let at = |name: &str| folder.path().join(name);
+        let all = ["kept", "edited", "gone", "linked"].map(at);
+        let [kept, edited, gone, linked] = &all;
+        for path in [kept, edited, gone, &at("older")] {
             std::fs::write(path, "").unwrap();
         }
+        std::os::unix::fs::symlink("kept", linked).unwrap();
         let root = RootFs::at(Path::new("/")).unwrap();
-        let versions = [&kept, &edited, &removed].map(|path| (path.clone(), version(&root, path))).to_vec();
-        let snapshot = Snapshot { versions, pid: std::process::id(), ..Snapshot::default() };
+        let pattern = at("*d");
+        let snapshot = Snapshot {
+            versions: all.iter().map(|path| (path.clone(), version(&root, path))).collect(),
+            globs: vec![(pattern.clone(), expand(&root, &pattern).unwrap())],
+            made: Some(SystemTime::now() + 2 * CLOCK_SLACK),
+            pid: std::process::id(),
+            ..Snapshot::default()
+        };
         assert_eq!(snapshot.differences(&root), []);
-        std::fs::write(&edited, "#").unwrap();
-        std::fs::remove_file(&removed).unwrap();
+        thread::sleep(3 * CLOCK_SLACK);
+        std::fs::write(edited, "#").unwrap();
+        std::fs::remove_file(gone).unwrap();
+        std::fs::remove_file(linked).unwrap();
+        std::os::unix::fs::symlink("older", linked).unwrap();
+        std::fs::write(at("found"), "").unwrap();
         let found = snapshot.edited();
-        assert!(
-            matches!(found.as_slice(), [(a, Some(_)), (b, None)] if *a == edited && *b == removed),
-            "{found:?}"
-        );
+        assert!(matches!(found.first(), Some((path, Change::At(_))) if path == edited), "{found:?}");
+        let rest =
+            [(gone.clone(), Change::Gone), (linked.clone(), Change::Other), (at("found"), Change::Added)];
+        assert_eq!(found.get(1..), Some(&rest[..]));
         // It is not looked at again at once.
-        std::fs::remove_file(&kept).unwrap();
-        assert_eq!(snapshot.edited().len(), 2);
+        std::fs::remove_file(kept).unwrap();
+        assert_eq!(snapshot.edited().len(), 4);
     }
 }

@@ -1,7 +1,7 @@
 //! What the configuration's own story adds to a verdict: files that are newer than the worker, names that have
 //! moved since nginx resolved them.
 
-use super::watch::Watched;
+use super::{config::Change, watch::Watched};
 use crate::{
     correlate::Case,
     diagnose::{Evidence, Fix, Verdict},
@@ -38,13 +38,15 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
     } else if let [(path, changed), others @ ..] = worker.config.edited().as_slice() {
         let others = and_others(others.len());
         let what = match changed {
-            Some(at) => format!("changed on disk at {}", moment(*at)),
-            None => "is gone".to_owned(),
+            Change::At(at) => format!("changed on disk at {}", moment(*at)),
+            Change::Other => "is another file now".to_owned(),
+            Change::Gone => "cannot be read any more".to_owned(),
+            Change::Added => "was added".to_owned(),
         };
         verdict.evidence.push(Evidence {
             kind: "config-changed",
             text: format!(
-                "{}{others} {what}, after nginx had read it: this worker runs the configuration lines as they were \
+                "{}{others} {what}, after nginx had read its configuration: this worker runs the lines as they were \
                  before, and so they are shown",
                 path.display()
             ),

@@ -156,7 +156,12 @@ impl Watch {
         let mut problems = Vec::new();
         let replaces = self.lost.is_replaced(parent, Instant::now());
         let config = if known.master == parent && !replaces && known.config.is_stale(parent) {
-            let fresh = self.finder.examine(parent).ok().flatten().map(|master| snapshot(&master));
+            let fresh = self
+                .finder
+                .examine(parent)
+                .ok()
+                .flatten()
+                .map(|master| with_names(known.config.again(&master)));
             if let Some(fresh) = &fresh {
                 problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
             }
@@ -267,7 +272,10 @@ impl Watch {
 }
 
 fn snapshot(master: &Process) -> Rc<Snapshot> {
-    let snapshot = Snapshot::of(master);
+    with_names(Snapshot::of(master))
+}
+
+fn with_names(snapshot: Snapshot) -> Rc<Snapshot> {
     snapshot.remember_names();
     Rc::new(snapshot)
 }
