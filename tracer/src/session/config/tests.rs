@@ -1,4 +1,5 @@
 use super::*;
+use crate::sys::process::{Credentials, ExeId, Role};
 
 #[test]
 fn reads_a_hosts_file() {
@@ -111,4 +112,41 @@ fn files_that_are_not_what_was_read() {
     // It is not looked at again at once.
     std::fs::remove_file(kept).unwrap();
     assert_eq!(snapshot.edited().len(), 4);
+}
+
+#[test]
+fn a_known_command_line_is_not_read_from_the_title_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nginx.conf");
+    std::fs::write(&path, "events {}\n").unwrap();
+    let pid = std::process::id();
+    let master = Process {
+        pid,
+        ppid: 1,
+        ns_pids: vec![pid],
+        exe: "/usr/sbin/nginx".into(),
+        exe_deleted: false,
+        exe_id: ExeId { dev: 0, ino: 0 },
+        // Cut off behind -c.
+        title: b"nginx: master process nginx -c".to_vec(),
+        role: Role::Master,
+        start_ticks: 0,
+        started: SystemTime::now(),
+        credentials: Credentials::default(),
+        netns: None,
+        root_differs: false,
+        mounts_differ: false,
+        container: None,
+    };
+    let started = invocation::invocation(
+        format!("nginx\0-c\0{}\0", path.display()).as_bytes(),
+        &binary::Defaults::default(),
+        Path::new("/"),
+    );
+    let known = Snapshot { pid, started: started.ok(), ..Snapshot::default() };
+    assert_eq!(known.again(&master).main, Some(path));
+    // A guess is not worth keeping, and another master has another command line.
+    for other in [Snapshot { is_guess: true, ..known }, Snapshot::default()] {
+        assert_eq!(other.again(&master).main, None);
+    }
 }
