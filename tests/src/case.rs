@@ -147,6 +147,8 @@ pub(crate) enum At {
     AfterNginx,
     /// While a request is in flight and nginx's connect is in SYN_SENT.
     Connecting,
+    /// Between the first request and the second.
+    AfterFirstRequest,
     AfterRequests,
 }
 
@@ -232,6 +234,11 @@ pub(crate) struct Nginx {
     pub(crate) user: String,
     /// Lines of an /etc/hosts that only this nginx sees, in a mount namespace of its own.
     pub(crate) etc_hosts: Option<String>,
+    /// Shell text that starts it: `"$@"` is the command line that the lab would use, DIR the prefix. For another
+    /// executable, other arguments, or a container made with unshare(1).
+    pub(crate) launch: Option<String>,
+    /// Where this nginx sees its prefix, if `launch` puts it elsewhere.
+    pub(crate) seen_at: Option<PathBuf>,
     /// Where it answers when it is ready.
     #[serde(default = "listen_address")]
     pub(crate) listen: String,
@@ -341,9 +348,15 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
     for tier in &case.tiers {
         ensure!(TIERS.contains(&tier.as_str()), "unknown tier `{tier}`; use one of {TIERS:?}");
     }
-    for marker in e.lines.iter().chain(&e.not_lines) {
+    let each = e.each.iter().flat_map(|each| &each.lines);
+    for marker in e.lines.iter().chain(&e.not_lines).chain(each) {
         ensure!(!marker.contains(['#', '@', ' ']), "marker `{marker}`: write the name only, without `#@`");
     }
+    let steps = |at| case.step.iter().any(|step| step.at == at);
+    ensure!(
+        !steps(At::AfterFirstRequest) || case.request.len() > 1,
+        "a step `after-first-request` needs a second [[request]]"
+    );
     for step in &case.step {
         let kinds = [
             step.run.is_some(),
@@ -418,6 +431,7 @@ mod tests {
             ("about", "abuot", "abuot"),
             ("[expect]", "[[step]]\n[expect]", "exactly one of"),
             ("[expect]", "[[step]]\nin='x'\nrun='y'\n[expect]", "add [hosts.x]"),
+            ("[expect]", "[[step]]\nat='after-first-request'\nrun='y'\n[expect]", "second [[request]]"),
             ("[expect]", "[[remote.rule]]\naction='icmp'\n[expect]", "icmp = "),
         ] {
             let error = format!("{:#}", parse(&SMALL.replace(from, to)).unwrap_err());

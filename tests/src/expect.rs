@@ -98,6 +98,12 @@ pub(crate) struct Expect {
     /// Markers that no incident may name.
     #[serde(default)]
     pub(crate) not_lines: Vec<String>,
+    /// No incident may name a line that is not among `lines`.
+    #[serde(default)]
+    pub(crate) only_lines: bool,
+    /// What belongs to the first incident, the second and so on, in the order of the stream.
+    #[serde(default)]
+    pub(crate) each: Vec<Each>,
     /// `upstream.address` must be one of these.
     #[serde(default)]
     pub(crate) addresses: Vec<String>,
@@ -111,6 +117,9 @@ pub(crate) struct Expect {
     pub(crate) summary_contains: Vec<String>,
     #[serde(default)]
     pub(crate) evidence_kinds: Vec<String>,
+    /// Kinds of evidence that no incident may have.
+    #[serde(default)]
+    pub(crate) never_kinds: Vec<String>,
     /// Text that must be nowhere in the verdict.
     #[serde(default)]
     pub(crate) text_never: Vec<String>,
@@ -120,6 +129,18 @@ pub(crate) struct Expect {
     pub(crate) full: Option<TierExpect>,
     pub(crate) kprobe: Option<TierExpect>,
     pub(crate) tracepoint: Option<TierExpect>,
+}
+
+/// One incident among several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Each {
+    /// Markers of the lines that it names, all of them.
+    pub(crate) lines: Vec<String>,
+    #[serde(default)]
+    pub(crate) evidence_kinds: Vec<String>,
+    #[serde(default)]
+    pub(crate) never_kinds: Vec<String>,
 }
 
 /// What one tier may say otherwise.

@@ -66,6 +66,12 @@ pub(crate) fn judge(
     }
     if !counted.is_empty() {
         lines(expect, &counted, markers, &mut failures);
+        for (number, (each, incident)) in (1..).zip(expect.each.iter().zip(&counted)) {
+            let mut found = only(&each.lines, incident, markers);
+            found.extend(all(&each.lines, incident, markers));
+            found.extend(kinds(&each.evidence_kinds, &each.never_kinds, &[incident]));
+            failures.extend(found.into_iter().map(|failure| format!("incident {number}: {failure}")));
+        }
         texts(expect, tier, &counted, &mut failures);
     }
     (failures, score)
@@ -149,6 +155,39 @@ fn lines(expect: &Expect, counted: &[&Value], markers: &BTreeMap<String, Line>, 
             failures.push(format!("config line {what}: {marker} = {}:{line}", file.display()));
         }
     }
+    if expect.only_lines {
+        failures.extend(counted.iter().flat_map(|incident| only(&expect.lines, incident, markers)));
+    }
+}
+
+/// The lines that an incident names and that have none of these markers. A default has no line.
+fn only(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
+    let config = incident.get("config").and_then(Value::as_array);
+    let of = |entry: &Value| Some((text(entry, "/file").into(), entry.get("line")?.as_u64()?));
+    let lines = config.into_iter().flatten().filter_map(of);
+    lines
+        .filter(|line: &Line| !wanted.iter().any(|marker| markers.get(marker) == Some(line)))
+        .map(|(file, line)| {
+            format!("config line named and not among those in force: {}:{line}", file.display())
+        })
+        .collect()
+}
+
+/// The markers whose line the incident does not name.
+fn all(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
+    let named =
+        |marker: &&String| markers.get(*marker).is_some_and(|(file, line)| names_line(incident, file, *line));
+    let missing = wanted.iter().filter(|marker| !named(marker));
+    missing.map(|marker| format!("config line not named: {marker} = {:?}", markers.get(marker))).collect()
+}
+
+/// Kinds of evidence that are missing, and those that must not be there.
+fn kinds(wanted: &[String], never: &[String], incidents: &[&Value]) -> Vec<String> {
+    let found: Vec<String> = incidents.iter().map(|i| entries(i, "evidence", "/kind")).collect();
+    let has = |kind: &str| found.iter().any(|kinds| kinds.lines().any(|k| k == kind));
+    let missing = wanted.iter().filter(|kind| !has(kind)).map(|kind| format!("no evidence of kind `{kind}`"));
+    let wrong = never.iter().filter(|kind| has(kind)).map(|kind| format!("evidence of kind `{kind}`"));
+    missing.chain(wrong).collect()
 }
 
 fn names_line(incident: &Value, file: &Path, line: u64) -> bool {
@@ -162,7 +201,6 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
     let join = |of: fn(&Value) -> String| counted.iter().map(|i| of(i)).collect::<Vec<_>>().join("\n");
     let evidence = join(|i| entries(i, "evidence", "/text")).to_lowercase();
     let summary = join(|i| text(i, "/summary").to_owned()).to_lowercase();
-    let kinds = join(|i| entries(i, "evidence", "/kind"));
     let fixes = join(|i| entries(i, "fix", "/text")).to_lowercase();
     for never in &expect.text_never {
         let needle = never.to_lowercase();
@@ -170,6 +208,7 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
             failures.push(format!("`{never}` must not be said"));
         }
     }
+    failures.extend(kinds(&[], &expect.never_kinds, counted));
     if expect.tier(tier).is_some_and(|t| t.no_texts) {
         return;
     }
@@ -182,11 +221,7 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
             }
         }
     }
-    for kind in &expect.evidence_kinds {
-        if !kinds.lines().any(|k| k == kind) {
-            failures.push(format!("no evidence of kind `{kind}`"));
-        }
-    }
+    failures.extend(kinds(&expect.evidence_kinds, &[], counted));
 }
 
 fn entries(incident: &Value, list: &str, field: &str) -> String {
@@ -291,10 +326,34 @@ mod tests {
         check("lines = ['no']", "full", &one, &["not named"]);
         check("not_lines = ['server']", "full", &one, &["innocent"]);
         check("lines = ['absent']", "full", &one, &["#@absent"]);
+        check("lines = ['server']\nonly_lines = true", "full", &one, &[]);
+        check("only_lines = true", "full", &one, &["not among those in force: /x/nginx.conf:4"]);
+        check("never_kinds = ['rst']", "full", &one, &[]);
+        check("never_kinds = ['errno']", "full", &one, &["evidence of kind `errno`"]);
         check("summary_contains = ['x']", "full", &one, &["summary does not say"]);
         check("summary_contains = ['x']\nfull = { no_texts = true }", "full", &one, &[]);
         check("text_never = ['said emfile']", "full", &one, &["must not be said"]);
         check("addresses = ['[::1]:3000']", "full", &one, &["upstream.address"]);
         check("modules = ['grpc']", "full", &one, &["upstream.module"]);
+    }
+
+    #[test]
+    fn each_incident_by_itself() {
+        let mut second = said("fd-limit", "proven");
+        second["config"][0]["file"] = json!("/x/y");
+        let both = [said("fd-limit", "proven"), second];
+        let each = |lines: [&str; 2], more: &str| {
+            let entry = |line| format!("[[each]]\nlines = ['{line}']\n{more}\n");
+            format!("incidents = 2\n{}{}", entry(lines[0]), entry(lines[1]))
+        };
+        check(&each(["server", "no"], "evidence_kinds = ['errno']"), "full", &both, &[]);
+        check(
+            &each(["server", "no"], "never_kinds = ['errno']"),
+            "full",
+            &both,
+            &["incident 1", "incident 2"],
+        );
+        let swapped = ["incident 1: config line named", "incident 1: config line not named", "2: ", "2: "];
+        check(&each(["no", "server"], ""), "full", &both, &swapped);
     }
 }

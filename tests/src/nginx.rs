@@ -34,7 +34,11 @@ impl Nginx {
         std::fs::write(dir.join("nginx.conf"), text).context("cannot write nginx.conf")?;
         let out = std::fs::File::create(dir.join("output"))?;
         // The absolute path is what USR2 executes again.
-        let mut command = web.command("/usr/sbin/nginx");
+        let program = "/usr/sbin/nginx";
+        let mut command = web.command(settings.launch.as_ref().map_or(program, |_| "sh"));
+        if let Some(text) = &settings.launch {
+            command.args(["-euc", text, "sh", program]).env("DIR", dir);
+        }
         if let Some(hosts) = &settings.etc_hosts {
             let path = dir.join("hosts");
             std::fs::write(&path, hosts)?;
@@ -58,6 +62,10 @@ impl Nginx {
     }
 
     fn ready(&mut self, web: &NetNs, settings: &Settings) -> bool {
+        if settings.launch.is_some() {
+            let Some(pid) = web.pids().into_iter().find(|pid| self.launched(*pid)) else { return false };
+            self.pid = pid;
+        }
         if settings.daemon {
             let Ok(pid) = self.read("nginx.pid").trim().parse() else { return false };
             self.pid = pid;
@@ -74,6 +82,14 @@ impl Nginx {
             self.pid
         };
         self.worker != 0
+    }
+
+    /// Whether a process is the master that the `launch` text has started.
+    fn launched(&self, pid: u32) -> bool {
+        let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let Some(child) = self.child.as_ref().map(Child::id) else { return false };
+        title.starts_with(b"nginx: master process")
+            && std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == child)
     }
 
     /// A file of the prefix as text; empty when there is none.
@@ -130,9 +146,9 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Where each `#@name` stands, in every file below `dir` that looks like configuration.
-pub(crate) fn markers(dir: &Path) -> Result<BTreeMap<String, Line>> {
-    let mut found = BTreeMap::new();
+/// Adds where each `#@name` stands, in every file below `dir` that looks like configuration. A name that is known
+/// keeps its place: a step may have changed the file since nginx has read it. `seen_at` is where nginx sees `dir`.
+pub(crate) fn markers(dir: &Path, seen_at: Option<&Path>, found: &mut BTreeMap<String, Line>) -> Result<()> {
     let mut folders = vec![dir.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder)? {
@@ -141,13 +157,17 @@ pub(crate) fn markers(dir: &Path) -> Result<BTreeMap<String, Line>> {
                 folders.push(path);
             } else if path.extension().is_some_and(|e| e == "conf") {
                 let text = std::fs::read_to_string(&path)?;
+                let seen = match (seen_at, path.strip_prefix(dir)) {
+                    (Some(elsewhere), Ok(rest)) => elsewhere.join(rest),
+                    _ => path,
+                };
                 for (line, name) in marked(&text) {
-                    found.insert(name.to_owned(), (path.clone(), line));
+                    found.entry(name.to_owned()).or_insert_with(|| (seen.clone(), line));
                 }
             }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 fn marked(text: &str) -> impl Iterator<Item = (u64, &str)> {
@@ -197,6 +217,21 @@ mod tests {
     fn marks() {
         let found: Vec<_> = marked("a;\nserver x; #@server\nb; #@b #@c\n").collect();
         assert_eq!(found, [(2, "server"), (3, "b"), (3, "c")]);
+    }
+
+    #[test]
+    fn marks_keep_their_place() {
+        let dir = std::env::temp_dir().join(format!("w502-marks-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("sites")).unwrap();
+        let path = dir.join("sites/a.conf");
+        let mut found = BTreeMap::new();
+        std::fs::write(&path, "a; #@a\n").unwrap();
+        markers(&dir, None, &mut found).unwrap();
+        std::fs::write(&path, "\na; #@a\nb; #@b\n").unwrap();
+        markers(&dir, Some(Path::new("/srv/x")), &mut found).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(found["a"], (path, 1));
+        assert_eq!(found["b"], ("/srv/x/sites/a.conf".into(), 3));
     }
 
     #[test]

@@ -7,14 +7,14 @@ use crate::judge;
 use crate::listen::{self, Held};
 use crate::needs;
 use crate::net::{self, World};
-use crate::nginx::{self, Nginx};
+use crate::nginx::{self, Line, Nginx};
 use crate::remote::Responder;
 use crate::report::Outcome;
 use crate::sys;
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -85,6 +85,7 @@ struct Scene<'a> {
     case: &'a Case,
     setup: &'a Setup<'a>,
     dir: &'a Path,
+    markers: BTreeMap<String, Line>,
     nginx: Vec<Nginx>,
     background: Vec<Child>,
     held: Vec<Held>,
@@ -99,6 +100,7 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         case,
         setup,
         dir,
+        markers: BTreeMap::new(),
         nginx: Vec::new(),
         background: Vec::new(),
         held: Vec::new(),
@@ -114,17 +116,20 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         scene.start(second, &dir, seen)?;
     }
     // Before any step changes a file: the lines are those of the configuration nginx has read.
-    let markers = nginx::markers(dir)?;
+    scene.mark()?;
     scene.steps(At::AfterNginx)?;
     for (number, request) in case.request.iter().enumerate() {
         scene.request(request, number == 0, outcome, seen)?;
+        if number == 0 {
+            scene.steps(At::AfterFirstRequest)?;
+        }
     }
     scene.steps(At::AfterRequests)?;
     scene.settle(outcome, seen);
     Nginx::stop_all(&scene.world.web, setup.bound(5.0));
     if let Some(watch) = setup.watch {
         outcome.incidents = watch.incidents(&seen.pids);
-        let (failures, score) = judge::judge(&case.expect, &watch.tier, &outcome.incidents, &markers);
+        let (failures, score) = judge::judge(&case.expect, &watch.tier, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
         outcome.score = score;
     }
@@ -149,11 +154,20 @@ impl Scene<'_> {
         Ok(())
     }
 
+    fn mark(&mut self) -> Result<()> {
+        // The second nginx's folder lies in the first's.
+        if let Some(second) = &self.case.second_nginx {
+            nginx::markers(&self.dir.join("second"), second.seen_at.as_deref(), &mut self.markers)?;
+        }
+        nginx::markers(self.dir, self.case.nginx.seen_at.as_deref(), &mut self.markers)
+    }
+
     fn steps(&mut self, at: At) -> Result<()> {
         for step in self.case.step.iter().filter(|s| s.at == at) {
             self.step(step).with_context(|| format!("step {step:?}"))?;
         }
-        Ok(())
+        // Lines of files that a step has written. Before nginx starts its own file is not there yet.
+        if at == At::BeforeNginx { Ok(()) } else { self.mark() }
     }
 
     fn step(&mut self, step: &Step) -> Result<()> {

@@ -167,6 +167,8 @@ fn scene(
         daemon: false,
         user: "root".to_owned(),
         etc_hosts: None,
+        launch: None,
+        seen_at: None,
         listen: NGINX.to_owned(),
     };
     std::fs::create_dir_all(dir.join("tmp")).with_context(|| format!("cannot create {}", dir.display()))?;

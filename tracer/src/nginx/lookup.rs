@@ -142,6 +142,10 @@ impl Model {
                 found.push(candidate);
             }
         }
+        // Some module may use an upstream that nothing passes to; where a pass surely leads there, that is far-fetched.
+        if found.iter().any(|candidate| candidate.exact && !candidate.passes.is_empty()) {
+            found.retain(|candidate| !candidate.passes.is_empty());
+        }
         // Stable: within each half the order of the files stays.
         found.sort_by_key(|candidate| !candidate.exact);
         found

@@ -18,7 +18,8 @@ use crate::{
         self, Candidate, Files, Model, Platform, Problem, Source, Version,
         binary::{self, Build},
         dump::Dump,
-        glob, invocation,
+        glob,
+        invocation::{self, Invocation},
         value::Address,
     },
     sys::{proc, process::Process, rootfs::RootFs},
@@ -46,8 +47,14 @@ pub struct Snapshot {
     pub build: Option<Build>,
     /// The command line was not to be read in full: it may be the wrong configuration.
     pub is_guess: bool,
-    /// Size of each file, and when it was changed last.
+    /// What each file was on disk.
     versions: Vec<(PathBuf, OnDisk)>,
+    /// The files that patterns stood for.
+    globs: Vec<Glob>,
+    /// When it was read.
+    made: Option<SystemTime>,
+    /// The command line that led to it.
+    started: Option<Invocation>,
     /// The master that it was read for.
     pid: u32,
     /// The master's /etc/hosts.
@@ -56,15 +63,35 @@ pub struct Snapshot {
     remembered: Names,
     /// What they resolved to when that was last asked.
     resolved: RefCell<HashMap<String, (Vec<IpAddr>, Instant)>>,
+    /// The last answer of [`Snapshot::edited`].
+    edited: RefCell<Option<Edited>>,
     /// Answers of [`Snapshot::candidates`]: a storm of failures asks for the same few addresses.
     found: RefCell<HashMap<SocketAddr, (Vec<Candidate>, Instant)>>,
 }
+
+/// What has become of a file of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It was changed then.
+    At(SystemTime),
+    /// Its path leads to another file, which itself was not changed.
+    Other,
+    /// It cannot be read any more.
+    Gone,
+    /// A pattern finds it now, and did not before.
+    Added,
+}
+
+/// Changed files, and when they were looked at.
+type Edited = (Vec<(PathBuf, Change)>, Instant);
 
 /// Addresses of names, filled in by a thread of its own.
 type Names = Arc<Mutex<HashMap<String, Vec<IpAddr>>>>;
 
 /// How long a name's addresses, and what was concluded from them, are used again.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long the answer which files have changed is used again.
+const FRESH_FILES: Duration = Duration::from_secs(1);
 /// Most names that are remembered.
 const MOST_NAMES: usize = 512;
 
@@ -82,30 +109,57 @@ pub struct StaleName {
 /// Most remembered answers.
 const MOST_FOUND: usize = 1024;
 
-type OnDisk = Option<(u64, i64, i64)>;
+/// Size, inode, and when that was changed last (seconds, nanoseconds).
+type OnDisk = Option<(u64, u64, i64, i64)>;
 
-struct ProcessFiles(RootFs);
+struct ProcessFiles {
+    root: RootFs,
+    /// What each pattern was, and what it gave.
+    globs: RefCell<Vec<Glob>>,
+}
+
+type Glob = (PathBuf, Vec<PathBuf>);
+
+impl From<RootFs> for ProcessFiles {
+    fn from(root: RootFs) -> Self {
+        Self { root, globs: RefCell::default() }
+    }
+}
 
 impl Files for ProcessFiles {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.0.read(path, MAX_FILE)
+        self.root.read(path, MAX_FILE)
     }
 
     fn glob(&self, pattern: &Path) -> io::Result<Vec<PathBuf>> {
-        glob::expand(pattern, &mut |folder| {
-            Ok(self.0.list(folder, MAX_ENTRIES)?.into_iter().map(OsString::from_vec).collect())
-        })
+        let found = expand(&self.root, pattern)?;
+        self.globs.borrow_mut().push((pattern.to_path_buf(), found.clone()));
+        Ok(found)
     }
+}
+
+fn expand(root: &RootFs, pattern: &Path) -> io::Result<Vec<PathBuf>> {
+    glob::expand(pattern, &mut |folder| {
+        Ok(root.list(folder, MAX_ENTRIES)?.into_iter().map(OsString::from_vec).collect())
+    })
 }
 
 impl Snapshot {
     /// Reads the configuration of a master (or single process).
     #[must_use]
     pub fn of(master: &Process) -> Self {
-        match Self::read(master) {
-            Ok(snapshot) => snapshot,
-            Err(problem) => Self { problems: vec![problem.into()], ..Self::default() },
-        }
+        Self::read(master, None).unwrap_or_else(Self::failed)
+    }
+
+    /// Reads it again. A master keeps its command line, but its title may not tell it in full.
+    #[must_use]
+    pub fn again(&self, master: &Process) -> Self {
+        let known = self.started.as_ref().filter(|_| self.pid == master.pid && !self.is_guess);
+        Self::read(master, known).unwrap_or_else(Self::failed)
+    }
+
+    fn failed(problem: String) -> Self {
+        Self { problems: vec![problem.into()], ..Self::default() }
     }
 
     /// Reads a configuration, or a dump of `nginx -T`, without any nginx.
@@ -113,7 +167,7 @@ impl Snapshot {
     /// # Errors
     /// If the main file cannot be read.
     pub fn of_file(main: &Path, build: Option<Build>, version: Option<Version>) -> io::Result<Self> {
-        let files = ProcessFiles(RootFs::at(Path::new("/"))?);
+        let files = ProcessFiles::from(RootFs::at(Path::new("/"))?);
         let bytes = files.read(main)?;
         let platform = platform(version.or_else(|| build.as_ref()?.core()));
         let (config, errors) = match Dump::parse(&bytes) {
@@ -125,7 +179,7 @@ impl Snapshot {
         Ok(Self { model, problems, main: Some(main.to_path_buf()), build, ..Self::default() })
     }
 
-    fn read(master: &Process) -> Result<Self, String> {
+    fn read(master: &Process, known: Option<&Invocation>) -> Result<Self, String> {
         let pid = master.pid;
         let root =
             RootFs::of_pid(pid).map_err(|e| format!("cannot enter the root of nginx (pid {pid}): {e}"))?;
@@ -134,14 +188,18 @@ impl Snapshot {
         let build = binary::build(&exe);
         drop(exe);
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
-        let started = invocation::invocation(&master.title, &defaults, &cwd)
-            .map_err(|e| format!("cannot tell which configuration nginx (pid {pid}) runs with: {e}"))?;
-        let cut_off = is_cut_off(master);
-        let files = ProcessFiles(root);
+        let started = match known {
+            Some(known) => known.clone(),
+            None => invocation::invocation(&master.title, &defaults, &cwd)
+                .map_err(|e| format!("cannot tell which configuration nginx (pid {pid}) runs with: {e}"))?,
+        };
+        let cut_off = known.is_none() && is_cut_off(master);
+        let made = SystemTime::now();
+        let files = ProcessFiles::from(root);
         let source = Source { main: &started.conf_path, globals: started.globals.as_deref() };
         let (config, errors) = nginx::parse_partial(&files, source);
         let versions =
-            config.files().map(|(path, _)| (path.to_path_buf(), version(&files.0, path))).collect();
+            config.files().map(|(path, _)| (path.to_path_buf(), version(&files.root, path))).collect();
         let model = Model::for_platform(config, platform(build.as_ref().and_then(Build::core)));
         let mut problems: Vec<Problem> = errors.iter().chain(&model.warnings).map(Problem::from).collect();
         if cut_off {
@@ -156,14 +214,17 @@ impl Snapshot {
                 missing: true,
             });
         }
-        let hosts = files.0.read(Path::new("/etc/hosts"), 1 << 20).ok();
+        let hosts = files.root.read(Path::new("/etc/hosts"), 1 << 20).ok();
         Ok(Self {
             model,
             problems,
-            main: Some(started.conf_path),
+            main: Some(started.conf_path.clone()),
             build,
             is_guess: cut_off,
             versions,
+            globs: files.globs.into_inner(),
+            made: Some(made),
+            started: Some(started),
             pid,
             hosts,
             ..Self::default()
@@ -176,7 +237,7 @@ impl Snapshot {
         let Ok(root) = RootFs::of_pid(pid) else {
             return false;
         };
-        self.versions.iter().any(|(path, then)| version(&root, path) != *then)
+        !self.differences(&root).is_empty()
     }
 
     /// Looks up the names of the configuration in the background, to know later which have changed.
@@ -207,14 +268,44 @@ impl Snapshot {
             .versions
             .iter()
             .filter_map(|(path, version)| {
-                let (_, seconds, nanos) = (*version)?;
-                let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
-                let changed = SystemTime::UNIX_EPOCH.checked_add(since)?;
+                let changed = changed_at(*version)?;
                 (changed > started + CLOCK_SLACK).then_some((path.as_path(), changed))
             })
             .collect();
         newer.sort_by_key(|(_, changed)| std::cmp::Reverse(*changed));
         newer
+    }
+
+    /// The files that are not what they were when this snapshot was made. Looked up once a second at most.
+    #[must_use]
+    pub fn edited(&self) -> Vec<(PathBuf, Change)> {
+        if let Some((known, _)) = self.edited.borrow().as_ref().filter(|(_, at)| at.elapsed() < FRESH_FILES) {
+            return known.clone();
+        }
+        let edited = RootFs::of_pid(self.pid).map(|root| self.differences(&root)).unwrap_or_default();
+        *self.edited.borrow_mut() = Some((edited.clone(), Instant::now()));
+        edited
+    }
+
+    fn differences(&self, root: &RootFs) -> Vec<(PathBuf, Change)> {
+        let now = self.versions.iter().map(|(path, then)| (path, then, version(root, path)));
+        let changed = now.filter(|(_, then, now)| now != *then);
+        let mut all: Vec<(PathBuf, Change)> = changed
+            .map(|(path, _, now)| {
+                let change = match changed_at(now) {
+                    Some(at) if self.made.is_none_or(|made| at + CLOCK_SLACK > made) => Change::At(at),
+                    // A symbolic link leads to another file.
+                    Some(_) => Change::Other,
+                    None => Change::Gone,
+                };
+                (path.clone(), change)
+            })
+            .collect();
+        for (pattern, then) in &self.globs {
+            let now = expand(root, pattern).unwrap_or_default();
+            all.extend(now.into_iter().filter(|path| !then.contains(path)).map(|path| (path, Change::Added)));
+        }
+        all
     }
 
     /// The configuration lines that lead to an address. Names are looked up only if no literal address fits; where
@@ -339,9 +430,14 @@ fn platform(version: Option<Version>) -> Platform {
 }
 
 fn version(root: &RootFs, path: &Path) -> OnDisk {
-    // A file that was moved there keeps its time of modification: then the time of change tells.
-    let newer = |m: &std::fs::Metadata| (m.mtime(), m.mtime_nsec()).max((m.ctime(), m.ctime_nsec()));
-    root.metadata(path).ok().map(|m| (m.size(), newer(&m).0, newer(&m).1))
+    // Not the time of modification: a file that was moved there keeps it, and anybody can set it.
+    root.metadata(path).ok().map(|m| (m.size(), m.ino(), m.ctime(), m.ctime_nsec()))
+}
+
+fn changed_at(version: OnDisk) -> Option<SystemTime> {
+    let (_, _, seconds, nanos) = version?;
+    let since = Duration::new(u64::try_from(seconds).ok()?, u32::try_from(nanos).ok()?);
+    SystemTime::UNIX_EPOCH.checked_add(since)
 }
 
 fn read_exe(pid: u32) -> io::Result<Vec<u8>> {
@@ -387,81 +483,4 @@ fn dns(name: &str) -> Vec<IpAddr> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_a_hosts_file() {
-        let file =
-            b"127.0.0.1 localhost\n# 10.0.0.9 app\n10.0.0.1\tdb app # local\nfe80::1%eth0 x\n::2 APP\n";
-        assert_eq!(hosts_file(file, "app"), ["10.0.0.1".parse::<IpAddr>().unwrap(), "::2".parse().unwrap()]);
-        assert!(hosts_file(file, "nope").is_empty());
-    }
-
-    fn snapshot(text: &str, then: &[(&str, &str)], now: &[(&str, &str)]) -> Snapshot {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("nginx.conf");
-        std::fs::write(&path, text).unwrap();
-        let snapshot = Snapshot::of_file(&path, None, None).unwrap();
-        assert_eq!(snapshot.problems, []);
-        for (name, ip) in then {
-            snapshot.remembered.lock().unwrap().insert((*name).to_owned(), vec![ip.parse().unwrap()]);
-        }
-        let mut resolved = snapshot.resolved.borrow_mut();
-        for name in snapshot.model.names() {
-            let ips =
-                now.iter().filter(|(known, _)| *known == name).map(|(_, ip)| ip.parse().unwrap()).collect();
-            resolved.insert(name, (ips, Instant::now()));
-        }
-        drop(resolved);
-        snapshot
-    }
-
-    #[test]
-    fn names_that_have_moved_are_found() {
-        let text = "events {} http { upstream u { server app.test:80; server b.test:80 resolve; server c.test:81; } \
-                    server { location / { proxy_pass http://u; } location /d { proxy_pass http://d.test; } } }";
-        let at = |snapshot: &Snapshot, addr: &str| {
-            let addr = addr.parse().unwrap();
-            let found = snapshot.candidates(addr);
-            let servers: Vec<_> = found.iter().map(|c| (c.server.clone(), c.exact)).collect();
-            let stale: Vec<_> =
-                snapshot.stale_names(addr, &found).into_iter().map(|name| (name.name, name.did)).collect();
-            (servers, stale)
-        };
-        let own = |name: &str, flag: bool| (name.to_owned(), flag);
-        let moved =
-            snapshot(text, &[("app.test", "10.0.0.5")], &[("app.test", "10.0.0.7"), ("d.test", "10.0.0.8")]);
-        assert_eq!(at(&moved, "10.0.0.7:80"), (vec![own("app.test:80", true)], vec![]));
-        assert_eq!(
-            at(&moved, "10.0.0.5:80"),
-            (vec![own("app.test:80", true)], vec![own("app.test", true)]),
-            "it did lead there"
-        );
-        assert_eq!(
-            at(&moved, "10.0.0.9:80"),
-            (
-                vec![own("app.test:80", false), own("b.test:80", false), own("d.test", false)],
-                vec![own("app.test", false), own("d.test", false)]
-            ),
-            "each may have led there; one is resolved again and again"
-        );
-        assert_eq!(at(&moved, "10.0.0.9:82"), (vec![], vec![]));
-        // The answer is used again, also where nothing leads.
-        assert_eq!(moved.found.borrow().len(), 4);
-    }
-
-    #[test]
-    fn files_newer_than_a_process() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.conf");
-        std::fs::write(&path, "").unwrap();
-        let root = RootFs::at(Path::new("/")).unwrap();
-        let versions = vec![(path.clone(), version(&root, &path)), ("/none".into(), None)];
-        let snapshot = Snapshot { versions, ..Snapshot::default() };
-        let now = SystemTime::now();
-        assert_eq!(snapshot.newer_than(now + Duration::from_secs(1)), []);
-        let newer = snapshot.newer_than(now - Duration::from_secs(5));
-        assert!(matches!(newer.as_slice(), [(file, _)] if *file == path), "{newer:?}");
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! What the configuration's own story adds to a verdict: files that are newer than the worker, names that have
 //! moved since nginx resolved them.
 
-use super::watch::Watched;
+use super::{config::Change, watch::Watched};
 use crate::{
     correlate::Case,
     diagnose::{Evidence, Fix, Verdict},
@@ -24,11 +24,7 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
     }
     let newer = worker.config.newer_than(worker.started);
     if let [(path, changed), others @ ..] = newer.as_slice() {
-        let others = match others.len() {
-            0 => String::new(),
-            1 => " and 1 other file".to_owned(),
-            more => format!(" and {more} other files"),
-        };
+        let others = and_others(others.len());
         verdict.evidence.push(Evidence {
             kind: "config-changed",
             text: format!(
@@ -37,6 +33,22 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
                 path.display(),
                 moment(*changed),
                 moment(worker.started)
+            ),
+        });
+    } else if let [(path, changed), others @ ..] = worker.config.edited().as_slice() {
+        let others = and_others(others.len());
+        let what = match changed {
+            Change::At(at) => format!("changed on disk at {}", moment(*at)),
+            Change::Other => "is another file now".to_owned(),
+            Change::Gone => "cannot be read any more".to_owned(),
+            Change::Added => "was added".to_owned(),
+        };
+        verdict.evidence.push(Evidence {
+            kind: "config-changed",
+            text: format!(
+                "{}{others} {what}, after nginx had read its configuration: this worker runs the lines as they were \
+                 before, and so they are shown",
+                path.display()
             ),
         });
     }
@@ -73,5 +85,13 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
                 command: Some(format!("kill -HUP {}", worker.master)),
             });
         }
+    }
+}
+
+fn and_others(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        1 => " and 1 other file".to_owned(),
+        more => format!(" and {more} other files"),
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     rc::Rc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -19,6 +19,8 @@ use crate::{
 
 /// How long an ended process is remembered: its last records may still be under way.
 const REMEMBER_S: u64 = 10;
+/// How soon after a worker's end a new one is taken for its replacement: nginx forks it at once.
+const REPLACED_WITHIN: Duration = Duration::from_millis(500);
 
 /// A watched process.
 #[derive(Debug, Clone)]
@@ -44,13 +46,38 @@ pub(super) struct Watch {
     /// `-p`: only these masters or processes, if not empty.
     only: Vec<u32>,
     processes: HashMap<u32, Watched>,
+    lost: Lost,
+}
+
+/// The workers that ended while their master still ran what they did: it replaces them, without reading its
+/// configuration again.
+#[derive(Debug, Default)]
+struct Lost(Vec<(u32, Instant)>);
+
+impl Lost {
+    fn note(&mut self, master: u32, at: Instant) {
+        self.0.retain(|(_, then)| at.duration_since(*then) < REPLACED_WITHIN);
+        self.0.push((master, at));
+    }
+
+    /// Whether a child that is born now stands for one that has just ended.
+    fn is_replaced(&mut self, master: u32, now: Instant) -> bool {
+        let fits = |(of, at): &(u32, Instant)| *of == master && now.duration_since(*at) < REPLACED_WITHIN;
+        let found = self.0.iter().position(fits);
+        found.map(|index| self.0.swap_remove(index)).is_some()
+    }
 }
 
 impl Watch {
     /// Watches all nginx processes, or only those that belong to `only`.
     #[must_use]
     pub(super) fn new(only: Vec<u32>) -> Self {
-        Self { finder: Finder::new(binary::is_nginx_binary), only, processes: HashMap::new() }
+        Self {
+            finder: Finder::new(binary::is_nginx_binary),
+            only,
+            processes: HashMap::new(),
+            lost: Lost::default(),
+        }
     }
 
     /// Looks at all processes of the host and watches what is nginx; problems are returned as sentences.
@@ -127,8 +154,14 @@ impl Watch {
         maps.watch(pid, known.master)?;
         // A child of the master after a reload runs with what is on disk now.
         let mut problems = Vec::new();
-        let config = if known.master == parent && known.config.is_stale(parent) {
-            let fresh = self.finder.examine(parent).ok().flatten().map(|master| snapshot(&master));
+        let replaces = self.lost.is_replaced(parent, Instant::now());
+        let config = if known.master == parent && !replaces && known.config.is_stale(parent) {
+            let fresh = self
+                .finder
+                .examine(parent)
+                .ok()
+                .flatten()
+                .map(|master| with_names(known.config.again(&master)));
             if let Some(fresh) = &fresh {
                 problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
             }
@@ -191,8 +224,13 @@ impl Watch {
 
     /// A watched process ended.
     pub(super) fn exited(&mut self, pid: u32) {
-        if let Some(process) = self.processes.get_mut(&pid) {
-            process.ended = Some(Instant::now());
+        let now = Instant::now();
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.ended = Some(now);
+        let (master, config) = (process.master, Rc::clone(&process.config));
+        let still = |of: &Watched| of.ended.is_none() && Rc::ptr_eq(&of.config, &config);
+        if master != pid && self.processes.get(&master).is_some_and(still) {
+            self.lost.note(master, now);
         }
     }
 
@@ -234,7 +272,30 @@ impl Watch {
 }
 
 fn snapshot(master: &Process) -> Rc<Snapshot> {
-    let snapshot = Snapshot::of(master);
+    with_names(Snapshot::of(master))
+}
+
+fn with_names(snapshot: Snapshot) -> Rc<Snapshot> {
     snapshot.remember_names();
     Rc::new(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_worker_is_replaced_once_and_soon() {
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        let mut lost = Lost::default();
+        assert!(!lost.is_replaced(7, start));
+        lost.note(7, start);
+        lost.note(7, start + ms(10));
+        assert!(!lost.is_replaced(8, start + ms(11)));
+        assert!(lost.is_replaced(7, start + ms(11)));
+        assert!(lost.is_replaced(7, start + ms(12)));
+        assert!(!lost.is_replaced(7, start + ms(13)), "both have their successors");
+        lost.note(7, start);
+        assert!(!lost.is_replaced(7, start + REPLACED_WITHIN), "that is a reload");
+    }
 }
