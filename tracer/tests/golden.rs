@@ -17,6 +17,7 @@ use std::{
 
 use tracer::{
     diagnose::{Cause, diagnose},
+    correlate::request::Attribution,
     report::{Incident, Report, json::Json, text::Text},
 };
 
@@ -45,6 +46,7 @@ fn incident(sample: Sample) -> Incident {
         verdict,
         container: sample.container,
         bind_lines: sample.bind_lines,
+        attribution: Attribution::default(),
     }
 }
 

@@ -141,6 +141,8 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             icmp: None,
             drop: None,
             overflow: None,
+            request: None,
+            number: None,
         },
         client_gone: None,
         reach: FULL,
