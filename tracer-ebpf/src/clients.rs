@@ -183,7 +183,13 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
             if since == 0 || since == CONTINUE {
                 (*slot).write_seq = written;
                 (*slot).copied_seq = copied;
-                (*slot).received = (*slot).received.saturating_add(more);
+                if (*slot).flags & client_flag::HTTP != 0
+                    && let Some((buf, _)) = kernel::buffer_of(setting!(nr_recvfrom))
+                    && buf.wrapping_sub((*slot).buf) < u64::from((*slot).asked)
+                {
+                    // More of the head; a body goes elsewhere.
+                    (*slot).received = (*slot).received.saturating_add(more);
+                }
                 seal(slot);
                 return (*slot).id;
             }
@@ -213,25 +219,24 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
                 }
             }
         } else if buf != 0 {
-            // Not what follows the last request in the same buffer, and not what came after it had been filled.
+            // Not what follows the last request in the same buffer; nor, after it had been filled, what goes to another.
             let mut follows = false;
             buffer = (*proc).buffer;
             if known {
                 let behind = buf.wrapping_sub((*slot).buf);
-                follows = (behind != 0 && behind <= u64::from((*slot).asked))
-                    || (*slot).received >= (*slot).asked;
+                let filled = (*slot).received >= (*slot).asked;
+                follows = behind != 0 && (filled || behind <= u64::from((*slot).asked));
                 if (*slot).buffer != 0 {
                     buffer = (*slot).buffer;
                 }
             }
-            if !follows
-                && asked == buffer
-                && let Some(scratch) = SCRATCH.get_ptr_mut(0)
-            {
-                let length = kernel::string_of(scratch, buf);
-                if length > 0 && (*scratch)[0].is_ascii_uppercase() {
-                    flags = client_flag::HTTP | client_flag::ALIGNED;
-                    clean = length;
+            if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
+                clean = kernel::string_of(scratch, buf);
+                if clean > 0 && (*scratch)[0].is_ascii_uppercase() {
+                    flags = client_flag::HTTP;
+                    if !follows && asked == buffer {
+                        flags |= client_flag::ALIGNED;
+                    }
                 }
             }
         }

@@ -89,8 +89,10 @@ fn on_send(sk: u64, done: u32, size: u32) {
 
 /// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
 #[inline(never)]
-fn answer(sk: u64, tgid: u32, done: u32, size: u32) {
+fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
     const IPPROTO_TCP: u16 = 6;
+    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+    kernel::forget(&mut sk);
     let Some(proc) = PROCS.get_ptr_mut(tgid) else {
         return;
     };

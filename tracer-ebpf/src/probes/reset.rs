@@ -44,7 +44,9 @@ fn reset_kprobe(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn on_reset(sk: u64, skb: u64) {
+fn on_reset(mut sk: u64, skb: u64) {
+    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+    kernel::forget(&mut sk);
     let Some(conn) = conns::find(sk) else {
         return;
     };
