@@ -258,7 +258,7 @@ fn judge(sent: &BTreeMap<u64, Sent>, incidents: &[Value]) -> Vec<String> {
     ));
     for (manner, [all, known]) in &manners {
         report::say(&format!("  {manner:?}: {known} of {all} requests with a server of their own are known"));
-        if matches!(manner, Manner::Keepalive | Manner::Single) && known * 10 < all * 9 {
+        if matches!(manner, Manner::Keepalive | Manner::Single | Manner::Posts) && known * 10 < all * 9 {
             problems.push("less than nine of ten requests of ordinary clients are known".to_owned());
         }
     }
@@ -310,8 +310,10 @@ enum Manner {
     Single,
     /// Some requests in one write.
     Pipelined,
-    /// With bodies, sent late, that look like requests.
-    Bodies,
+    /// With bodies of a kilobyte.
+    Posts,
+    /// With such bodies behind requests that are answered first, and as if they were requests themselves.
+    Hostile,
 }
 
 const MANNERS: [Manner; 8] = [
@@ -320,9 +322,9 @@ const MANNERS: [Manner; 8] = [
     Manner::Keepalive,
     Manner::Pipelined,
     Manner::Keepalive,
-    Manner::Bodies,
+    Manner::Posts,
     Manner::Single,
-    Manner::Keepalive,
+    Manner::Hostile,
 ];
 
 fn clients(web: &NetNs, clients: usize, requests: u64, bound: Duration) -> Result<BTreeMap<u64, Sent>> {
@@ -383,7 +385,7 @@ impl Client {
                 Ok(())
             }),
             Manner::Pipelined => self.pipeline(id),
-            Manner::Bodies => self.bodies(id),
+            Manner::Posts | Manner::Hostile => self.bodies(id),
         }
     }
 
@@ -482,6 +484,12 @@ impl Client {
                 let head = self.head(id, bad, "POST")?;
                 self.answer(id, &(post(head) + &body))?;
             }
+        }
+        if self.manner == Manner::Posts {
+            let any = self.dice.fate();
+            self.exchange(id + 1, any, "GET")?;
+            let head = self.head(id + 2, fate("bad")?, "POST")?;
+            return self.answer(id + 2, &(head + "Content-Length: 3\r\n\r\na=b"));
         }
         // The head of a POST behind a request that is answered first; its body is all that is read next.
         let first = self.head(id + 1, fate("static")?, "GET")? + "\r\n";

@@ -25,6 +25,10 @@ use crate::{
 /// whether it wants. No answer is as short.
 pub(crate) const CONTINUE: u32 = 25;
 
+/// How the header of the PROXY protocol begins, in its two versions: the request comes with the next read.
+const PROXY_V1: u64 = u64::from_le_bytes(*b"PROXY TC");
+const PROXY_V2: u64 = u64::from_le_bytes(*b"\r\n\r\n\0\r\nQ");
+
 /// Fibonacci hashing.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -180,7 +184,8 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
                 // A look without taking (MSG_PEEK).
                 return 0;
             }
-            if since == 0 || since == CONTINUE {
+            let fresh = since == 0 || since == CONTINUE;
+            if fresh && (*slot).flags & client_flag::PROXY == 0 {
                 (*slot).write_seq = written;
                 (*slot).copied_seq = copied;
                 if (*slot).flags & client_flag::HTTP != 0
@@ -210,8 +215,10 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
                 return 0;
             }
             if buf != 0 && consumed <= asked {
-                let first: u8 = kernel::read_user(buf);
-                if first.is_ascii_uppercase() {
+                let first: u64 = kernel::read_user(buf);
+                if first == PROXY_V1 || first == PROXY_V2 {
+                    flags = client_flag::PROXY;
+                } else if (first as u8).is_ascii_uppercase() {
                     flags = client_flag::HTTP | client_flag::FIRST;
                     buffer = asked;
                     received = consumed;

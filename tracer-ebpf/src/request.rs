@@ -40,6 +40,8 @@ pub mod client_flag {
     pub const ALIGNED: u32 = 1 << 2;
     /// It has been answered.
     pub const ANSWERED: u32 = 1 << 3;
+    /// The header of the PROXY protocol.
+    pub const PROXY: u32 = 1 << 4;
     /// Another client was written to: two requests could be meant.
     pub const MISMATCH: u32 = 1 << 8;
     /// The connection was closed without an answer.

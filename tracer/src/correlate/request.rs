@@ -58,7 +58,7 @@ pub const UNANSWERED: &str = "the request was not answered in time to be reporte
 /// Both ends of the chain disagree.
 pub const AMBIGUOUS: &str = "more than one request of this worker could be meant";
 /// Not HTTP/1 in clear text.
-pub const OPAQUE: &str = "the client does not speak HTTP/1 in clear text";
+pub const OPAQUE: &str = "what the client sent last does not begin like an HTTP/1 request (TLS, HTTP/2, the rest of one)";
 /// It may be a body or the rest of another request.
 pub const DOUBTFUL: &str = "where the request begins on its connection is not certain";
 /// The hooks are not attached.
