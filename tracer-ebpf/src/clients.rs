@@ -17,8 +17,9 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    conns,
     kernel::{self, read},
-    maps::{CLIENTS, FAILED, PROCS, SCRATCH, setting},
+    maps::{CLIENTS, FAILED, PROCS, SCRATCH, SHARED, setting},
 };
 
 /// "HTTP/1.1 100 Continue" with its two line ends: what nginx sends before it reads a body that it was asked
@@ -93,19 +94,20 @@ pub(crate) fn take(proc: *mut Proc) -> Turn {
 #[inline(always)]
 pub(crate) fn assign(proc: *mut Proc, conn: &mut Conn) {
     let last = take(proc);
-    if last.kind == turn::NOTHING {
-        return;
+    if last.kind != turn::NOTHING {
+        conn.client = last.id;
+        conn.number = match last.kind {
+            turn::READ_CLIENT => 1,
+            turn::CLOSED if last.number != 0 => last.number.wrapping_add(1),
+            // After an answer: the next server's turn, or another subrequest's first.
+            _ => 0,
+        };
+        if last.retry != 0 {
+            conn.flags |= flag::RETRY;
+        }
     }
-    conn.client = last.id;
-    conn.number = match last.kind {
-        turn::READ_CLIENT => 1,
-        turn::CLOSED if last.number != 0 => last.number.wrapping_add(1),
-        // After an answer: the next server's turn, or another subrequest's first.
-        _ => 0,
-    };
-    if last.retry != 0 {
-        conn.flags |= flag::RETRY;
-    }
+    // One state for the verifier, whichever it was.
+    kernel::forget(conn);
 }
 
 /// Remembers a failed attempt until the worker closes its socket.
@@ -119,6 +121,11 @@ pub(crate) fn failed(sk: u64, conn: &Conn) {
     };
     // SAFETY: a live array element of plain integers.
     unsafe {
+        if (*slot).sk == 0
+            && let Some(shared) = SHARED.get_ptr_mut(0)
+        {
+            conns::add(&raw mut (*shared).failed_open, 1);
+        }
         (*slot).sk = sk;
         (*slot).id = conn.client;
         (*slot).tgid = conn.tgid;
@@ -130,6 +137,11 @@ pub(crate) fn failed(sk: u64, conn: &Conn) {
 /// A TCP socket is destroyed: perhaps a failed attempt's, by its worker.
 #[inline(always)]
 pub(crate) fn closed(sk: u64) {
+    // SAFETY: an integer of an array element.
+    let open = SHARED.get_ptr(0).map_or(0, |s| unsafe { core::ptr::read_volatile(&raw const (*s).failed_open) });
+    if open == 0 {
+        return;
+    }
     let Some(slot) = FAILED.get_ptr_mut(place(sk) & (FAILED_PLACES - 1)) else {
         return;
     };
@@ -142,6 +154,9 @@ pub(crate) fn closed(sk: u64) {
         let (id, number) = ((*slot).id, (*slot).number);
         let whole = (*slot).tgid == tgid && (*slot).check == sum::<FAILED_WORDS>(slot.cast());
         (*slot).sk = 0;
+        if let Some(shared) = SHARED.get_ptr_mut(0) {
+            conns::add(&raw mut (*shared).failed_open, u64::MAX);
+        }
         if whole && let Some(proc) = PROCS.get_ptr_mut(tgid) {
             gave_up(proc, id, number);
         }
@@ -205,8 +220,10 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
         let mut buffer = 0;
         let mut clean = 0;
         let mut received = if known { copied.wrapping_sub((*slot).copied_seq) } else { asked };
-        let sent: u64 = read(sk, setting!(bytes_sent));
-        if sent == 0 {
+        // A record of this socket that fits the bytes is of this connection: a request that begins later than with its
+        // first bytes, or (once in four million) one of which less is believed.
+        let continues = known && received <= asked && (*slot).flags & client_flag::PROXY == 0;
+        if !continues && read::<u64>(sk, setting!(bytes_sent)) == 0 {
             let arrived = read::<u64>(sk, setting!(bytes_received)) as u32;
             let next: u32 = read(sk, setting!(rcv_nxt));
             // A FIN behind them counts as one that waits.

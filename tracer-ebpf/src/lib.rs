@@ -478,6 +478,8 @@ pub struct Shared {
     pub peer_inserts: u32,
     /// Connections in the hash map, because their bucket was full.
     pub spilled: u64,
+    /// Failed attempts whose sockets are not closed yet.
+    pub failed_open: u64,
 }
 
 /// Facts of the running kernel, set before the program is loaded. Offsets are in bytes from the start of
@@ -670,7 +672,7 @@ const _: () = {
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
     assert!(size_of::<Proc>() == 64);
-    assert!(size_of::<Shared>() == 24);
+    assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);
     assert!(size_of::<Settings>().is_multiple_of(8));
 };

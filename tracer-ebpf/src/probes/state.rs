@@ -266,8 +266,9 @@ fn destroy_sock(ctx: RawTracePointContext) -> i32 {
         // SAFETY: a live element of a pre-allocated map, removed only below.
         missed_end(sk, unsafe { &*found });
         conns::close(sk);
+    } else {
+        clients::closed(sk);
     }
-    clients::closed(sk);
     if emit::watching_until() != 0 {
         client_closed(sk, 2);
     }
@@ -296,5 +297,4 @@ fn missed_end(sk: u64, conn: &Conn) {
         lsm_ret: 0,
     };
     emit::attempt(sk, conn, &end);
-    clients::failed(sk, conn);
 }

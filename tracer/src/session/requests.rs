@@ -5,7 +5,7 @@
 //! are fresh; those without a request wait for nobody.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -17,10 +17,10 @@ use crate::{
 
 /// How long an incident waits for its request's answer.
 const WAIT: Duration = Duration::from_secs(2);
-/// How long an answer is kept for attempts that are still to be explained: longer than they can wait in a storm.
-const KEEP: Duration = Duration::from_secs(30);
-/// Answers that are kept at most (about 10 MB).
-const MOST_ANSWERS: usize = 65_536;
+/// How long an answer is kept for attempts that are still to be explained.
+const KEEP: Duration = Duration::from_secs(10);
+/// Answers that are kept at most: those of all attempts that can wait to be explained, and as many again.
+const MOST_ANSWERS: usize = 16_384;
 /// Incidents that wait at most; beyond it the oldest go without their request.
 const MOST_WAITING: usize = 8192;
 
@@ -31,7 +31,9 @@ type Key = (u32, u64);
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     watched: bool,
-    answers: HashMap<Key, (Instant, Attribution)>,
+    answers: HashMap<Key, Attribution>,
+    /// When each of them came, the oldest first.
+    ages: VecDeque<(Instant, Key)>,
     waiting: VecDeque<(Instant, Key, Incident)>,
     /// Number of the next request.
     next: u64,
@@ -45,16 +47,19 @@ impl Requests {
 
     /// Notes a request that was answered.
     pub(super) fn answered(&mut self, answered: &Answered, now: Instant) {
-        if self.answers.len() >= MOST_ANSWERS {
-            self.sweep(now);
-        }
-        if self.answers.len() >= MOST_ANSWERS {
-            return;
-        }
         let attribution = Attribution::of(answered, self.next);
         self.next += u64::from(attribution.request.is_some());
+        let key = (answered.worker, answered.request);
         // What has been said in doubt stays in doubt.
-        self.answers.entry((answered.worker, answered.request)).or_insert((now, attribution));
+        if let Entry::Vacant(place) = self.answers.entry(key) {
+            place.insert(attribution);
+            self.ages.push_back((now, key));
+        }
+        if self.ages.len() > MOST_ANSWERS
+            && let Some((_, oldest)) = self.ages.pop_front()
+        {
+            self.answers.remove(&oldest);
+        }
     }
 
     /// Gives an incident its request; None if it waits for it now.
@@ -65,12 +70,16 @@ impl Requests {
             None => UNLINKED,
             Some(id) => {
                 let key = (attempt.worker, id);
-                if let Some((_, attribution)) = self.answers.get(&key) {
+                if let Some(attribution) = self.answers.get(&key) {
                     incident.attribution = attribution.clone();
                     return Some(incident);
                 }
-                self.waiting.push_back((now, key, incident));
-                return None;
+                if !attempt.exiting {
+                    self.waiting.push_back((now, key, incident));
+                    return None;
+                }
+                // Its worker ends and answers nobody.
+                UNANSWERED
             }
         };
         incident.attribution = Attribution::unknown(note);
@@ -84,7 +93,7 @@ impl Requests {
         for (since, key, mut incident) in std::mem::take(&mut self.waiting) {
             let late = excess > 0 || now.duration_since(since) >= WAIT;
             excess = excess.saturating_sub(1);
-            if let Some((_, attribution)) = self.answers.get(&key) {
+            if let Some(attribution) = self.answers.get(&key) {
                 incident.attribution = attribution.clone();
                 done.push(incident);
             } else if late {
@@ -114,6 +123,8 @@ impl Requests {
 
     /// Forgets old answers.
     pub(super) fn sweep(&mut self, now: Instant) {
-        self.answers.retain(|_, (since, _)| now.duration_since(*since) < KEEP);
+        while let Some((_, key)) = self.ages.pop_front_if(|(since, _)| now.duration_since(*since) >= KEEP) {
+            self.answers.remove(&key);
+        }
     }
 }
