@@ -141,12 +141,10 @@ fn reuse(request: &Request, bound: Duration) -> Vec<Answer> {
             Some(open) => open,
             None => BufReader::new(open(request, bound)?),
         };
-        let numbers = match (request.pipeline, number) {
-            (false, _) => number..=number,
-            (true, 1) => 1..=request.count,
-            (true, _) => 1..=0,
-        };
-        let send: String = numbers.map(|number| head(request, number, "keep-alive")).collect();
+        // In a pipeline the first one sends for all.
+        let last = if request.pipeline { request.count } else { number };
+        let first = if request.pipeline && number > 1 { last + 1 } else { number };
+        let send: String = (first..=last).map(|number| head(request, number, "keep-alive")).collect();
         let status = exchange(&mut open, &send)?;
         reader = Some(open);
         Ok(Some(status))

@@ -300,16 +300,21 @@ mod tests {
 
     #[test]
     fn requests_are_their_own() {
-        let sent: Vec<Request> =
-            vec![toml::from_str("path = '/a'\nexpect_status = 502").unwrap(), toml::from_str("path = '/b{n}'\ncount = 2").unwrap()];
+        let sent: Vec<Request> = vec![
+            toml::from_str("path = '/a'\nexpect_status = 502").unwrap(),
+            toml::from_str("path = '/b{n}'\ncount = 2").unwrap(),
+        ];
         let of = |more: &str, target: &str, saw: u16| {
             let mut said = said("fd-limit", "proven");
-            said["request"] = json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
+            said["request"] =
+                json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
             said["attempt"] = json!({"client_saw": saw});
             requests(&expect(more), "full", &sent, &[said])
         };
         assert!(of("", "/a", 502).is_empty() && of("request = 'known'", "/b2", 200).is_empty());
-        for (more, target, saw) in [("", "/a", 200), ("", "/c", 502), ("", "/b3", 502), ("request = 'client'", "/a", 502)] {
+        for (more, target, saw) in
+            [("", "/a", 200), ("", "/c", 502), ("", "/b3", 502), ("request = 'client'", "/a", 502)]
+        {
             assert_eq!(of(more, target, saw).len(), 1, "{more} {target} {saw}");
         }
         let nothing = requests(&expect("request = 'known'"), "full", &sent, &[said("fd-limit", "proven")]);

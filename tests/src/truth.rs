@@ -160,13 +160,15 @@ pub(crate) fn run(options: &Options, requests: u64, workers: u32) -> Result<bool
     for (port, mode, delay_ms) in
         [(3000, ListenMode::Http, 0), (3001, ListenMode::HttpKeepalive, 0), (3002, ListenMode::Http, 50)]
     {
-        let listen = Listen { address: format!("127.0.0.1:{port}"), mode, backlog: 1024, delay_ms, status: 200 };
+        let listen =
+            Listen { address: format!("127.0.0.1:{port}"), mode, backlog: 1024, delay_ms, status: 200 };
         held.push(listen::listen(web, &listen, 24, bound)?);
     }
-    net::command_ok(web.command("nft").args([
-        "add table ip t; add chain ip t o { type filter hook output priority 0; }; \
-         add rule ip t o tcp dport 20009 drop",
-    ]))?;
+    net::command_ok(
+        web.command("nft")
+            .args(["add table ip t; add chain ip t o { type filter hook output priority 0; }; \
+         add rule ip t o tcp dport 20009 drop"]),
+    )?;
     let settings = Settings {
         conf: CONF.to_owned(),
         stream: String::new(),
@@ -242,7 +244,10 @@ fn judge(sent: &BTreeMap<u64, Sent>, incidents: &[Value]) -> Vec<String> {
     }
     let mut sums = [0_u32; 3];
     for (name, count) in &tally {
-        report::say(&format!("  {name:<12} {:>6} incidents, {:>6} requests known, {:>6} clients", count[0], count[1], count[2]));
+        report::say(&format!(
+            "  {name:<12} {:>6} incidents, {:>6} requests known, {:>6} clients",
+            count[0], count[1], count[2]
+        ));
         sums.iter_mut().zip(count).for_each(|(sum, count)| *sum += count);
     }
     for (note, count) in &notes {
@@ -289,7 +294,9 @@ fn wrong(sent: &BTreeMap<u64, Sent>, fate: usize, owner: Option<&u64>, incident:
     if FATES[fate].own && owner != Some(&id) {
         return Some(format!("that server's request is {owner:?}"));
     }
-    if text(incident, "/request/method") != named.method || text(incident, "/request/host") != "shop.example.com" {
+    if text(incident, "/request/method") != named.method
+        || text(incident, "/request/host") != "shop.example.com"
+    {
         return Some(format!("it was a {}", named.method));
     }
     if client != named.client {

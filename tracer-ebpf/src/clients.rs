@@ -138,7 +138,8 @@ pub(crate) fn failed(sk: u64, conn: &Conn) {
 #[inline(always)]
 pub(crate) fn closed(sk: u64) {
     // SAFETY: an integer of an array element.
-    let open = SHARED.get_ptr(0).map_or(0, |s| unsafe { core::ptr::read_volatile(&raw const (*s).failed_open) });
+    let open =
+        SHARED.get_ptr(0).map_or(0, |s| unsafe { core::ptr::read_volatile(&raw const (*s).failed_open) });
     if open == 0 {
         return;
     }

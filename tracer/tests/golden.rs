@@ -16,8 +16,8 @@ use std::{
 };
 
 use tracer::{
-    diagnose::{Cause, diagnose},
     correlate::request::Attribution,
+    diagnose::{Cause, diagnose},
     report::{Incident, Report, json::Json, text::Text},
 };
 

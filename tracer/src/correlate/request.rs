@@ -54,11 +54,13 @@ pub struct Attribution {
 /// No link between the attempt and any request was seen.
 pub const UNLINKED: &str = "nothing that nginx did just before ties the attempt to a request";
 /// The time for waiting is over.
-pub const UNANSWERED: &str = "the request was not answered in time to be reported, or its answer was not seen";
+pub const UNANSWERED: &str =
+    "the request was not answered in time to be reported, or its answer was not seen";
 /// Both ends of the chain disagree.
 pub const AMBIGUOUS: &str = "more than one request of this worker could be meant";
 /// Not HTTP/1 in clear text.
-pub const OPAQUE: &str = "what the client sent last does not begin like an HTTP/1 request (TLS, HTTP/2, the rest of one)";
+pub const OPAQUE: &str =
+    "what the client sent last does not begin like an HTTP/1 request (TLS, HTTP/2, the rest of one)";
 /// It may be a body or the rest of another request.
 pub const DOUBTFUL: &str = "where the request begins on its connection is not certain";
 /// The hooks are not attached.
@@ -135,7 +137,10 @@ pub fn parse(bytes: &[u8]) -> Option<Head> {
         return None;
     }
     let host = authority(target).or_else(|| {
-        headers(rest).find(|h| h.name.eq_ignore_ascii_case(b"host")).map(|h| h.value).filter(|v| !v.is_empty())
+        headers(rest)
+            .find(|h| h.name.eq_ignore_ascii_case(b"host"))
+            .map(|h| h.value)
+            .filter(|v| !v.is_empty())
     });
     Some(Head {
         method: text(method),
@@ -203,7 +208,8 @@ fn headers(bytes: &[u8]) -> impl Iterator<Item = Header<'_>> {
             end += 1;
         }
         let start = end;
-        end += rest.get(end..)?.iter().position(|b| matches!(b, 0 | b'\r' | b'\n')).unwrap_or(rest.len() - end);
+        end +=
+            rest.get(end..)?.iter().position(|b| matches!(b, 0 | b'\r' | b'\n')).unwrap_or(rest.len() - end);
         let value = rest.get(start..end)?.trim_ascii_end();
         // Behind the value: CR LF, or a NUL in place of the first of them, or of a blank before them.
         let mut next = end + 1;

@@ -112,7 +112,19 @@ impl Dice {
 #[test]
 fn hostile_bytes_are_bounded_and_never_a_panic() {
     let pieces: [&[u8]; 14] = [
-        b"GET ", b"/", b" HTTP/1.1", b"\r\n", b"\n", b"\0", b":", b" ", b"Host", b"http://", b"\xff", b"\x1b[2J", b"a",
+        b"GET ",
+        b"/",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b"\0",
+        b":",
+        b" ",
+        b"Host",
+        b"http://",
+        b"\xff",
+        b"\x1b[2J",
+        b"a",
         b"\r",
     ];
     let mut dice = Dice(0x1234_5678_9abc_def1);
@@ -143,7 +155,10 @@ fn nginx_marks_change_nothing_of_what_is_read() {
             &b"GET /x HTTP/1.1\r\nHost: shop\r\nAccept: a b\r\n\r\n"[..],
             &b"GET /x HTTP/1.1\r\nHost\0 shop\0\nAccept\0 a b\0\n\r\n"[..],
         ),
-        (b"PUT /x HTTP/1.1\r\nA:1\r\nHost:shop  \r\n\r\n", b"PUT /x HTTP/1.1\r\nA\x001\0\nHost\0shop\0 \r\n\r\n"),
+        (
+            b"PUT /x HTTP/1.1\r\nA:1\r\nHost:shop  \r\n\r\n",
+            b"PUT /x HTTP/1.1\r\nA\x001\0\nHost\0shop\0 \r\n\r\n",
+        ),
     ] {
         assert_eq!(parse(sent), parse(left));
         assert!(!parsed_by_nginx(sent, 500) && parsed_by_nginx(left, 500));

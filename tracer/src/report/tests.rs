@@ -210,7 +210,8 @@ fn asked(target: &str, host: &str, status: u16) -> Attribution {
         host: Some(host.to_owned()),
     };
     let client = "203.0.113.9:51514".parse().unwrap();
-    let request = crate::correlate::request::Request { id: 7, client, head: Some(head), status: Some(status) };
+    let request =
+        crate::correlate::request::Request { id: 7, client, head: Some(head), status: Some(status) };
     Attribution { request: Some(request), note: None }
 }
 

@@ -128,7 +128,11 @@ fn headline(i: &Incident) -> String {
     let status = request.status.map_or_else(|| "---".to_owned(), |s| s.to_string());
     let host = head.host.as_deref().map(|h| format!("  {}", safe(h))).unwrap_or_default();
     let more = if head.truncated { "…" } else { "" };
-    format!("{status}  {} {}{more}{host}  {client}  {worker}", safe(&head.method), bounded(&safe(&head.target)))
+    format!(
+        "{status}  {} {}{more}{host}  {client}  {worker}",
+        safe(&head.method),
+        bounded(&safe(&head.target))
+    )
 }
 
 /// A target that leaves room for the rest of the line.

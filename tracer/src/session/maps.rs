@@ -51,8 +51,14 @@ impl Maps {
     /// # Errors
     /// If the map is full.
     pub(super) fn watch(&mut self, pid: u32, root: u32) -> Result<()> {
+        // Written anew, it would forget what the process is at.
+        if self.procs.get(&pid, 0).is_ok_and(|known| known.role == role::NGINX && known.root == root) {
+            return Ok(());
+        }
         self.procs
-            .insert(pid, Proc {
+            .insert(
+                pid,
+                Proc {
                     role: role::NGINX,
                     root,
                     last: NOBODY,
@@ -60,7 +66,9 @@ impl Maps {
                     turn: Turn::NOTHING,
                     buffer: 0,
                     _pad: 0,
-                }, 0)
+                },
+                0,
+            )
             .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))
     }
 

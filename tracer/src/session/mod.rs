@@ -220,7 +220,9 @@ impl<'a> Session<'a> {
             }
         }
         if self.round.is_multiple_of(20) {
-            self.requests.sweep(Instant::now());
+            if self.waiting.is_empty() {
+                self.requests.sweep(Instant::now());
+            }
             self.gatherer.sweep();
             self.watch.sweep();
         }

@@ -121,7 +121,7 @@ impl Requests {
         !self.waiting.is_empty()
     }
 
-    /// Forgets old answers.
+    /// Forgets old answers; to be called when no attempt waits to be explained, which may take long in a storm.
     pub(super) fn sweep(&mut self, now: Instant) {
         while let Some((_, key)) = self.ages.pop_front_if(|(since, _)| now.duration_since(*since) >= KEEP) {
             self.answers.remove(&key);
