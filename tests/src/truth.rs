@@ -263,8 +263,13 @@ fn judge(sent: &BTreeMap<u64, Sent>, incidents: &[Value]) -> Vec<String> {
     ));
     for (manner, [all, known]) in &manners {
         report::say(&format!("  {manner:?}: {known} of {all} requests with a server of their own are known"));
-        if matches!(manner, Manner::Keepalive | Manner::Single | Manner::Posts) && known * 10 < all * 9 {
-            problems.push("less than nine of ten requests of ordinary clients are known".to_owned());
+        let percent = match manner {
+            Manner::Keepalive | Manner::Single => 90,
+            Manner::Posts => 75,
+            Manner::Pipelined | Manner::Hostile => 0,
+        };
+        if known * 100 < all * percent {
+            problems.push(format!("{manner:?}: less than {percent} % of the requests are known"));
         }
     }
     problems.truncate(20);
