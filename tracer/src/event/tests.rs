@@ -370,6 +370,9 @@ fn short_records_are_errors_at_every_length() {
             let error = decode(&Bytes::copy_from_slice(&record[..len])).unwrap_err();
             let expected = if len < 4 {
                 DecodeError::Short { kind: 0, len, need: 4 }
+            } else if kind == kind::ATTEMPT && len < 6 {
+                // Too short to say that evidence follows.
+                DecodeError::Short { kind, len, need: wire::ATTEMPT_HEAD }
             } else {
                 DecodeError::Short { kind, len, need }
             };
@@ -387,7 +390,7 @@ fn short_records_are_errors_at_every_length() {
 
 #[test]
 fn unknown_kinds_are_errors() {
-    for kind in [0, 5, 255, u32::MAX] {
+    for kind in [0, 6, 255, u32::MAX] {
         let mut record = kind.to_ne_bytes().to_vec();
         record.resize(1024, 1);
         assert_eq!(decode(&Bytes::from(record)), Err(DecodeError::Kind(kind)));

@@ -228,7 +228,7 @@ fn a_known_request_is_the_headline() {
         first.ends_with("  502  GET /api/orders  shop.example.com  client 203.0.113.9  worker 133"),
         "{first}"
     );
-    assert!(text.contains("attempt 2: connect failed  ECONNREFUSED"), "{text}");
+    assert!(text.contains("attempt 2: connect failed  111 ECONNREFUSED"), "{text}");
     let value: serde_json::Value = serde_json::from_str(&shown(&mut Json, &incident)).unwrap();
     assert_eq!(
         value["request"],
