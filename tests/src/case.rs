@@ -262,8 +262,15 @@ fn listen_address() -> String {
 pub(crate) struct Request {
     #[serde(default = "listen_address")]
     pub(crate) to: String,
+    /// `{n}` becomes the number of the request among its `count`, from 1.
     #[serde(default = "slash")]
     pub(crate) path: String,
+    /// Sent behind the head.
+    #[serde(default)]
+    pub(crate) body: String,
+    /// All `count` in one write, on one connection.
+    #[serde(default)]
+    pub(crate) pipeline: bool,
     #[serde(default = "get")]
     pub(crate) method: String,
     #[serde(default = "one")]
@@ -286,6 +293,13 @@ pub(crate) struct Request {
     /// Do not complain when the connection ends without an answer (a killed worker).
     #[serde(default)]
     pub(crate) may_fail: bool,
+}
+
+impl Request {
+    /// The target of the `number`th request, from 1.
+    pub(crate) fn target(&self, number: u32) -> String {
+        self.path.replace("{n}", &number.to_string())
+    }
 }
 
 fn slash() -> String {

@@ -21,16 +21,16 @@ pub(crate) struct Answer {
 /// Sends the `count` requests of `request`. The calling thread must be in nginx's namespace.
 /// `bound` limits each answer and each wait.
 pub(crate) fn send(request: &Request, bound: Duration) -> Vec<Answer> {
-    let one = || attempt(|| single(request, bound));
-    if request.keepalive {
+    let one = |number| attempt(|| single(request, number, bound));
+    if request.keepalive || request.pipeline {
         return reuse(request, bound);
     }
     if !request.parallel {
-        return (0..request.count).map(|_| one()).collect();
+        return (1..=request.count).map(one).collect();
     }
     // Threads inherit the namespace of the thread that starts them.
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..request.count).map(|_| scope.spawn(one)).collect();
+        let threads: Vec<_> = (1..=request.count).map(|number| scope.spawn(move || one(number))).collect();
         threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
     })
 }
@@ -81,15 +81,24 @@ fn open(request: &Request, bound: Duration) -> Result<TcpStream> {
     Ok(stream)
 }
 
-fn head(request: &Request, connection: &str) -> String {
-    let length = if request.method == "POST" { "Content-Length: 0\r\n" } else { "" };
+/// Host of every request.
+pub(crate) const HOST: &str = "shop.example.com";
+
+fn head(request: &Request, number: u32, connection: &str) -> String {
+    let length = if request.method == "POST" || !request.body.is_empty() {
+        format!("Content-Length: {}\r\n", request.body.len())
+    } else {
+        String::new()
+    };
     format!(
-        "{} {} HTTP/1.1\r\nHost: shop.example.com\r\n{length}Connection: {connection}\r\n\r\n",
-        request.method, request.path
+        "{} {} HTTP/1.1\r\nHost: {HOST}\r\n{length}Connection: {connection}\r\n\r\n{}",
+        request.method,
+        request.target(number),
+        request.body
     )
 }
 
-fn single(request: &Request, bound: Duration) -> Result<Option<u16>> {
+fn single(request: &Request, number: u32, bound: Duration) -> Result<Option<u16>> {
     let mut stream = open(request, bound)?;
     if request.tcp {
         let mut rest = Vec::new();
@@ -99,7 +108,7 @@ fn single(request: &Request, bound: Duration) -> Result<Option<u16>> {
         }
         return Ok(None);
     }
-    stream.write_all(head(request, "close").as_bytes())?;
+    stream.write_all(head(request, number, "close").as_bytes())?;
     if let Some(abort) = request.abort {
         leave(stream, abort, bound)?;
         return Ok(None);
@@ -127,16 +136,20 @@ fn leave(stream: TcpStream, abort: Abort, bound: Duration) -> Result<()> {
 
 fn reuse(request: &Request, bound: Duration) -> Vec<Answer> {
     let mut reader: Option<BufReader<TcpStream>> = None;
-    let mut one = || {
+    let mut one = |number: u32| {
         let mut open = match reader.take() {
             Some(open) => open,
             None => BufReader::new(open(request, bound)?),
         };
-        let status = exchange(&mut open, &head(request, "keep-alive"))?;
+        // In a pipeline the first one sends for all.
+        let last = if request.pipeline { request.count } else { number };
+        let first = if request.pipeline && number > 1 { last + 1 } else { number };
+        let send: String = (first..=last).map(|number| head(request, number, "keep-alive")).collect();
+        let status = exchange(&mut open, &send)?;
         reader = Some(open);
         Ok(Some(status))
     };
-    (0..request.count).map(|_| attempt(&mut one)).collect()
+    (1..=request.count).map(|number| attempt(|| one(number))).collect()
 }
 
 /// One request on an open connection: sends `head`, reads the whole response, returns its status.

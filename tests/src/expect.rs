@@ -70,6 +70,21 @@ pub(crate) struct Floors {
     pub(crate) tracepoint: Confidence,
 }
 
+/// How much must be known of the request that failed. Whatever is said of it must be true in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum RequestExpect {
+    /// Nothing.
+    #[default]
+    Any,
+    /// Method, target, host, client and status.
+    Known,
+    /// The client alone: the rest cannot be known.
+    Client,
+    /// Nothing can be known.
+    Unknown,
+}
+
 /// What why502 must and must not say. Either `cause` or `none = true`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,6 +141,8 @@ pub(crate) struct Expect {
     /// Causes that must not be said with any confidence.
     #[serde(default)]
     pub(crate) never: Vec<String>,
+    #[serde(default)]
+    pub(crate) request: RequestExpect,
     pub(crate) full: Option<TierExpect>,
     pub(crate) kprobe: Option<TierExpect>,
     pub(crate) tracepoint: Option<TierExpect>,
@@ -156,6 +173,7 @@ pub(crate) struct TierExpect {
     /// The texts are not asked for.
     #[serde(default)]
     pub(crate) no_texts: bool,
+    pub(crate) request: Option<RequestExpect>,
 }
 
 impl Expect {

@@ -1,6 +1,8 @@
 //! The rules of judgement: what why502 said, against what the case expects. Pure.
 
-use crate::expect::{Confidence, Expect};
+use crate::case::Request;
+use crate::client::HOST;
+use crate::expect::{Confidence, Expect, RequestExpect};
 use crate::nginx::Line;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -128,6 +130,42 @@ fn reasons(incident: &Value) -> String {
         "" => format!("{evidence}; {attempt}"),
         rival => format!("rival: {rival}; {evidence}; {attempt}"),
     }
+}
+
+/// What is said of the request, against the requests of the case.
+pub(crate) fn requests(expect: &Expect, tier: &str, sent: &[Request], incidents: &[Value]) -> Vec<String> {
+    let wanted = expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request);
+    let mut failures = Vec::new();
+    for incident in counted(expect, incidents) {
+        let target = text(incident, "/request/target");
+        let client = text(incident, "/request/client");
+        let fits = match wanted {
+            RequestExpect::Any => true,
+            RequestExpect::Known => !target.is_empty(),
+            RequestExpect::Client => target.is_empty() && !client.is_empty(),
+            RequestExpect::Unknown => target.is_empty() && client.is_empty(),
+        };
+        if !fits {
+            let said = incident.get("request").map(Value::to_string).unwrap_or_default();
+            failures.push(format!("the request must be {wanted:?}: {said}"));
+        }
+        if target.is_empty() {
+            continue;
+        }
+        let saw = incident.pointer("/attempt/client_saw").and_then(Value::as_u64);
+        let is_it = |request: &Request| {
+            request.method == text(incident, "/request/method")
+                && (1..=request.count).any(|number| request.target(number) == target)
+                && text(incident, "/request/host") == HOST
+                && (request.expect_status.is_none() || request.expect_status.map(u64::from) == saw)
+                && (request.abort.is_none() || saw.is_none())
+        };
+        if !sent.iter().any(is_it) || client.is_empty() {
+            let said = incident.get("request").map(Value::to_string).unwrap_or_default();
+            failures.push(format!("WRONG REQUEST: {said}, client_saw {saw:?}"));
+        }
+    }
+    failures
 }
 
 fn address(expect: &Expect, incident: &Value, failures: &mut Vec<String>) {
@@ -303,6 +341,29 @@ mod tests {
             &[said("no-resolver", "likely")],
             &[],
         );
+    }
+
+    #[test]
+    fn requests_are_their_own() {
+        let sent: Vec<Request> = vec![
+            toml::from_str("path = '/a'\nexpect_status = 502").unwrap(),
+            toml::from_str("path = '/b{n}'\ncount = 2").unwrap(),
+        ];
+        let of = |more: &str, target: &str, saw: u16| {
+            let mut said = said("fd-limit", "proven");
+            said["request"] =
+                json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
+            said["attempt"] = json!({"client_saw": saw});
+            requests(&expect(more), "full", &sent, &[said])
+        };
+        assert!(of("", "/a", 502).is_empty() && of("request = 'known'", "/b2", 200).is_empty());
+        for (more, target, saw) in
+            [("", "/a", 200), ("", "/c", 502), ("", "/b3", 502), ("request = 'client'", "/a", 502)]
+        {
+            assert_eq!(of(more, target, saw).len(), 1, "{more} {target} {saw}");
+        }
+        let nothing = requests(&expect("request = 'known'"), "full", &sent, &[said("fd-limit", "proven")]);
+        assert!(nothing[0].contains("must be Known"), "{nothing:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `faultlab`: makes nginx fail in known ways, in network namespaces of its own, and judges what why502 says.
 //!
-//! Without a subcommand it runs the cases; `leak` and `healthy` are the two long runs. See ../README.md.
+//! Without a subcommand it runs the cases; `leak`, `healthy` and `requests` are the long runs. See ../README.md.
 
 mod case;
 mod client;
@@ -18,6 +18,7 @@ mod run;
 mod scene;
 mod stress;
 mod sys;
+mod truth;
 mod watch;
 
 use anyhow::{Context, Result, bail};
@@ -61,6 +62,19 @@ enum Command {
         load: LoadArgs,
         #[arg(long, default_value_t = 100_000)]
         requests: u64,
+    },
+    /// Send requests of many kinds side by side and see that no incident names a wrong one
+    Requests {
+        #[command(flatten)]
+        program: ProgramArgs,
+        /// Client connections
+        #[arg(long, default_value_t = 8)]
+        clients: usize,
+        #[arg(long, default_value_t = 20_000)]
+        requests: u64,
+        /// nginx's workers
+        #[arg(long, default_value_t = 4)]
+        workers: u32,
     },
 }
 
@@ -167,6 +181,9 @@ fn try_main() -> Result<bool> {
         }
         Some(Command::Healthy { program, load, requests }) => {
             stress::healthy(&load_options(program, &load)?, requests)
+        }
+        Some(Command::Requests { program, clients, requests, workers }) => {
+            truth::run(&load_options(program, &LoadArgs { clients })?, requests, workers)
         }
     }
 }

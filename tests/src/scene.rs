@@ -131,6 +131,12 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         outcome.incidents = watch.incidents(&seen.pids);
         let (failures, score) = judge::judge(&case.expect, &watch.tier, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
+        outcome.failures.extend(judge::requests(
+            &case.expect,
+            &watch.tier,
+            &case.request,
+            &outcome.incidents,
+        ));
         outcome.score = score;
     }
     scene.check_logs(outcome);

@@ -89,7 +89,7 @@ pub(crate) fn healthy(options: &Options, requests: u64) -> Result<bool> {
     Ok(verdict(&problems, &end.stderr))
 }
 
-fn verdict(problems: &[String], stderr: &str) -> bool {
+pub(crate) fn verdict(problems: &[String], stderr: &str) -> bool {
     for problem in problems {
         report::say(&format!("FAIL {problem}"));
     }
@@ -110,7 +110,7 @@ struct Run {
     end: Option<End>,
 }
 
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -184,19 +184,23 @@ fn scene(
         report::say(&format!("the backend answered {}", held.served.load(Ordering::Relaxed)));
     }
     if let Some(watch) = watch {
-        // The stream is behind: wait until it stands still.
-        let mut last = watch.count();
-        loop {
-            let before = last;
-            sys::poll_until(Duration::from_secs(1), || watch.count() > before);
-            last = watch.count();
-            if last == before || sys::interrupted() {
-                break;
-            }
-        }
+        stand_still(watch);
     }
     Nginx::stop_all(web, bound);
     Ok(done)
+}
+
+/// The stream is behind: waits until it stands still.
+pub(crate) fn stand_still(watch: &Watch) {
+    let mut last = watch.count();
+    loop {
+        let before = last;
+        sys::poll_until(Duration::from_secs(3), || watch.count() > before);
+        last = watch.count();
+        if last == before || sys::interrupted() {
+            break;
+        }
+    }
 }
 
 /// Sends the requests from several keep-alive clients; every answer must have `status`.

@@ -30,7 +30,7 @@ fn spilled() -> u64 {
 
 /// Adds without asking for the result: the one atomic instruction that kernels before 5.12 know.
 #[inline(always)]
-fn add(counter: *mut u64, value: u64) {
+pub(crate) fn add(counter: *mut u64, value: u64) {
     // SAFETY: an aligned integer of a live array element (all callers). `core` has no atomics for a target
     // without compare-and-swap.
     unsafe {

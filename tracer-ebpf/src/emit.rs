@@ -170,6 +170,7 @@ unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
         // Zero before ESTABLISHED; an attempt that failed after it reads them.
         (*a).bytes_acked = 0;
         (*a).bytes_received = 0;
+        (*a).client = conn.client;
         (*a).daddr = conn.daddr;
         (*a).tgid = conn.tgid;
         (*a).sk_err = end.sk_err;
@@ -183,7 +184,8 @@ unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
         (*a).old_state = end.old_state;
         (*a).shutdown = end.shutdown;
         (*a).rst_ttl = conn.rst_ttl;
-        (*a)._pad = [0; 4];
+        (*a).number = conn.number;
+        (*a)._pad = [0; 2];
         // Of no socket nothing can be read: the addresses near zero give zeroes.
         kernel::sock_addr_to(
             &raw mut (*a).saddr,

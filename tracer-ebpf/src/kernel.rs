@@ -2,7 +2,10 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs},
+    generated::{
+        bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
+        bpf_task_pt_regs,
+    },
 };
 use tracer_ebpf::{Addr, FlowKey, NONE};
 
@@ -132,6 +135,25 @@ pub(crate) fn syscall_args(nr: u32) -> Option<(u64, u64)> {
         return None;
     }
     Some((read(regs, setting!(regs_arg0)), read(regs, setting!(regs_arg1))))
+}
+
+/// Second and third argument of the system call numbered `nr`, as [`syscall_args`]: a buffer and its length.
+#[inline(always)]
+pub(crate) fn buffer_of(nr: u32) -> Option<(u64, u64)> {
+    if setting!(packed_regs) == 0 {
+        return None;
+    }
+    // Third, second, first argument, number.
+    let regs: [u64; 4] = read(user_regs(), setting!(regs_arg2));
+    (regs[3] == u64::from(nr)).then_some((regs[1], regs[0]))
+}
+
+/// Copies a string of the current process; how many bytes there are before a NUL, as far as was copied.
+#[inline(always)]
+pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64) -> u32 {
+    // SAFETY: the caller owns N bytes at `to`; the helper writes no more.
+    let length = unsafe { bpf_probe_read_user_str(to.cast(), N as u32, addr as *const core::ffi::c_void) };
+    if length > 0 { length as u32 - 1 } else { 0 }
 }
 
 /// The TCP socket behind a file descriptor of the current task; 0 if it is none.

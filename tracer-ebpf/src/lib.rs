@@ -6,6 +6,8 @@
 //! (CLOCK_MONOTONIC, nanoseconds); 0 means "did not happen".
 #![no_std]
 
+pub mod request;
+
 /// Version of this contract, the first field of [`Settings`]; both sides are built together, so a
 /// mismatch can only come from a damaged recording.
 pub const WIRE_VERSION: u32 = 1;
@@ -30,6 +32,8 @@ pub mod kind {
     pub const HINT: u32 = 3;
     /// A [`ClientGone`](super::ClientGone): the worker gave up an attempt because its client had left.
     pub const CLIENT_GONE: u32 = 4;
+    /// A [`Request`](super::request::Request): the client's request that failed attempts belong to.
+    pub const REQUEST: u32 = 5;
 }
 
 /// Where an attempt ended.
@@ -82,6 +86,8 @@ pub mod flag {
     /// The stack of the connection's own network namespace had no socket for the SYN. Seen inside `connect()`, so
     /// it needs no entry in the map of packet-level evidence.
     pub const NO_SOCKET: u32 = 1 << 16;
+    /// An earlier attempt of the same request failed.
+    pub const RETRY: u32 = 1 << 17;
 }
 
 /// Bits of [`Evidence::flags`].
@@ -165,12 +171,14 @@ pub struct Conn {
     /// TTL or hop limit of the RST, if [`flag::RST_TTL`].
     pub rst_ttl: u8,
     /// Padding.
-    pub _pad: [u8; 3],
+    pub _pad: u8,
+    /// Which attempt of its request this is, from 1; 0 unknown.
+    pub number: u16,
     /// [`Shared::flow_inserts`] at the beginning.
     pub flow_seq: u32,
     /// [`Shared::peer_inserts`] at the beginning.
     pub peer_seq: u32,
-    /// Reserved for the client's socket.
+    /// [`request::Client::id`] of the request that this attempt seems to serve; 0 if none does.
     pub client: u64,
 }
 
@@ -289,6 +297,8 @@ pub struct Attempt {
     pub bytes_acked: u64,
     /// Bytes received (`tcp_sock.bytes_received`).
     pub bytes_received: u64,
+    /// [`Conn::client`].
+    pub client: u64,
     /// Local address.
     pub saddr: Addr,
     /// Destination as nginx asked for it.
@@ -325,8 +335,10 @@ pub struct Attempt {
     pub shutdown: u8,
     /// TTL of the RST, if [`flag::RST_TTL`].
     pub rst_ttl: u8,
+    /// [`Conn::number`].
+    pub number: u16,
     /// Padding.
-    pub _pad: [u8; 4],
+    pub _pad: [u8; 2],
     /// What packet-level hooks saw of this flow, if [`flag::DROP`], [`flag::ICMP`] or
     /// [`flag::LISTEN_OVERFLOW`]; a record without any of them ends before it ([`ATTEMPT_HEAD`]).
     pub evidence: Evidence,
@@ -423,6 +435,12 @@ pub struct Proc {
     pub begun: u32,
     /// The connection begun last.
     pub sk: u64,
+    /// What it did last, as far as its requests are concerned.
+    pub turn: request::Turn,
+    /// Length of the buffer that it reads the beginning of a request into; 0 unknown.
+    pub buffer: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 /// Per-CPU counters; user space sums them.
@@ -465,6 +483,8 @@ pub struct Shared {
     pub peer_inserts: u32,
     /// Connections in the hash map, because their bucket was full.
     pub spilled: u64,
+    /// Failed attempts whose sockets are not closed yet.
+    pub failed_open: u64,
 }
 
 /// Facts of the running kernel, set before the program is loaded. Offsets are in bytes from the start of
@@ -534,6 +554,26 @@ pub struct Settings {
     pub total_retrans: u32,
     /// tcp_sock.srtt_us.
     pub srtt_us: u32,
+    /// tcp_sock.copied_seq.
+    pub copied_seq: u32,
+    /// tcp_sock.write_seq.
+    pub write_seq: u32,
+    /// tcp_sock.rcv_nxt.
+    pub rcv_nxt: u32,
+    /// tcp_sock.bytes_sent.
+    pub bytes_sent: u32,
+    /// Number of the recvfrom system call.
+    pub nr_recvfrom: u32,
+    /// Number of the sendto system call.
+    pub nr_sendto: u32,
+    /// Number of the writev system call.
+    pub nr_writev: u32,
+    /// Number of the write system call.
+    pub nr_write: u32,
+    /// pt_regs register of the third system call argument.
+    pub regs_arg2: u32,
+    /// 1 if third, second, first argument and system call number lie in a row in pt_regs.
+    pub packed_regs: u32,
     /// Padding.
     pub _pad2: u32,
     /// sk_buff.head.
@@ -630,21 +670,24 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8 + 8);
-    assert!(size_of::<Attempt>() == 8 + 6 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
+    assert!(size_of::<Attempt>() == 8 + 7 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
     assert!(ATTEMPT_HEAD.is_multiple_of(8));
     assert!(size_of::<ProcEvent>() == 40);
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 40);
-    assert!(size_of::<Shared>() == 24);
+    assert!(size_of::<Proc>() == 72);
+    assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);
     assert!(size_of::<Settings>().is_multiple_of(8));
 };
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared};
+    use super::{
+        Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
+        request::{Client, Failed},
+    };
 
     macro_rules! pod {
         ($($t:ty),+ $(,)?) => {
@@ -655,5 +698,5 @@ mod pod {
             )+
         };
     }
-    pod!(Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
+    pod!(Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
 }

@@ -4,7 +4,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared};
+use tracer_ebpf::{
+    Bucket, Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
+    request::{self, Client, Failed},
+};
 
 /// Facts of the running kernel; written by the loader before the program is verified, so that the
 /// verifier sees constants and removes the code of absent features.
@@ -77,3 +80,15 @@ pub(crate) static LAST_DROP: PerCpuArray<u64> = PerCpuArray::with_max_entries(1,
 /// 1 while user space sleeps without a clock: the next record wakes it, further ones do not.
 #[map]
 pub(crate) static READER: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Requests that are not answered yet, see `clients`: 1 MiB.
+#[map]
+pub(crate) static CLIENTS: Array<Client> = Array::with_max_entries(request::CLIENTS, 0);
+
+/// Failed attempts whose sockets are not closed yet, see `clients`.
+#[map]
+pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILED, 0);
+
+/// A place to copy the beginning of a request to, only to see whether there is a NUL in it.
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<[u8; request::CLEAN]> = PerCpuArray::with_max_entries(1, 0);

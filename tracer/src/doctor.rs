@@ -52,6 +52,7 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
             State::Missing(why) => {
                 writeln!(out, "  MISSING  {:<17} {why}\n           lost  {}", probe.name, probe.lost)
             }
+            State::Unwanted => writeln!(out, "  -        {:<17} not wanted", probe.name),
             State::NotInTier => writeln!(
                 out,
                 "  -        {:<17} not in the {} tier\n           lost  {}",

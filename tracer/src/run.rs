@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use crate::cli::{Color, Format, Kernel, Trace};
+use crate::cli::{Color, Format, Kernel, Requests, Trace};
 use tracer::{
     probes::{
         Tier,
@@ -61,6 +61,7 @@ pub(crate) fn kernel_options(kernel: &Kernel) -> Options {
         max_connections: 1024,
         follow_new: true,
         debug: kernel.verbose,
+        requests: true,
     }
 }
 
@@ -69,6 +70,7 @@ fn load_options(kernel: &Kernel, trace: &Trace) -> Options {
         ring_bytes: trace.ring_size,
         max_connections: trace.max_connections,
         follow_new: trace.pids.is_empty(),
+        requests: trace.requests == Requests::Auto,
         ..kernel_options(kernel)
     }
 }
@@ -112,7 +114,7 @@ fn warn_missing(loaded: &Loaded) {
             State::Missing(why) => {
                 Some(format!("hook {} is missing: {why}; lost: {}", status.probe.name, status.probe.lost))
             }
-            State::Attached(_) | State::NotInTier => None,
+            State::Attached(_) | State::NotInTier | State::Unwanted => None,
         })
         .collect();
     session::complain(&problems);

@@ -16,6 +16,7 @@ use std::{
 };
 
 use tracer::{
+    correlate::request::Attribution,
     diagnose::{Cause, diagnose},
     nginx::{Platform, Version, binary::Build},
     report::{
@@ -51,6 +52,7 @@ fn incident(sample: Sample) -> Incident {
         verdict,
         container: sample.container,
         bind_lines: sample.bind_lines,
+        attribution: Attribution::default(),
     }
 }
 

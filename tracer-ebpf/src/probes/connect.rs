@@ -13,7 +13,7 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{Conn, Proc, flag, role, stage};
 
 use crate::{
-    conns,
+    clients, conns,
     emit::{self, End, count},
     kernel::{self, AF_INET, AF_INET6, read, read_user},
     maps::{LSM, PROCS, setting},
@@ -92,10 +92,10 @@ fn lsm_connect_kretprobe(ctx: RetProbeContext) -> i32 {
 }
 
 #[inline(always)]
-fn watched() -> Option<u32> {
+fn watched() -> Option<(u32, *mut Proc)> {
     let tgid = kernel::tgid();
     // SAFETY: one integer of a map element.
-    PROCS.get_ptr(tgid).filter(|p| unsafe { (**p).role } == role::NGINX).map(|_| tgid)
+    PROCS.get_ptr_mut(tgid).filter(|p| unsafe { (**p).role } == role::NGINX).map(|proc| (tgid, proc))
 }
 
 /// Family, port (host order) and address of a user-space `struct sockaddr`.
@@ -121,7 +121,8 @@ fn empty(tgid: u32) -> Conn {
         dport: 0,
         family: 0,
         rst_ttl: 0,
-        _pad: [0; 3],
+        _pad: 0,
+        number: 0,
         flow_seq: 0,
         peer_seq: 0,
         client: 0,
@@ -178,6 +179,7 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         conn.family = family;
         conn.dport = port;
         conn.daddr = daddr;
+        clients::assign(proc, &mut conn);
         count(|c| c.connects += 1);
     }
     debug!(ctx, "connect returned {}", ret);
@@ -193,6 +195,7 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     kernel::forget(&mut end);
     kernel::forget(&mut conn);
     emit::attempt(sk, &conn, &end);
+    clients::failed(sk, &conn);
     if known {
         conns::close(sk);
     }
@@ -214,6 +217,7 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
     let Some(mut conn) = state::new_conn(sk, tgid) else {
         return;
     };
+    clients::assign(proc, &mut conn);
     let now: u8 = read(sk, setting!(skc_state));
     if now == TCP_SYN_SENT {
         state::record(sk, &conn, proc);
@@ -239,6 +243,7 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
         kernel::forget(&mut end);
         kernel::forget(&mut conn);
         emit::attempt(sk, &conn, &end);
+        clients::failed(sk, &conn);
     }
 }
 
@@ -247,7 +252,7 @@ fn on_bind(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
-    let Some(tgid) = watched() else {
+    let Some((tgid, proc)) = watched() else {
         return 0;
     };
     let Some((fd, addr)) = kernel::syscall_args(setting!(nr_bind)) else {
@@ -260,8 +265,10 @@ fn on_bind(ret: i32) -> i32 {
     let mut conn = empty(tgid);
     // The address asked for travels in the destination fields: a bound socket has none yet.
     (conn.family, conn.dport, conn.daddr) = user_sockaddr(addr);
+    clients::assign(proc, &mut conn);
     let end = End { stage: stage::BIND, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
     emit::attempt(sk, &conn, &end);
+    clients::failed(sk, &conn);
     0
 }
 
@@ -270,7 +277,7 @@ fn on_socket(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
-    let Some(tgid) = watched() else {
+    let Some((tgid, proc)) = watched() else {
         return 0;
     };
     let Some((family, kind)) = kernel::syscall_args(setting!(nr_socket)) else {
@@ -282,8 +289,11 @@ fn on_socket(ret: i32) -> i32 {
     }
     let mut conn = empty(tgid);
     conn.family = family;
+    clients::assign(proc, &mut conn);
     let end = End { stage: stage::SOCKET, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
     emit::attempt(0, &conn, &end);
+    // There is no socket to close: nginx goes on at once.
+    clients::gave_up(proc, conn.client, u32::from(conn.number));
     0
 }
 

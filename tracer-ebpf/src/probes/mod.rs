@@ -5,5 +5,6 @@ mod drops;
 mod icmp;
 mod listen;
 mod proc;
+mod request;
 mod reset;
 mod state;

@@ -1,7 +1,7 @@
 //! Following nginx's processes: a child of a watched process is watched from its first instruction.
 
 use aya_ebpf::{helpers::bpf_get_current_comm, macros::raw_tracepoint, programs::RawTracePointContext};
-use tracer_ebpf::{PeerKey, Proc, proc_change, role};
+use tracer_ebpf::{PeerKey, Proc, proc_change, request::Turn, role};
 
 use crate::{
     emit,
@@ -13,9 +13,10 @@ use crate::{
 fn process_fork(ctx: RawTracePointContext) -> i32 {
     let parent = kernel::tgid();
     // SAFETY: copied at once.
-    let Some(proc) = (unsafe { PROCS.get(parent) }).copied() else {
+    let Some(mut proc) = (unsafe { PROCS.get(parent) }).copied() else {
         return 0;
     };
+    proc.turn = Turn::NOTHING;
     let child: u64 = ctx.arg(1);
     let pid: u32 = read(child, setting!(task_pid));
     let tgid: u32 = read(child, setting!(task_tgid));
@@ -46,6 +47,9 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
             last: PeerKey { addr: [0; 16], port: 0, _pad: 0 },
             begun: 0,
             sk: 0,
+            turn: Turn::NOTHING,
+            buffer: 0,
+            _pad: 0,
         },
         0,
     );

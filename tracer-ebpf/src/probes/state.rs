@@ -9,10 +9,11 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage};
 
 use crate::{
-    conns,
+    clients, conns,
     emit::{self, CLIENT_WATCH_NS, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
+    probes::request,
 };
 
 // include/net/tcp_states.h
@@ -69,7 +70,8 @@ pub(super) fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
         dport: u16::from_be(dport),
         family,
         rst_ttl: 0,
-        _pad: [0; 3],
+        _pad: 0,
+        number: 0,
         flow_seq,
         peer_seq,
         client: 0,
@@ -86,7 +88,8 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
     if unsafe { (*proc).role } != role::NGINX {
         return;
     }
-    if let Some(conn) = new_conn(sk, tgid) {
+    if let Some(mut conn) = new_conn(sk, tgid) {
+        clients::assign(proc, &mut conn);
         record(sk, &conn, proc);
         debug!(ctx, "connection begun, port {}", conn.dport);
         // SAFETY: workers have one thread that connects.
@@ -155,6 +158,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
             End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags, lsm_ret: 0 };
         kernel::forget(&mut end);
         emit::attempt(sk, &conn, &end);
+        clients::failed(sk, &conn);
         debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", end.sk_err);
         if end.sk_err == 0 && end.shutdown == 3 {
             emit::watch_client(sk, tgid);
@@ -261,6 +265,7 @@ fn client_closed(sk: u64, how: u8) {
     });
     entry.submit(1);
     let _ = GIVEN_UP.remove(tgid);
+    request::left(sk, tgid);
 }
 
 /// The end of every TCP socket. Catches clients that reset (their socket was CLOSE long before the worker
@@ -275,6 +280,8 @@ fn destroy_sock(ctx: RawTracePointContext) -> i32 {
         kernel::forget(&mut conn);
         missed_end(sk, &conn);
         conns::close(sk);
+    } else {
+        clients::closed(sk);
     }
     if emit::watching_until() != 0 {
         client_closed(sk, 2);

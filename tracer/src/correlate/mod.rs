@@ -1,6 +1,8 @@
 //! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
+pub mod request;
+
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{event::Attempt, nginx};

@@ -74,6 +74,8 @@ fn attempt(stage: Stage, remote: &str) -> Build {
             icmp: None,
             drop: None,
             overflow: None,
+            request: None,
+            number: None,
         },
         client_gone: None,
         reach: FULL,

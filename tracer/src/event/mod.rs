@@ -246,6 +246,31 @@ pub struct Attempt {
     pub drop: Option<Drop>,
     /// Full accept queue.
     pub overflow: Option<Overflow>,
+    /// The request that it seems to serve, by a name that holds for this worker.
+    pub request: Option<u64>,
+    /// Which attempt of its request this is, from 1.
+    pub number: Option<u32>,
+}
+
+/// A request whose attempts failed has been answered, or its client has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Worker's PID in the initial PID namespace.
+    pub worker: u32,
+    /// As [`Attempt::request`].
+    pub request: u64,
+    /// When, CLOCK_MONOTONIC ns.
+    pub time_ns: u64,
+    /// Who asked.
+    pub client: SocketAddr,
+    /// Status of the answer, if it could be read.
+    pub status: Option<u16>,
+    /// What holds of it, see [`wire::request::client_flag`].
+    pub flags: u32,
+    /// How many of the first bytes held no NUL when they were read.
+    pub clean: u32,
+    /// The request's first bytes.
+    pub bytes: Vec<u8>,
 }
 
 impl Attempt {
@@ -324,6 +349,8 @@ pub enum Event {
         /// The client reset the connection instead of closing it.
         reset: bool,
     },
+    /// A request whose attempts failed has been answered.
+    Answered(Box<Answered>),
 }
 
 /// include/net/tcp_states.h.
@@ -353,6 +380,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
                 reset: gone.how == 2,
             })
         }
+        kind::REQUEST => answered(record),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -364,6 +392,7 @@ impl Wire for wire::ProcEvent {}
 impl Wire for wire::Hint {}
 impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
+impl Wire for wire::request::Request {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {
@@ -390,6 +419,28 @@ fn read_attempt(record: &[u8]) -> Result<wire::Attempt, DecodeError> {
         return Err(DecodeError::Short { kind: kind::ATTEMPT, len: record.len(), need });
     }
     Ok(attempt)
+}
+
+/// Reads a request with the bytes that follow it.
+fn answered(record: &[u8]) -> Result<Event, DecodeError> {
+    let head = read::<wire::request::Request>(record, kind::REQUEST)?;
+    let size = size_of::<wire::request::Request>();
+    let len = usize::try_from(head.len).unwrap_or(usize::MAX);
+    let bytes = size.checked_add(len).and_then(|end| record.get(size..end)).ok_or(DecodeError::Short {
+        kind: kind::REQUEST,
+        len: record.len(),
+        need: size.saturating_add(len),
+    })?;
+    Ok(Event::Answered(Box::new(Answered {
+        worker: head.tgid,
+        request: head.id,
+        time_ns: head.time_ns,
+        client: SocketAddr::new(ip(&head.client), head.client_port),
+        status: (head.status >= 100).then_some(head.status),
+        flags: head.flags,
+        clean: head.clean,
+        bytes: bytes.to_vec(),
+    })))
 }
 
 /// An IP address from the wire's 16 bytes.
@@ -454,6 +505,8 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         icmp,
         drop,
         overflow,
+        request: (a.client != 0).then_some(a.client),
+        number: (a.number != 0).then_some(u32::from(a.number)),
     })))
 }
 

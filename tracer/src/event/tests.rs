@@ -79,7 +79,9 @@ fn full() -> wire::Attempt {
         old_state: TCP_SYN_SENT,
         shutdown: 3,
         rst_ttl: 63,
-        _pad: [0; 4],
+        client: 77,
+        number: 3,
+        _pad: [0; 2],
     }
 }
 
@@ -137,6 +139,8 @@ fn every_field_of_an_attempt_arrives() {
             wire_dst: "172.17.0.2:8080".parse().unwrap(),
         }),
         overflow: Some(Overflow { queued: 6, limit: 5, netns: 4 }),
+        request: Some(77),
+        number: Some(3),
     };
     assert_eq!(a, expected);
     assert_eq!((a.duration_us(), a.errno()), (Some(38), Some(13)));
@@ -398,7 +402,7 @@ fn short_records_are_errors_at_every_length() {
 
 #[test]
 fn unknown_kinds_are_errors() {
-    for kind in [0, 5, 255, u32::MAX] {
+    for kind in [0, 6, 255, u32::MAX] {
         let mut record = kind.to_ne_bytes().to_vec();
         record.resize(1024, 1);
         assert_eq!(decode(&Bytes::from(record)), Err(DecodeError::Kind(kind)));
@@ -444,4 +448,43 @@ fn random_bytes_never_panic() {
         }
     }
     assert!(good > 100 && bad > 100, "{good} good, {bad} bad");
+}
+
+#[test]
+fn every_field_of_a_request_arrives() {
+    let head = wire::request::Request {
+        kind: kind::REQUEST,
+        flags: 5,
+        tgid: 133,
+        status: 502,
+        client_port: 51_514,
+        time_ns: 9,
+        id: 77,
+        client: v4("203.0.113.9"),
+        len: 5,
+        clean: 4,
+    };
+    let record = |head: &wire::request::Request, bytes: &[u8]| {
+        let mut record = bytes_of(head).to_vec();
+        record.extend_from_slice(bytes);
+        decode(&record.into())
+    };
+    let expected = Answered {
+        worker: 133,
+        request: 77,
+        time_ns: 9,
+        client: "203.0.113.9:51514".parse().unwrap(),
+        status: Some(502),
+        flags: 5,
+        clean: 4,
+        bytes: b"GET /".to_vec(),
+    };
+    assert_eq!(record(&head, b"GET /rest of the ring"), Ok(Event::Answered(Box::new(expected))));
+    assert!(matches!(record(&head, b"GET"), Err(DecodeError::Short { need: 61, .. })));
+    for len in [u32::MAX, 1 << 31] {
+        let bad = wire::request::Request { len, ..head };
+        assert!(record(&bad, b"GET /").is_err());
+    }
+    let none = wire::request::Request { status: 0, len: 0, ..head };
+    assert!(matches!(record(&none, b""), Ok(Event::Answered(a)) if a.status.is_none() && a.bytes.is_empty()));
 }

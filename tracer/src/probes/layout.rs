@@ -54,7 +54,15 @@ const REASONS: [&[&str]; drop_class::COUNT] = [
 pub const RANGES: [&str; 3] = ["nf_hook_slow", "tcp_v4_rcv", "tcp_v6_rcv"];
 
 /// System call numbers of the architecture that this program was built for.
-const SYSCALLS: [i64; 3] = [libc::SYS_connect, libc::SYS_bind, libc::SYS_socket];
+const SYSCALLS: [i64; 7] = [
+    libc::SYS_connect,
+    libc::SYS_bind,
+    libc::SYS_socket,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_writev,
+    libc::SYS_write,
+];
 
 /// `THREAD_SIZE` of x86-64 without KASAN (arch/x86/include/asm/page_64_types.h); needed before 5.15 only.
 const THREAD_SIZE: u32 = 16384;
@@ -108,7 +116,8 @@ pub fn settings(
     ranges: &HashMap<String, (u64, u64)>,
 ) -> Result<Settings, LayoutError> {
     let mut r = Reader { btf, missing: Vec::new() };
-    let [nr_connect, nr_bind, nr_socket] = SYSCALLS.map(|nr| u32::try_from(nr).unwrap_or(NONE));
+    let [nr_connect, nr_bind, nr_socket, nr_recvfrom, nr_sendto, nr_writev, nr_write] =
+        SYSCALLS.map(|nr| u32::try_from(nr).unwrap_or(NONE));
     let reset_skb = btf
         .params("tcp_reset")
         .and_then(|params| params.iter().position(|p| p == "skb"))
@@ -152,6 +161,16 @@ pub fn settings(
         bytes_received: r.required("tcp_sock.bytes_received"),
         total_retrans: r.required("tcp_sock.total_retrans"),
         srtt_us: r.required("tcp_sock.srtt_us"),
+        copied_seq: r.required("tcp_sock.copied_seq"),
+        write_seq: r.required("tcp_sock.write_seq"),
+        rcv_nxt: r.required("tcp_sock.rcv_nxt"),
+        bytes_sent: r.required("tcp_sock.bytes_sent"),
+        nr_recvfrom,
+        nr_sendto,
+        nr_writev,
+        nr_write,
+        regs_arg2: r.required("pt_regs.dx"),
+        packed_regs: 0,
         _pad2: 0,
         skb_head: r.required("sk_buff.head"),
         skb_data: r.required("sk_buff.data"),
@@ -200,6 +219,9 @@ pub fn settings(
     }
     let common = (settings.skc_daddr, settings.skc_dport, settings.skc_family);
     settings.packed_common = u32::from(common == (0, 12, 16));
+    let regs = (settings.regs_arg1, settings.regs_arg0, settings.regs_nr);
+    let third = settings.regs_arg2;
+    settings.packed_regs = u32::from(regs == (third + 8, third + 16, third + 24));
     for (value, name) in drop_reasons(btf) {
         let class = REASONS.iter().position(|names| names.contains(&name.as_str()));
         if let (Some(class), Some(word)) = (class, settings_word(value)) {

@@ -32,6 +32,9 @@ const CONNTRACK_BTF: &str = "/sys/kernel/btf/nf_conntrack";
 /// The BPF object, built by build.rs. Aligned, because it is parsed in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WHY502_BPF_OBJECT_PATH"));
 
+/// The rows of [`PROBES`] that only requests need.
+const REQUEST_PROBES: [&str; 2] = ["client-read", "answer"];
+
 /// What the command line decides.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -47,6 +50,8 @@ pub struct Options {
     pub follow_new: bool,
     /// Debug messages of the BPF programs.
     pub debug: bool,
+    /// Attach the hooks that tell of clients' requests.
+    pub requests: bool,
 }
 
 /// What became of one probe.
@@ -58,6 +63,8 @@ pub enum State {
     Missing(String),
     /// This tier has no way to get this evidence.
     NotInTier,
+    /// The command line said so.
+    Unwanted,
 }
 
 /// One line of `doctor`.
@@ -166,6 +173,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
     for probe in PROBES.iter().cycle().skip(1).take(PROBES.len()) {
         let state = match probe.variant(tier) {
             None => State::NotInTier,
+            Some(_) if !options.requests && REQUEST_PROBES.contains(&probe.name) => State::Unwanted,
             Some(variant) => {
                 let attach = variant.attach;
                 let absent = matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f));

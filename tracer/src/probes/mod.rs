@@ -240,6 +240,24 @@ pub const PROBES: &[Probe] = &[
         ],
     },
     Probe {
+        name: "client-read",
+        tells: "which client's request an attempt serves",
+        lost: "the request that failed",
+        required: false,
+        variants: &[everywhere("client_read", "tcp_rcv_space_adjust")],
+    },
+    Probe {
+        name: "answer",
+        tells: "the request that failed, and the status that its client saw",
+        lost: "the request that failed, and what its client saw",
+        required: false,
+        variants: &[
+            on(FULL, "answer_fentry", Attach::FEntry("tcp_sendmsg")),
+            on(KPROBE, "answer_kprobe", Attach::KProbe("tcp_sendmsg")),
+            on(TRACEPOINT, "answer_tracepoint", Attach::RawTracepoint("sock_send_length")),
+        ],
+    },
+    Probe {
         name: "icmp4",
         tells: "type, code and sender of ICMP errors",
         lost: "ICMP errors that never reach the socket's error queue",

@@ -28,7 +28,7 @@ struct IncidentLine<'a> {
     upstream: Upstream<'a>,
     config: Vec<Config<'a>>,
     attempt: Attempt,
-    request: Request,
+    request: Request<'a>,
     evidence: Vec<Evidence<'a>>,
     fix: Vec<Fix<'a>>,
 }
@@ -67,14 +67,16 @@ struct Attempt {
     client_saw: Option<u16>,
 }
 
-/// The client's request: not attributed yet, so every field is null.
-#[derive(Serialize, Default)]
-struct Request {
+/// The client's request; what is not certain is null, and `note` says why.
+#[derive(Serialize)]
+struct Request<'a> {
     id: Option<u64>,
-    method: Option<String>,
-    target: Option<String>,
-    host: Option<String>,
+    method: Option<&'a str>,
+    target: Option<&'a str>,
+    target_truncated: Option<bool>,
+    host: Option<&'a str>,
     client: Option<String>,
+    note: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -120,6 +122,20 @@ fn file(path: &Path) -> Option<std::borrow::Cow<'_, str>> {
     Some(path.to_string_lossy())
 }
 
+fn request(i: &Incident) -> Request<'_> {
+    let request = i.attribution.request.as_ref();
+    let head = i.head();
+    Request {
+        id: request.map(|r| r.id),
+        method: head.map(|h| h.method.as_str()),
+        target: head.map(|h| h.target.as_str()),
+        target_truncated: head.map(|h| h.truncated),
+        host: head.and_then(|h| h.host.as_deref()),
+        client: request.map(|r| r.client.to_string()),
+        note: i.attribution.note,
+    }
+}
+
 impl Report for Json {
     fn incident(&mut self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
         let a = &i.case.attempt;
@@ -163,10 +179,10 @@ impl Report for Json {
                 duration_us: a.duration_us(),
                 local: (a.local.port() != 0).then(|| a.local.to_string()),
                 syns: (a.stage == Stage::SynSent).then(|| i.case.syns()),
-                number: None,
-                client_saw: None,
+                number: i.number(),
+                client_saw: i.client_saw(),
             },
-            request: Request::default(),
+            request: request(i),
             evidence: i.verdict.evidence.iter().map(|e| Evidence { kind: e.kind, text: &e.text }).collect(),
             fix: i.verdict.fix.iter().map(|f| Fix { text: &f.text, command: f.command.as_deref() }).collect(),
         };

@@ -13,7 +13,10 @@ use std::{
 };
 
 use crate::{
-    correlate::Case,
+    correlate::{
+        Case,
+        request::{Attribution, Head},
+    },
     diagnose::{Cause, Verdict},
     nginx::{Candidate, ConfigLine, Role, Timeout},
 };
@@ -36,9 +39,29 @@ pub struct Incident {
     pub container: Option<String>,
     /// The lines that set the local address, for failed binds.
     pub bind_lines: Vec<ConfigLine>,
+    /// The client's request.
+    pub attribution: Attribution,
 }
 
 impl Incident {
+    /// What the client asked for.
+    #[must_use]
+    pub fn head(&self) -> Option<&Head> {
+        self.attribution.request.as_ref()?.head.as_ref()
+    }
+
+    /// The status that the client saw in the end.
+    #[must_use]
+    pub fn client_saw(&self) -> Option<u16> {
+        self.attribution.request.as_ref()?.status
+    }
+
+    /// Which attempt of the request this was, from 1.
+    #[must_use]
+    pub fn number(&self) -> Option<u32> {
+        self.attribution.request.as_ref().and(self.case.attempt.number)
+    }
+
     /// The candidate, if the configuration leaves no doubt.
     #[must_use]
     pub fn only_candidate(&self) -> Option<&Candidate> {

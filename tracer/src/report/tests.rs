@@ -61,6 +61,8 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
         icmp: None,
         drop: None,
         overflow: None,
+        request: None,
+        number: None,
     };
     Incident {
         time: UNIX_EPOCH + Duration::from_secs(1_795_356_131),
@@ -69,6 +71,7 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
         verdict: Verdict::proven(cause, "nothing listens").because("rst", "a RST").fix("start it"),
         container: None,
         bind_lines: Vec::new(),
+        attribution: Attribution::default(),
     }
 }
 
@@ -197,4 +200,55 @@ fn the_style_is_no_part_of_the_text() {
         let text = anstream::adapter::strip_str(&raw).to_string();
         assert!(text.contains(confidence.name()), "the confidence is in words as well: {text}");
     }
+}
+
+fn asked(target: &str, host: &str, status: u16) -> Attribution {
+    let head = Head {
+        method: "GET".to_owned(),
+        target: target.to_owned(),
+        truncated: false,
+        host: Some(host.to_owned()),
+    };
+    let client = "203.0.113.9:51514".parse().unwrap();
+    let request =
+        crate::correlate::request::Request { id: 7, client, head: Some(head), status: Some(status) };
+    Attribution { request: Some(request), note: None }
+}
+
+#[test]
+fn a_known_request_is_the_headline() {
+    let mut incident = incident(Cause::ConnectRefusedNoListener, vec![candidate("backend")]);
+    incident.case.attempt.number = Some(2);
+    let value: serde_json::Value = serde_json::from_str(&shown(&mut Json, &incident)).unwrap();
+    assert_eq!(value["attempt"]["number"], serde_json::Value::Null, "no number without its request");
+    incident.attribution = asked("/api/orders", "shop.example.com", 502);
+    let text = plain(&mut Text::new(None), &incident);
+    let first = text.lines().next().unwrap();
+    assert!(
+        first.ends_with("  502  GET /api/orders  shop.example.com  client 203.0.113.9  worker 133"),
+        "{first}"
+    );
+    assert!(text.contains("attempt 2: connect failed  111 ECONNREFUSED"), "{text}");
+    let value: serde_json::Value = serde_json::from_str(&shown(&mut Json, &incident)).unwrap();
+    assert_eq!(
+        value["request"],
+        serde_json::json!({"id": 7, "method": "GET", "target": "/api/orders", "target_truncated": false,
+            "host": "shop.example.com", "client": "203.0.113.9:51514", "note": null})
+    );
+    assert_eq!((&value["attempt"]["number"], &value["attempt"]["client_saw"]), (&2.into(), &502.into()));
+    incident.attribution = asked("/", "x", 200);
+    assert!(plain(&mut Text::new(None), &incident).contains("the client never noticed"));
+}
+
+#[test]
+fn a_hostile_request_reaches_no_terminal() {
+    let bad = "/a\u{1b}]0;owned\u{7}\r\n\u{202e}b\u{9b}31m";
+    let mut incident = incident(Cause::ConnectRefusedNoListener, Vec::new());
+    incident.attribution = asked(bad, bad, 502);
+    let text = plain(&mut Text::new(None), &incident);
+    assert!(!text.contains(|c: char| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text:?}");
+    incident.attribution = asked(&"x".repeat(5000), "h", 502);
+    let text = plain(&mut Text::new(None), &incident);
+    assert!(text.lines().next().unwrap().chars().count() < 400, "{text}");
+    assert!(text.contains("client 203.0.113.9"));
 }

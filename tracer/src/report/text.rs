@@ -114,7 +114,38 @@ pub(super) fn short(path: &Path) -> String {
     safe(&shown.to_string_lossy())
 }
 
+/// The request as its client saw it: `502  GET /api/orders  shop.example.com  client 203.0.113.9  worker 133`.
 fn headline(i: &Incident) -> String {
+    let container = i.container.as_deref().map(|c| format!("  {}", safe(c))).unwrap_or_default();
+    let worker = format!("worker {}{container}", i.case.attempt.worker);
+    let Some(request) = &i.attribution.request else {
+        return format!("{}  {worker}", how(i));
+    };
+    let client = format!("client {}", request.client.ip());
+    let Some(head) = &request.head else {
+        return format!("{}  {client}  {worker}", how(i));
+    };
+    let status = request.status.map_or_else(|| "---".to_owned(), |s| s.to_string());
+    let host = head.host.as_deref().map(|h| format!("  {}", safe(h))).unwrap_or_default();
+    let more = if head.truncated { "…" } else { "" };
+    format!(
+        "{status}  {} {}{more}{host}  {client}  {worker}",
+        safe(&head.method),
+        bounded(&safe(&head.target))
+    )
+}
+
+/// A target that leaves room for the rest of the line.
+fn bounded(target: &str) -> String {
+    const MOST: usize = 200;
+    match target.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", target.get(..end).unwrap_or_default()),
+        None => target.to_owned(),
+    }
+}
+
+/// How the attempt failed, in a few words.
+fn how(i: &Incident) -> String {
     let a = &i.case.attempt;
     let what = match a.stage {
         Stage::Socket => "socket failed",
@@ -124,8 +155,16 @@ fn headline(i: &Incident) -> String {
     };
     let errno = a.errno().map(|e| format!("  {}", words::errno(e))).unwrap_or_default();
     let after = a.duration_us().map(|us| format!("  after {}", words::duration(us))).unwrap_or_default();
-    let container = i.container.as_deref().map(|c| format!("  {}", safe(c))).unwrap_or_default();
-    format!("{what}{errno}{after}  worker {}{container}", a.worker)
+    format!("{what}{errno}{after}")
+}
+
+/// The attempt, where the headline is the request's.
+fn attempt(i: &Incident) -> Option<String> {
+    i.head()?;
+    let number = i.number().filter(|n| *n > 1).map(|n| format!("attempt {n}: ")).unwrap_or_default();
+    let rescued = i.client_saw().is_some_and(|status| status < 500);
+    let end = if rescued { "; the client never noticed" } else { "" };
+    Some(format!("{number}{}{end}", how(i)))
 }
 
 fn upstream(i: &Incident) -> String {
@@ -163,6 +202,9 @@ impl Report for Text {
         self.shown.insert(key, (Instant::now(), 1));
         writeln!(out, "{TIME}{clock}{TIME:#}  {}", headline(i))?;
         self.paragraph(out, "upstream", Style::new(), &upstream(i))?;
+        if let Some(attempt) = attempt(i) {
+            self.paragraph(out, "attempt", Style::new(), &attempt)?;
+        }
         self.cause(out, i)?;
         if let Some(rival) = &i.verdict.rival {
             self.paragraph(out, "or", LIKELY, &safe(rival))?;

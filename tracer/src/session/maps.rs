@@ -7,7 +7,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, role};
+use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, request::Turn, role};
 
 use crate::{event, report::Occupancy};
 
@@ -56,7 +56,20 @@ impl Maps {
             return Ok(());
         }
         self.procs
-            .insert(pid, Proc { role: role::NGINX, root, last: NOBODY, begun: 0, sk: 0 }, 0)
+            .insert(
+                pid,
+                Proc {
+                    role: role::NGINX,
+                    root,
+                    last: NOBODY,
+                    begun: 0,
+                    sk: 0,
+                    turn: Turn::NOTHING,
+                    buffer: 0,
+                    _pad: 0,
+                },
+                0,
+            )
             .with_context(|| format!("cannot watch process {pid}: the table of processes is full"))
     }
 

@@ -7,6 +7,7 @@ mod config;
 mod facts;
 mod maps;
 mod notes;
+mod requests;
 mod watch;
 
 use std::{
@@ -24,7 +25,7 @@ use tracer_ebpf::flag;
 pub use config::Snapshot;
 
 use crate::{
-    correlate::{Case, Reach},
+    correlate::{Case, Reach, request::Attribution},
     diagnose::{self, Cause},
     event::{self, Attempt, Event, Stage},
     nginx::{ConfigLine, Role, Setting},
@@ -37,6 +38,7 @@ use crate::{
 };
 use facts::Gatherer;
 use maps::Maps;
+use requests::Requests;
 use watch::Watch;
 
 /// How often the ring buffer is emptied. At 10,000 failures a second 100 ms are a third of its size.
@@ -84,6 +86,7 @@ pub struct Session<'a> {
     report: Box<dyn Report + 'a>,
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
+    requests: Requests,
     round: u64,
     quiet: u32,
     unread: u64,
@@ -125,6 +128,7 @@ impl<'a> Session<'a> {
         debug: bool,
     ) -> Result<Self> {
         let reach = reach(&loaded);
+        let requests = Requests::new(loaded.has("client-read") && loaded.has("answer"));
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
             Some(
@@ -148,6 +152,7 @@ impl<'a> Session<'a> {
             report,
             out,
             waiting: VecDeque::new(),
+            requests,
             round: 0,
             quiet: 0,
             unread: 0,
@@ -205,7 +210,7 @@ impl<'a> Session<'a> {
             if let Some(held) = self.waiting.pop_front() {
                 self.explain(held)?;
             }
-            if self.filter.count.is_some_and(|count| self.shown >= count) {
+            if self.enough() {
                 return Ok(Round::Done);
             }
             explained += 1;
@@ -213,14 +218,23 @@ impl<'a> Session<'a> {
                 self.drain()?;
             }
         }
+        for incident in self.requests.settled(Instant::now()) {
+            self.show(&incident)?;
+            if self.enough() {
+                return Ok(Round::Done);
+            }
+        }
         if self.round.is_multiple_of(20) {
+            if self.waiting.is_empty() {
+                self.requests.sweep(Instant::now());
+            }
             self.gatherer.sweep();
             self.watch.sweep();
         }
         if more {
             return Ok(Round::Busy);
         }
-        if !self.waiting.is_empty() || self.logger.is_some() {
+        if !self.waiting.is_empty() || self.requests.any_waits() || self.logger.is_some() {
             return Ok(Round::Idle);
         }
         self.quiet = if explained == 0 { self.quiet + 1 } else { 0 };
@@ -243,10 +257,16 @@ impl<'a> Session<'a> {
         self.drain()?;
         self.note_blindness();
         while let Some(held) = self.waiting.pop_front() {
-            if self.filter.count.is_some_and(|count| self.shown >= count) {
+            if self.enough() {
                 break;
             }
             self.explain(held)?;
+        }
+        for incident in self.requests.all() {
+            if self.enough() {
+                break;
+            }
+            self.show(&incident)?;
         }
         let summary = Summary {
             time: SystemTime::now(),
@@ -296,6 +316,7 @@ impl<'a> Session<'a> {
                     held.client_gone = Some((client, reset));
                 }
             }
+            Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
             Event::Hint { socket, worker, remote } => {
                 if !self.reach.accept_queue {
                     self.gatherer.note_queue(socket, worker, remote);
@@ -363,11 +384,30 @@ impl<'a> Session<'a> {
         if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
             return Ok(());
         }
-        *self.incidents.entry(verdict.cause).or_default() += 1;
+        let incident = Incident {
+            time,
+            mono_ns,
+            case,
+            verdict,
+            container: worker.container.clone(),
+            bind_lines,
+            attribution: Attribution::default(),
+        };
+        match self.requests.attribute(incident, Instant::now()) {
+            Some(incident) => self.show(&incident),
+            None => Ok(()),
+        }
+    }
+
+    /// True if no more incidents are wanted.
+    fn enough(&self) -> bool {
+        self.filter.count.is_some_and(|count| self.shown >= count)
+    }
+
+    fn show(&mut self, incident: &Incident) -> Result<()> {
+        *self.incidents.entry(incident.verdict.cause).or_default() += 1;
         self.shown += 1;
-        let incident =
-            Incident { time, mono_ns, case, verdict, container: worker.container.clone(), bind_lines };
-        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
+        self.report.incident(&mut *self.out, incident).context("cannot write to stdout")
     }
 
     /// Notes when dropped packets may have been missed: the kernel skipped both programs that watch them.

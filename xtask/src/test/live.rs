@@ -31,6 +31,11 @@ pub(super) fn leak(session: &mut Session) -> Result<Counts> {
     run(&faultlab(session, &["leak", "--connects", connects])?, "leak")
 }
 
+pub(super) fn requests(session: &mut Session) -> Result<Counts> {
+    let requests = if session.quick { "3000" } else { "20000" };
+    run(&faultlab(session, &["requests", "--requests", requests])?, "requests")
+}
+
 fn faultlab(session: &Session, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(session.binaries.get("faultlab")?);
     command.args(args).arg("--why502").arg(session.binaries.get("why502")?);

@@ -1,0 +1,243 @@
+//! The client's request that a failed attempt belongs to: what the kernel side saw of it, judged and parsed.
+//!
+//! The bytes come from the network through nginx's memory: anything may be in them. Parsing is total and bounded.
+//! nginx parses in place and leaves marks: it writes a NUL behind each header's name and each header's value
+//! (ngx_http_process_request_headers), never into the request line. Where the kernel side cannot say that a request
+//! begins at the first byte, these marks prove that nginx took the bytes for a request's head.
+
+use std::net::SocketAddr;
+
+use tracer_ebpf::request::client_flag;
+
+use crate::event::Answered;
+
+/// Longest method that is taken for one (RFC 9110 knows none above 16 letters).
+const MOST_METHOD: usize = 32;
+/// Longest host name with port that is shown.
+const MOST_HOST: usize = 300;
+
+/// The head of a request, HTTP/1 in clear text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Method, such as `GET`.
+    pub method: String,
+    /// Target as the client sent it; bytes that are no text are written `\xNN`.
+    pub target: String,
+    /// The target goes on: more of it was not to be had.
+    pub truncated: bool,
+    /// Host: of an absolute target, else of the Host header.
+    pub host: Option<String>,
+}
+
+/// A client's request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// A number of this run's; attempts of the same request share it.
+    pub id: u64,
+    /// Who asked.
+    pub client: SocketAddr,
+    /// What was asked; None if it cannot be read (TLS, HTTP/2) or its beginning is in doubt.
+    pub head: Option<Head>,
+    /// Status of the answer.
+    pub status: Option<u16>,
+}
+
+/// Which request an attempt belongs to, as far as that is certain.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attribution {
+    /// The request.
+    pub request: Option<Request>,
+    /// Why it, or a part of it, is not known.
+    pub note: Option<&'static str>,
+}
+
+/// No link between the attempt and any request was seen.
+pub const UNLINKED: &str = "nothing that nginx did just before ties the attempt to a request";
+/// The time for waiting is over.
+pub const UNANSWERED: &str =
+    "the request was not answered in time to be reported, or its answer was not seen";
+/// Both ends of the chain disagree.
+pub const AMBIGUOUS: &str = "more than one request of this worker could be meant";
+/// Not HTTP/1 in clear text.
+pub const OPAQUE: &str =
+    "what the client sent last does not begin like an HTTP/1 request (TLS, HTTP/2, the rest of one)";
+/// It may be a body or the rest of another request.
+pub const DOUBTFUL: &str = "where the request begins on its connection is not certain";
+/// The hooks are not attached.
+pub const OFF: &str = "requests are not watched";
+
+impl Attribution {
+    /// Not known, and why.
+    #[must_use]
+    pub fn unknown(note: &'static str) -> Self {
+        Self { request: None, note: Some(note) }
+    }
+
+    /// What the kernel side's record tells; `id` is the number that the request gets.
+    #[must_use]
+    pub fn of(answered: &Answered, id: u64) -> Self {
+        let has = |bit: u32| answered.flags & bit != 0;
+        if has(client_flag::MISMATCH) {
+            return Self::unknown(AMBIGUOUS);
+        }
+        let with = |head: Option<Head>, note| {
+            let (client, status) = (answered.client, answered.status);
+            Self { request: Some(Request { id, client, head, status }), note }
+        };
+        if !has(client_flag::HTTP) {
+            return with(None, Some(OPAQUE));
+        }
+        let certain = has(client_flag::FIRST)
+            || (has(client_flag::ALIGNED)
+                && parsed_by_nginx(&answered.bytes, usize::try_from(answered.clean).unwrap_or(0)));
+        match parse(&answered.bytes) {
+            Some(head) if certain => with(Some(head), None),
+            Some(_) => with(None, Some(DOUBTFUL)),
+            None => with(None, Some(OPAQUE)),
+        }
+    }
+}
+
+/// Text of bytes: what is no UTF-8 is written `\xNN`.
+fn text(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// The request line without its end, and what follows; None if it does not end.
+fn request_line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|b| *b == b'\n')?;
+    let (line, rest) = (bytes.get(..end)?, bytes.get(end + 1..)?);
+    Some((line.strip_suffix(b"\r").unwrap_or(line), rest))
+}
+
+/// Reads the head of a request; None if it is none.
+#[must_use]
+pub fn parse(bytes: &[u8]) -> Option<Head> {
+    let (line, rest, whole) = match request_line(bytes) {
+        Some((line, rest)) => (line, rest, true),
+        None => (bytes, &[][..], false),
+    };
+    let space = line.iter().take(MOST_METHOD + 1).position(|b| *b == b' ')?;
+    let (method, after) = line.split_at_checked(space)?;
+    let is_method = !method.is_empty() && method.iter().all(|b| b.is_ascii_uppercase() || b"_-".contains(b));
+    // The preface of HTTP/2 (RFC 9113, 3.4) looks like a request on purpose.
+    if !is_method || method == b"PRI" {
+        return None;
+    }
+    let after = after.trim_ascii_start();
+    let target = if whole { without_version(after)? } else { after };
+    if target.is_empty() || target.contains(&0) {
+        return None;
+    }
+    let host = authority(target).or_else(|| {
+        headers(rest)
+            .find(|h| h.name.eq_ignore_ascii_case(b"host"))
+            .map(|h| h.value)
+            .filter(|v| !v.is_empty())
+    });
+    Some(Head {
+        method: text(method),
+        target: text(target),
+        truncated: !whole,
+        host: host.filter(|h| whole && h.len() <= MOST_HOST).map(text),
+    })
+}
+
+/// The target before ` HTTP/1.x`; HTTP/0.9 has no version.
+fn without_version(after: &[u8]) -> Option<&[u8]> {
+    let after = after.trim_ascii_end();
+    let Some(space) = after.iter().rposition(|b| *b == b' ') else {
+        return Some(after);
+    };
+    let (target, version) = after.split_at_checked(space)?;
+    match version.trim_ascii_start() {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Some(target.trim_ascii_end())
+        }
+        _ => None,
+    }
+}
+
+/// Host and port of an absolute target.
+fn authority(target: &[u8]) -> Option<&[u8]> {
+    let colon = target.iter().take(8).position(|b| *b == b':')?;
+    let (scheme, rest) = target.split_at_checked(colon)?;
+    if !scheme.eq_ignore_ascii_case(b"http") && !scheme.eq_ignore_ascii_case(b"https") {
+        return None;
+    }
+    let rest = rest.strip_prefix(b"://")?;
+    let end = rest.iter().position(|b| b"/?#".contains(b)).unwrap_or(rest.len());
+    rest.get(..end).filter(|host| !host.is_empty())
+}
+
+struct Header<'a> {
+    name: &'a [u8],
+    value: &'a [u8],
+    /// Where nginx's NUL behind the name is, from the beginning of the headers.
+    mark: Option<usize>,
+}
+
+/// The headers, with or without nginx's marks.
+fn headers(bytes: &[u8]) -> impl Iterator<Item = Header<'_>> {
+    let mut at = 0_usize;
+    std::iter::from_fn(move || {
+        let rest = bytes.get(at..)?;
+        if rest.is_empty() || rest.starts_with(b"\r\n") || rest.starts_with(b"\n") {
+            return None;
+        }
+        let length = rest.iter().position(|b| matches!(b, b':' | 0 | b'\n')).unwrap_or(rest.len());
+        let name = rest.get(..length)?;
+        let separator = rest.get(length).copied();
+        let mark = (separator == Some(0)).then_some(at + length);
+        if !matches!(separator, Some(b':' | 0)) {
+            // A line without a colon.
+            at += length + 1;
+            return Some(Header { name: name.trim_ascii_end(), value: &[], mark: None });
+        }
+        let mut end = length + 1;
+        while rest.get(end) == Some(&b' ') {
+            end += 1;
+        }
+        let start = end;
+        end +=
+            rest.get(end..)?.iter().position(|b| matches!(b, 0 | b'\r' | b'\n')).unwrap_or(rest.len() - end);
+        let value = rest.get(start..end)?.trim_ascii_end();
+        // Behind the value: CR LF, or a NUL in place of the first of them, or of a blank before them.
+        let mut next = end + 1;
+        let behind = rest.get(next..).unwrap_or_default();
+        let blanks = behind.iter().take_while(|b| matches!(b, b' ' | b'\r')).count();
+        if rest.get(end) != Some(&b'\n') && behind.get(blanks) == Some(&b'\n') {
+            next += blanks + 1;
+        }
+        at += next;
+        Some(Header { name, value, mark })
+    })
+}
+
+/// True if nginx left its mark behind the name of a header where there was no NUL before: among the first `clean`
+/// bytes.
+#[must_use]
+pub fn parsed_by_nginx(bytes: &[u8], clean: usize) -> bool {
+    let Some((line, rest)) = request_line(bytes) else {
+        return false;
+    };
+    let before = bytes.len() - rest.len();
+    if line.contains(&0) {
+        return false;
+    }
+    let marked = headers(rest).take_while(|h| !h.name.is_empty()).find_map(|h| h.mark);
+    marked.is_some_and(|mark| before + mark < clean)
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,166 @@
+//! Heads as clients send them and as nginx leaves them, hostile bytes, and what may be said of each record.
+
+use super::*;
+
+fn head(method: &str, target: &str, host: Option<&str>) -> Option<Head> {
+    Some(Head {
+        method: method.to_owned(),
+        target: target.to_owned(),
+        truncated: false,
+        host: host.map(str::to_owned),
+    })
+}
+
+#[test]
+fn reads_heads() {
+    for (bytes, expected) in [
+        (&b"GET /a HTTP/1.1\r\nHost: x.example\r\n\r\n"[..], head("GET", "/a", Some("x.example"))),
+        (b"GET /a HTTP/1.1\nhost:x\n\n", head("GET", "/a", Some("x"))),
+        (b"POST  /a?b=c  HTTP/1.0 \r\nA: b\r\nHOST:   y:81  \r\n\r\n", head("POST", "/a?b=c", Some("y:81"))),
+        // nginx has been here.
+        (b"GET /a HTTP/1.1\r\nHost\0 x\0\nAccept\0 */*\0\n\r\n", head("GET", "/a", Some("x"))),
+        (b"GET /a HTTP/1.1\r\nA\0 b\0 \r\nHost\0 x\0\n\r\n", head("GET", "/a", Some("x"))),
+        (b"GET /a HTTP/1.1\nA\0 b\0Host\0 x\0\n", head("GET", "/a", Some("x"))),
+        (b"GET /a HTTP/1.1\r\nA\0\0\nHost\0 x\0\n\r\n", head("GET", "/a", Some("x"))),
+        // The absolute target wins.
+        (b"GET http://b:8/c HTTP/1.1\r\nHost: x\r\n\r\n", head("GET", "http://b:8/c", Some("b:8"))),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", head("OPTIONS", "*", Some("x"))),
+        (b"GET /\r\n", head("GET", "/", None)),
+        (b"GET /a b HTTP/1.1\r\n\r\n", head("GET", "/a b", None)),
+        (b"GET /\xff\xfe\xc3\xa9 HTTP/1.1\r\n\r\n", head("GET", "/\\xff\\xfe\u{e9}", None)),
+        // After the empty line there is a body.
+        (b"GET / HTTP/1.1\r\n\r\nHost: evil\r\n\r\n", head("GET", "/", None)),
+        (b"GET / HTTP/1.1\r\nno colon\r\nHost: x\r\n\r\n", head("GET", "/", Some("x"))),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", None),
+        (b"GET\r\n", None),
+        (b"get / HTTP/1.1\r\n", None),
+        (b"GET /a\0b HTTP/1.1\r\n", None),
+        (b"GET / HTTP/1.1 x\r\n", None),
+        (b"", None),
+        (b" / HTTP/1.1\r\n", None),
+        (b"\x16\x03\x01\x02\x00\x01", None),
+    ] {
+        assert_eq!(parse(bytes), expected, "{}", bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn a_target_without_end_is_truncated() {
+    let long = format!("GET /{}", "a".repeat(1000));
+    let head = parse(long.as_bytes()).unwrap();
+    assert!(head.truncated && head.host.is_none());
+    assert_eq!(head.target.len(), 1001);
+}
+
+#[test]
+fn marks_prove_only_where_there_was_no_nul_before() {
+    let marked = b"GET /a HTTP/1.1\r\nHost\0 x\0\n\r\n";
+    assert!(parsed_by_nginx(marked, marked.len()));
+    assert!(!parsed_by_nginx(marked, 21), "the NUL was there before");
+    assert!(parsed_by_nginx(marked, 22));
+    assert!(!parsed_by_nginx(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", 500), "a body");
+    // The rest of a header's value, up to where nginx ended it.
+    assert!(!parsed_by_nginx(b"GET /c HTTP/1.1\0\nHost\0 y\0\n\r\n", 500));
+    assert!(!parsed_by_nginx(b"GET /a HTTP/1.1\r\n\r\n", 500), "nothing to mark");
+}
+
+fn answered(flags: u32, bytes: &[u8], clean: u32) -> Answered {
+    Answered {
+        worker: 1,
+        request: 2,
+        time_ns: 3,
+        client: "192.0.2.1:5".parse().unwrap(),
+        status: Some(502),
+        flags,
+        clean,
+        bytes: bytes.to_vec(),
+    }
+}
+
+#[test]
+fn says_no_more_than_it_knows() {
+    use client_flag::{ALIGNED, FIRST, HTTP, MISMATCH};
+    let plain = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
+    let marked = b"GET /a HTTP/1.1\r\nHost\0 x\0\n\r\n";
+    let of = |flags, bytes: &[u8], clean| Attribution::of(&answered(flags, bytes, clean), 7);
+    let known = |a: &Attribution| a.request.as_ref().is_some_and(|r| r.head.is_some());
+    assert!(known(&of(HTTP | FIRST, plain, 0)));
+    assert!(known(&of(HTTP | ALIGNED, marked, 100)));
+    let body = of(HTTP | ALIGNED, plain, 100);
+    assert_eq!(body.note, Some(DOUBTFUL));
+    let request = body.request.unwrap();
+    assert_eq!((request.head, request.status), (None, Some(502)), "client and answer alone");
+    assert_eq!(of(HTTP, marked, 100).note, Some(DOUBTFUL));
+    assert_eq!(of(HTTP | FIRST, b"", 0).note, Some(OPAQUE), "the memory could not be read");
+    let tls = of(0, b"", 0);
+    assert_eq!((tls.note, tls.request.is_some()), (Some(OPAQUE), true));
+    assert_eq!(of(HTTP | FIRST | MISMATCH, plain, 0), Attribution::unknown(AMBIGUOUS));
+}
+
+/// A small generator of pseudo-random numbers (xorshift).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % (sides as u64)).unwrap()
+    }
+}
+
+#[test]
+fn hostile_bytes_are_bounded_and_never_a_panic() {
+    let pieces: [&[u8]; 14] = [
+        b"GET ",
+        b"/",
+        b" HTTP/1.1",
+        b"\r\n",
+        b"\n",
+        b"\0",
+        b":",
+        b" ",
+        b"Host",
+        b"http://",
+        b"\xff",
+        b"\x1b[2J",
+        b"a",
+        b"\r",
+    ];
+    let mut dice = Dice(0x1234_5678_9abc_def1);
+    for _ in 0..200_000 {
+        let mut bytes = Vec::new();
+        for _ in 0..dice.roll(24) {
+            bytes.extend_from_slice(pieces[dice.roll(pieces.len())]);
+        }
+        let clean = dice.roll(64);
+        let _ = parsed_by_nginx(&bytes, clean);
+        if let Some(head) = parse(&bytes) {
+            assert!(!head.method.is_empty() && !head.target.is_empty());
+            assert!(!head.target.contains(['\n', '\0']), "{}", bytes.escape_ascii());
+            assert!(head.target.len() <= bytes.len() * 4);
+        }
+    }
+    for _ in 0..20_000 {
+        let bytes: Vec<u8> = (0..dice.roll(80)).map(|_| dice.roll(256) as u8).collect();
+        let _ = (parse(&bytes), parsed_by_nginx(&bytes, 512));
+    }
+}
+
+#[test]
+fn nginx_marks_change_nothing_of_what_is_read() {
+    // What nginx does to a head, by its own rules, leaves method, target and host as they were.
+    for (sent, left) in [
+        (
+            &b"GET /x HTTP/1.1\r\nHost: shop\r\nAccept: a b\r\n\r\n"[..],
+            &b"GET /x HTTP/1.1\r\nHost\0 shop\0\nAccept\0 a b\0\n\r\n"[..],
+        ),
+        (
+            b"PUT /x HTTP/1.1\r\nA:1\r\nHost:shop  \r\n\r\n",
+            b"PUT /x HTTP/1.1\r\nA\x001\0\nHost\0shop\0 \r\n\r\n",
+        ),
+    ] {
+        assert_eq!(parse(sent), parse(left));
+        assert!(!parsed_by_nginx(sent, 500) && parsed_by_nginx(left, 500));
+    }
+}
