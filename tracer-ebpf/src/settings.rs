@@ -1,0 +1,182 @@
+//! What the BPF object is told before it is loaded.
+
+use crate::drop_class;
+
+/// Facts of the running kernel, set before the program is loaded. Offsets are in bytes from the start of
+/// the named struct; [`NONE`] means that this kernel lacks the field and what needs it is left out.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Settings {
+    /// [`WIRE_VERSION`](crate::WIRE_VERSION).
+    pub version: u32,
+    /// 1 if the errno of `connect()` reaches the program by an exit hook.
+    pub has_connect_exit: u32,
+    /// 1 if `bpf_task_pt_regs` exists (5.15+).
+    pub has_task_pt_regs: u32,
+    /// 1 if `kfree_skb` brings a reason (5.17+).
+    pub has_drop_reason: u32,
+    /// `THREAD_SIZE`, bytes; used only without `bpf_task_pt_regs`.
+    pub thread_size: u32,
+    /// Number of the connect system call, to trust the saved registers.
+    pub nr_connect: u32,
+    /// Number of the bind system call.
+    pub nr_bind: u32,
+    /// Number of the socket system call.
+    pub nr_socket: u32,
+    /// Argument index of the skb in `tcp_reset`; [`NONE`] before 5.15.
+    pub arg_tcp_reset_skb: u32,
+    /// sock_common.skc_family.
+    pub skc_family: u32,
+    /// sock_common.skc_daddr.
+    pub skc_daddr: u32,
+    /// sock_common.skc_rcv_saddr.
+    pub skc_rcv_saddr: u32,
+    /// sock_common.skc_dport.
+    pub skc_dport: u32,
+    /// sock_common.skc_v6_daddr.
+    pub skc_v6_daddr: u32,
+    /// sock_common.skc_v6_rcv_saddr.
+    pub skc_v6_rcv_saddr: u32,
+    /// sock_common.skc_net.net.
+    pub skc_net: u32,
+    /// sock_common.skc_state.
+    pub skc_state: u32,
+    /// sock.sk_err.
+    pub sk_err: u32,
+    /// sock.sk_err_soft.
+    pub sk_err_soft: u32,
+    /// sock.sk_shutdown (byte).
+    pub sk_shutdown: u32,
+    /// sock.sk_protocol.
+    pub sk_protocol: u32,
+    /// Size of sock.sk_protocol, bytes (1 or 2).
+    pub sk_protocol_size: u32,
+    /// sock.sk_ack_backlog.
+    pub sk_ack_backlog: u32,
+    /// sock.sk_max_ack_backlog.
+    pub sk_max_ack_backlog: u32,
+    /// sock.sk_error_queue.
+    pub sk_error_queue: u32,
+    /// inet_sock.inet_sport.
+    pub inet_sport: u32,
+    /// inet_connection_sock.icsk_retransmits (byte).
+    pub icsk_retransmits: u32,
+    /// tcp_sock.bytes_acked.
+    pub bytes_acked: u32,
+    /// tcp_sock.bytes_received.
+    pub bytes_received: u32,
+    /// tcp_sock.total_retrans.
+    pub total_retrans: u32,
+    /// tcp_sock.srtt_us.
+    pub srtt_us: u32,
+    /// tcp_sock.copied_seq.
+    pub copied_seq: u32,
+    /// tcp_sock.write_seq.
+    pub write_seq: u32,
+    /// tcp_sock.rcv_nxt.
+    pub rcv_nxt: u32,
+    /// tcp_sock.bytes_sent.
+    pub bytes_sent: u32,
+    /// Number of the recvfrom system call.
+    pub nr_recvfrom: u32,
+    /// Number of the sendto system call.
+    pub nr_sendto: u32,
+    /// Number of the writev system call.
+    pub nr_writev: u32,
+    /// Number of the write system call.
+    pub nr_write: u32,
+    /// pt_regs register of the third system call argument.
+    pub regs_arg2: u32,
+    /// 1 if third, second, first argument and system call number lie in a row in pt_regs.
+    pub packed_regs: u32,
+    /// Padding.
+    pub _pad2: u32,
+    /// sk_buff.head.
+    pub skb_head: u32,
+    /// sk_buff.data.
+    pub skb_data: u32,
+    /// sk_buff.network_header.
+    pub skb_network_header: u32,
+    /// sk_buff.transport_header.
+    pub skb_transport_header: u32,
+    /// sk_buff.dev.
+    pub skb_dev: u32,
+    /// sk_buff.sk.
+    pub skb_sk: u32,
+    /// sk_buff.skb_iif.
+    pub skb_iif: u32,
+    /// sk_buff.cb.
+    pub skb_cb: u32,
+    /// sk_buff._nfct.
+    pub skb_nfct: u32,
+    /// sock_exterr_skb.ee within cb.
+    pub serr_ee: u32,
+    /// net_device.nd_net.net.
+    pub dev_net: u32,
+    /// net.ns.inum.
+    pub net_inum: u32,
+    /// task_struct.pid.
+    pub task_pid: u32,
+    /// task_struct.tgid.
+    pub task_tgid: u32,
+    /// task_struct.flags.
+    pub task_flags: u32,
+    /// task_struct.files.
+    pub task_files: u32,
+    /// task_struct.stack.
+    pub task_stack: u32,
+    /// files_struct.fdt.
+    pub files_fdt: u32,
+    /// fdtable.fd.
+    pub fdt_fd: u32,
+    /// fdtable.max_fds.
+    pub fdt_max_fds: u32,
+    /// file.private_data.
+    pub file_private: u32,
+    /// socket.sk.
+    pub socket_sk: u32,
+    /// Size of pt_regs, bytes.
+    pub regs_size: u32,
+    /// pt_regs register of the first system call argument.
+    pub regs_arg0: u32,
+    /// pt_regs register of the second.
+    pub regs_arg1: u32,
+    /// pt_regs.orig_ax.
+    pub regs_nr: u32,
+    /// nf_conn.tuplehash[0].tuple.
+    pub ct_tuple: u32,
+    /// Within the tuple: src.u3.
+    pub tuple_src: u32,
+    /// Within the tuple: src.u.
+    pub tuple_sport: u32,
+    /// Within the tuple: src.l3num.
+    pub tuple_l3num: u32,
+    /// Within the tuple: dst.u3.
+    pub tuple_dst: u32,
+    /// Within the tuple: dst.u.
+    pub tuple_dport: u32,
+    /// Within the tuple: dst.protonum.
+    pub tuple_proto: u32,
+    /// 1 if skc_daddr, skc_dport and skc_family lie at 0, 12 and 16: one read fetches them (all known kernels).
+    pub packed_common: u32,
+    /// Number of buckets of open connections, less one; a power of two less one.
+    pub bucket_mask: u32,
+    /// 1 if a newly executed program with an nginx-like name is to be offered to user space.
+    pub follow_new: u32,
+    /// All reasons that are looked at, as a bit set: the union of `reasons`.
+    pub any_reason: [u64; 4],
+    /// `enum skb_drop_reason` values of each [`drop_class`], as bit sets of 256; class 0 holds further
+    /// reasons worth noting.
+    pub reasons: [[u64; 4]; drop_class::COUNT],
+    /// Address range of `nf_hook_slow`: the place of drops before 5.17.
+    pub nf_hook_slow: [u64; 2],
+    /// Address range of `tcp_v4_rcv`.
+    pub tcp_v4_rcv: [u64; 2],
+    /// Address range of `tcp_v6_rcv`.
+    pub tcp_v6_rcv: [u64; 2],
+}
+
+/// An offset or argument that the running kernel does not have.
+pub const NONE: u32 = u32::MAX;
+
+const _: () = assert!(size_of::<Settings>().is_multiple_of(8));
