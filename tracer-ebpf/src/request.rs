@@ -136,16 +136,22 @@ pub struct Request {
     pub id: u64,
     /// The client's address.
     pub client: Addr,
+    /// The address that the client connected to.
+    pub local: Addr,
     /// Bytes that follow.
     pub len: u32,
     /// [`Client::clean`].
     pub clean: u32,
+    /// The port that the client connected to.
+    pub local_port: u16,
+    /// Padding.
+    pub _pad: [u16; 3],
 }
 
 const _: () = {
     assert!(size_of::<Turn>() == 24);
     assert!(size_of::<Client>() == 64);
     assert!(size_of::<Failed>() == 32);
-    assert!(size_of::<Request>() == 56);
+    assert!(size_of::<Request>() == 80);
     assert!(CLIENTS.is_power_of_two() && FAILED.is_power_of_two());
 };

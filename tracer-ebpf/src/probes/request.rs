@@ -294,6 +294,15 @@ fn fill<const N: usize>(h: &Head) {
             setting!(skc_daddr),
             setting!(skc_v6_daddr),
         );
+        kernel::sock_addr_to(
+            (&raw mut (*head).local).cast::<Addr>(),
+            h.sk,
+            family,
+            setting!(skc_rcv_saddr),
+            setting!(skc_v6_rcv_saddr),
+        );
+        (*head).local_port = u16::from_be(read(h.sk, setting!(inet_sport)));
+        (*head)._pad = [0; 3];
         let mut len = u64::from(h.len).min(N as u64 - 1).min(MOST as u64);
         // The verifier wants to see the bound in the register that is used.
         if N == 256 {

@@ -36,6 +36,8 @@ pub struct Request {
     pub id: u64,
     /// Who asked.
     pub client: SocketAddr,
+    /// The address that it connected to.
+    pub local: SocketAddr,
     /// What was asked; None if it cannot be read (TLS, HTTP/2) or its beginning is in doubt.
     pub head: Option<Head>,
     /// Status of the answer.
@@ -81,8 +83,8 @@ impl Attribution {
             return Self::unknown(AMBIGUOUS);
         }
         let with = |head: Option<Head>, note| {
-            let (client, status) = (answered.client, answered.status);
-            Self { request: Some(Request { id, client, head, status }), note }
+            let Answered { client, local, status, .. } = *answered;
+            Self { request: Some(Request { id, client, local, head, status }), note }
         };
         if !has(client_flag::HTTP) {
             return with(None, Some(OPAQUE));

@@ -70,6 +70,7 @@ fn answered(flags: u32, bytes: &[u8], clean: u32) -> Answered {
         request: 2,
         time_ns: 3,
         client: "192.0.2.1:5".parse().unwrap(),
+        local: "192.0.2.2:80".parse().unwrap(),
         status: Some(502),
         flags,
         clean,

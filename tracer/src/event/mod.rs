@@ -263,6 +263,8 @@ pub struct Answered {
     pub time_ns: u64,
     /// Who asked.
     pub client: SocketAddr,
+    /// The address that the client connected to; nginx chooses the `server` by it.
+    pub local: SocketAddr,
     /// Status of the answer, if it could be read.
     pub status: Option<u16>,
     /// What holds of it, see [`wire::request::client_flag`].
@@ -436,6 +438,7 @@ fn answered(record: &[u8]) -> Result<Event, DecodeError> {
         request: head.id,
         time_ns: head.time_ns,
         client: SocketAddr::new(ip(&head.client), head.client_port),
+        local: SocketAddr::new(ip(&head.local), head.local_port),
         status: (head.status >= 100).then_some(head.status),
         flags: head.flags,
         clean: head.clean,

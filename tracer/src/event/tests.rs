@@ -461,8 +461,11 @@ fn every_field_of_a_request_arrives() {
         time_ns: 9,
         id: 77,
         client: v4("203.0.113.9"),
+        local: v4("192.0.2.7"),
         len: 5,
         clean: 4,
+        local_port: 8080,
+        _pad: [0; 3],
     };
     let record = |head: &wire::request::Request, bytes: &[u8]| {
         let mut record = bytes_of(head).to_vec();
@@ -474,13 +477,14 @@ fn every_field_of_a_request_arrives() {
         request: 77,
         time_ns: 9,
         client: "203.0.113.9:51514".parse().unwrap(),
+        local: "192.0.2.7:8080".parse().unwrap(),
         status: Some(502),
         flags: 5,
         clean: 4,
         bytes: b"GET /".to_vec(),
     };
     assert_eq!(record(&head, b"GET /rest of the ring"), Ok(Event::Answered(Box::new(expected))));
-    assert!(matches!(record(&head, b"GET"), Err(DecodeError::Short { need: 61, .. })));
+    assert!(matches!(record(&head, b"GET"), Err(DecodeError::Short { need: 85, .. })));
     for len in [u32::MAX, 1 << 31] {
         let bad = wire::request::Request { len, ..head };
         assert!(record(&bad, b"GET /").is_err());

@@ -210,8 +210,9 @@ fn asked(target: &str, host: &str, status: u16) -> Attribution {
         host: Some(host.to_owned()),
     };
     let client = "203.0.113.9:51514".parse().unwrap();
+    let local = "192.0.2.7:80".parse().unwrap();
     let request =
-        crate::correlate::request::Request { id: 7, client, head: Some(head), status: Some(status) };
+        crate::correlate::request::Request { id: 7, client, local, head: Some(head), status: Some(status) };
     Attribution { request: Some(request), note: None }
 }
 
