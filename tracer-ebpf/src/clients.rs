@@ -13,7 +13,6 @@
 use tracer_ebpf::{
     Conn, Proc, flag,
     request::{CLIENTS as PLACES, Client, FAILED as FAILED_PLACES, Failed, Turn, client_flag, turn},
-    role,
 };
 
 use crate::{
@@ -171,14 +170,6 @@ pub(crate) fn gave_up(proc: *mut Proc, id: u64, number: u32) {
         // SAFETY: a live map element that only this worker's thread writes.
         unsafe { (*proc).turn = Turn { id, sk: 0, kind: turn::CLOSED, number: number as u16, retry: 1 } };
     }
-}
-
-/// The current process, if it is nginx.
-#[inline(always)]
-pub(crate) fn worker() -> Option<(u32, *mut Proc)> {
-    let tgid = kernel::tgid();
-    // SAFETY: one integer of a map element.
-    PROCS.get_ptr_mut(tgid).filter(|p| unsafe { (**p).role } == role::NGINX).map(|proc| (tgid, proc))
 }
 
 /// A worker has read from a client. Returns the request that it is at, 0 for none.

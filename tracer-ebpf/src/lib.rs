@@ -25,6 +25,10 @@ pub const FLOWS: u32 = 16384;
 /// Capacity of the set of upstream peers.
 pub const PEERS: u32 = 16384;
 
+/// Marks of thread group ids, a power of two: an eighth of a MiB, and one process of a thousand that is not nginx is
+/// taken for it with 16 workers.
+pub const MARKS: u32 = 16384;
+
 /// Kinds of record in the ring buffer (the first four bytes of each).
 pub mod kind {
     /// An [`Attempt`](super::Attempt): a failed connection attempt.

@@ -14,13 +14,14 @@ use crate::{
     clients, conns, emit,
     kernel::{self, read, read_user},
     maps::{EVENTS, PROCS, setting},
+    procs,
 };
 
 /// Fires for every piece that is copied to user space, in the reader's context.
 #[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
 fn client_read(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    let Some((tgid, proc)) = clients::worker() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
     let mut now = Turn::NOTHING;
@@ -71,7 +72,7 @@ fn answer_tracepoint(ctx: RawTracePointContext) -> i32 {
 /// A worker writes `size` bytes, of which `done` are in the socket already.
 #[inline(always)]
 fn on_send(sk: u64, done: u32, size: u32) {
-    let Some((tgid, proc)) = clients::worker() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return;
     };
     let last = clients::take(proc);
