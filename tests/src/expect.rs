@@ -128,6 +128,9 @@ pub(crate) struct Expect {
     /// Text in the evidence of some incident, case ignored.
     #[serde(default)]
     pub(crate) evidence_contains: Vec<String>,
+    /// Text among the configuration lines of some incident, such as that of a default, which has no line.
+    #[serde(default)]
+    pub(crate) config_contains: Vec<String>,
     #[serde(default)]
     pub(crate) summary_contains: Vec<String>,
     #[serde(default)]

@@ -250,9 +250,12 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
     if expect.tier(tier).is_some_and(|t| t.no_texts) {
         return;
     }
-    for (what, wanted, said) in
-        [("evidence", &expect.evidence_contains, &evidence), ("summary", &expect.summary_contains, &summary)]
-    {
+    let config = join(|i| entries(i, "config", "/text")).to_lowercase();
+    for (what, wanted, said) in [
+        ("evidence", &expect.evidence_contains, &evidence),
+        ("summary", &expect.summary_contains, &summary),
+        ("configuration", &expect.config_contains, &config),
+    ] {
         for needle in wanted {
             if !said.contains(&needle.to_lowercase()) {
                 failures.push(format!("the {what} does not say `{needle}`"));
