@@ -70,7 +70,7 @@ fn ask(model: &Model) {
     let mut addresses = vec![SocketAddr::from(([192, 0, 2, 1], 80))];
     for (index, pass) in model.passes.iter().enumerate() {
         model.effective_all(pass);
-        if let Address::Ip { ip, port } = &pass.target {
+        if let Address::Ip { ip, port: Some(port) } = &pass.target {
             let address = SocketAddr::new(*ip, *port);
             addresses.push(address);
             let found = model.candidates(address, &resolve);

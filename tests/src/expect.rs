@@ -155,6 +155,8 @@ pub(crate) struct Expect {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Each {
+    /// The incident of this `upstream.address`, wherever it stands: those of two workers have no order.
+    pub(crate) address: Option<String>,
     /// Markers of the lines that it names, all of them.
     pub(crate) lines: Vec<String>,
     #[serde(default)]

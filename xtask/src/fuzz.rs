@@ -42,7 +42,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     match &args.input {
         Some(input) => fuzz.arg(input),
         None => {
-            fuzz.arg(format!("-max_total_time={}", args.seconds)).arg("-max_len=4096");
+            fuzz.arg(format!("-max_total_time={}", args.seconds)).arg("-max_len=8192");
             fuzz.arg(format!("-dict={}", root.join(FOLDER).join("nginx.dict").display()));
             fuzz.arg(&corpus).arg(root.join(FOLDER).join("seeds"))
         }
@@ -60,7 +60,8 @@ fn build(target: &Path) -> Result<std::path::PathBuf> {
     command.env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Nothing is loaded into the kernel here.
     command.env("WHY502_BPF_OBJECT", "/dev/null");
-    process::visible(&mut command).context("a C++ compiler is needed too, for libFuzzer itself")?;
+    process::visible(&mut command)
+        .context("cannot build the fuzz target (libFuzzer itself needs a C++ compiler)")?;
     Ok(target.join(&triple).join("release/config"))
 }
 

@@ -168,10 +168,11 @@ fn ready_nginx(cache: &Cache, choice: &Choice, lock: &mut Option<File>) -> Resul
         }
     }
     let ready = nginx::unpacked(cache, versions).context("the new nginx vanished: try again")?;
-    if process::is_root() {
+    if process::is_root() && !nginx::is_linked(cache, &ready) {
+        hold(cache, lock)?;
         nginx::link(cache, &ready)?;
     }
-    cache.mark_used(&ready.dir.to_string_lossy());
+    cache.mark_used(&nginx::folder(cache, versions));
     Ok(ready)
 }
 

@@ -75,13 +75,15 @@ pub(super) fn unpack(cache: &Cache, versions: &BTreeMap<String, String>) -> Resu
     Ok(())
 }
 
-/// Points the name that the tests know to it.
+/// Whether the name that the tests know leads to it.
+pub(super) fn is_linked(cache: &Cache, nginx: &CurrentNginx) -> bool {
+    fs::read_link(cache.path(LINK)).is_ok_and(|target| nginx.dir.file_name() == Some(target.as_os_str()))
+}
+
+/// Points that name to it, under the cache's lock.
 pub(super) fn link(cache: &Cache, nginx: &CurrentNginx) -> Result<()> {
     let (path, new) = (cache.path(LINK), cache.path("current-nginx.new"));
     let target = nginx.dir.file_name().context("the folder of nginx has a name")?;
-    if fs::read_link(&path).is_ok_and(|old| old == target) {
-        return Ok(());
-    }
     // Left over if an earlier attempt ended between the two calls.
     let _ = fs::remove_file(&new);
     symlink(target, &new)
@@ -99,7 +101,7 @@ pub(super) fn install(nginx: &CurrentNginx, rootfs: &Path) -> Result<()> {
 }
 
 /// The folder's name. The place of the cache is part of it: the program's file names its loader by its path.
-fn folder(cache: &Cache, versions: &BTreeMap<String, String>) -> String {
+pub(super) fn folder(cache: &Cache, versions: &BTreeMap<String, String>) -> String {
     let listed: Vec<String> = versions.iter().map(|(name, version)| format!("{name}={version}")).collect();
     let place = cache.dir().to_string_lossy();
     let mut parts = vec![RECIPE, &*place];
@@ -182,6 +184,7 @@ mod tests {
             fs::create_dir_all(&nginx.dir).unwrap();
             link(&cache, &nginx).unwrap();
             assert_eq!(fs::read_link(cache.path(LINK)).unwrap(), Path::new(name));
+            assert!(is_linked(&cache, &nginx));
         }
     }
 }
