@@ -84,6 +84,13 @@ fn every_value_has_its_line_or_its_origin() {
 }
 
 #[test]
+fn names_in_front_of_a_variable_port_are_known() {
+    let text = "http { server { location / { proxy_pass http://db.test:$port; } location /u { proxy_pass \
+                http://$host.test:80; } location /v { proxy_pass http://10.0.0.1:$port; } } }";
+    assert_eq!(model(text, None).names(), ["db.test"]);
+}
+
+#[test]
 fn flags_of_several_lines_add_up_and_of_zones_the_last_counts() {
     let text = "http { upstream u { zone a 1m; server 127.0.0.1:1; zone b 2m; } proxy_next_upstream off; server {\nproxy_next_upstream error;\nproxy_next_upstream http_502 timeout;\n\
                 proxy_ssl_protocols TLSv1.2;\nproxy_ssl_protocols TLSv1.3; location / { proxy_pass http://127.0.0.1:1; } } }";
