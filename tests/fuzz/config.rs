@@ -1,5 +1,5 @@
 //! Any bytes are a configuration, or a dump of several files as `nginx -T` prints it: reading them ends, panics
-//! nowhere, and keeps the promises that the rest of why502 relies on.
+//! nowhere, and keeps the promises that the rest of why502 relies on. A comment `# ask HOST TARGET` is a request.
 #![no_main]
 
 use std::{
@@ -32,12 +32,12 @@ const TARGETS: [&str; 6] = ["/", "/a/b.php?x=1", "/%61/../a//b", "//", "/a b", "
 
 fuzz_target!(|bytes: &[u8]| {
     match Dump::parse(bytes) {
-        Some(dump) => read(&dump, dump.main(), bytes.len()),
-        None => read(&Only(bytes), Path::new(MAIN), bytes.len()),
+        Some(dump) => read(&dump, dump.main(), bytes),
+        None => read(&Only(bytes), Path::new(MAIN), bytes),
     }
 });
 
-fn read(files: &dyn Files, main: &Path, length: usize) {
+fn read(files: &dyn Files, main: &Path, bytes: &[u8]) {
     let source = Source::new(main);
     let (config, errors) = parse_partial(files, source);
     let strict = parse(files, source);
@@ -45,8 +45,11 @@ fn read(files: &dyn Files, main: &Path, length: usize) {
     if let Ok(strict) = strict {
         assert_eq!(nodes(&strict), nodes(&config));
     }
-    let version = VERSIONS[length % VERSIONS.len()];
-    ask(&Model::for_platform(config, Platform { version, page: 4096 }));
+    let version = VERSIONS[bytes.len() % VERSIONS.len()];
+    let text = String::from_utf8_lossy(bytes);
+    let own = text.lines().filter_map(|line| line.strip_prefix("# ask ")?.split_once(' '));
+    let own: Vec<(&str, &str)> = own.take(4).collect();
+    ask(&Model::for_platform(config, Platform { version, page: 4096 }), &own);
 }
 
 fn nodes(config: &Config) -> Vec<(PathBuf, u32, String)> {
@@ -55,12 +58,9 @@ fn nodes(config: &Config) -> Vec<(PathBuf, u32, String)> {
 }
 
 /// The questions that a trace asks, with answers that no configuration may break.
-fn ask(model: &Model) {
+fn ask(model: &Model, requests: &[(&str, &str)]) {
     for id in model.config().all() {
         assert!(model.config().line(id) >= 1 && model.config().end_line(id) >= model.config().line(id));
-    }
-    for upstream in &model.upstreams {
-        model.effective_in(upstream);
     }
     let names = model.names();
     let resolve = |name: &str| {
@@ -81,14 +81,26 @@ fn ask(model: &Model) {
             model.candidates_unix(Path::new(path));
         }
     }
+    let users = model.users_by_upstream();
+    for (index, upstream) in model.upstreams.iter().enumerate() {
+        model.effective_in(upstream);
+        for (at, server) in upstream.servers.iter().enumerate() {
+            let Address::Ip { ip, port: Some(port) } = &server.address else { continue };
+            let address = SocketAddr::new(*ip, *port);
+            let found = model.candidates(address, &resolve);
+            let named = found.iter().any(|candidate| candidate.upstream_server == Some((index, at)));
+            assert!(named || users[index].is_empty(), "{} is not among its candidates", server.text);
+        }
+    }
     for port in model.listen_ports().into_iter().take(4) {
         model.locate_stream(Some(SocketAddr::from(([127, 0, 0, 1], port))));
     }
     let own = model.servers.iter().flat_map(|server| &server.names).next().map(String::as_str);
     for address in addresses.into_iter().take(4) {
         let candidates = model.candidates(address, &resolve);
-        for (host, target) in [Some("a.test"), own, None].into_iter().zip(TARGETS).chain([(None, TARGETS[5])])
-        {
+        let usual = [Some("a.test"), own, None].into_iter().zip(TARGETS);
+        let asked = requests.iter().map(|(host, target)| (Some(*host), *target));
+        for (host, target) in usual.chain([(None, TARGETS[5])]).chain(asked) {
             let located = model.locate(Some(address), host, target);
             assert!(located.passes.iter().all(|pass| *pass < model.passes.len()), "{located:?}");
             assert!(!located.exact || located.passes.len() <= 1, "{located:?}");
