@@ -128,6 +128,9 @@ pub(crate) struct Expect {
     /// Text in the evidence of some incident, case ignored.
     #[serde(default)]
     pub(crate) evidence_contains: Vec<String>,
+    /// Text among the configuration lines of some incident, such as that of a default, which has no line.
+    #[serde(default)]
+    pub(crate) config_contains: Vec<String>,
     #[serde(default)]
     pub(crate) summary_contains: Vec<String>,
     #[serde(default)]
@@ -152,6 +155,8 @@ pub(crate) struct Expect {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Each {
+    /// The incident of this `upstream.address`, wherever it stands: those of two workers have no order.
+    pub(crate) address: Option<String>,
     /// Markers of the lines that it names, all of them.
     pub(crate) lines: Vec<String>,
     #[serde(default)]

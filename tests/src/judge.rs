@@ -2,7 +2,7 @@
 
 use crate::case::Request;
 use crate::client::HOST;
-use crate::expect::{Confidence, Expect, RequestExpect};
+use crate::expect::{Confidence, Each, Expect, RequestExpect};
 use crate::nginx::Line;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -68,7 +68,11 @@ pub(crate) fn judge(
     }
     if !counted.is_empty() {
         lines(expect, &counted, markers, &mut failures);
-        for (number, (each, incident)) in (1..).zip(expect.each.iter().zip(&counted)) {
+        for (number, each) in (1..).zip(&expect.each) {
+            let Some(incident) = incident_of(each, number, &counted) else {
+                failures.extend(each.address.iter().map(|address| format!("no incident of {address}")));
+                continue;
+            };
             let mut found = only(&each.lines, incident, markers);
             found.extend(all(&each.lines, incident, markers));
             found.extend(kinds(&each.evidence_kinds, &each.never_kinds, &[incident]));
@@ -77,6 +81,14 @@ pub(crate) fn judge(
         texts(expect, tier, &counted, &mut failures);
     }
     (failures, score)
+}
+
+/// The incident that is meant: the one of an address, else the `number`th, from 1.
+fn incident_of<'a>(each: &Each, number: usize, counted: &[&'a Value]) -> Option<&'a Value> {
+    match &each.address {
+        Some(wanted) => counted.iter().find(|i| text(i, "/upstream/address") == wanted).copied(),
+        None => counted.get(number - 1).copied(),
+    }
 }
 
 fn verdict(expect: &Expect, tier: &str, incident: &Value, failures: &mut Vec<String>, score: &mut Score) {
@@ -250,9 +262,12 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
     if expect.tier(tier).is_some_and(|t| t.no_texts) {
         return;
     }
-    for (what, wanted, said) in
-        [("evidence", &expect.evidence_contains, &evidence), ("summary", &expect.summary_contains, &summary)]
-    {
+    let config = join(|i| entries(i, "config", "/text")).to_lowercase();
+    for (what, wanted, said) in [
+        ("evidence", &expect.evidence_contains, &evidence),
+        ("summary", &expect.summary_contains, &summary),
+        ("configuration", &expect.config_contains, &config),
+    ] {
         for needle in wanted {
             if !said.contains(&needle.to_lowercase()) {
                 failures.push(format!("the {what} does not say `{needle}`"));
@@ -341,6 +356,20 @@ mod tests {
             &[said("no-resolver", "likely")],
             &[],
         );
+    }
+
+    #[test]
+    fn incidents_are_found_by_their_address() {
+        let mut other = said("fd-limit", "proven");
+        other["upstream"]["address"] = json!("127.0.0.1:3001");
+        other["config"] = json!([{"file": "/x/y", "line": 4, "text": "x 60s (default of nginx 1.30.6)"}]);
+        let both = [other, said("fd-limit", "proven")];
+        let more = "incidents = 2\nconfig_contains = ['default of nginx 1.30']\n\
+                    each = [{ address = '127.0.0.1:3000', lines = ['server'] }, \
+                    { address = '127.0.0.1:3001', lines = ['no'] }]";
+        check(more, "full", &both, &[]);
+        check(&more.replace(":3000", ":1"), "full", &both, &["no incident of 127.0.0.1:1"]);
+        check(&more.replace("1.30", "1.22"), "full", &both, &["the configuration does not say"]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Setup<'a> {
     pub(crate) watch: Option<&'a Watch>,
+    /// why502 itself, for steps that ask it.
+    pub(crate) program: Option<&'a Path>,
     /// Bounds are this many times longer (emulated guests).
     pub(crate) slow: f64,
     /// How long to look for incidents that should not come.
@@ -224,8 +226,10 @@ impl Scene<'_> {
             .current_dir(self.dir)
             .env("DIR", self.dir)
             .env("CASE", &self.case.dir)
+            .env("WHY502", self.setup.program.unwrap_or(Path::new("")))
             .env("NGINX_PID", first.map_or(0, |n| n.pid).to_string())
             .env("WORKER_PID", first.map_or(0, |n| n.worker).to_string())
+            .env("SECOND_PID", self.nginx.get(1).map_or(0, |n| n.pid).to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

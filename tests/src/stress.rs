@@ -167,6 +167,7 @@ fn scene(
         daemon: false,
         user: "root".to_owned(),
         etc_hosts: None,
+        current: false,
         launch: None,
         seen_at: None,
         listen: NGINX.to_owned(),

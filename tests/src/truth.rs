@@ -179,6 +179,7 @@ pub(crate) fn run(options: &Options, requests: u64, workers: u32) -> Result<bool
         user: "root".to_owned(),
         etc_hosts: None,
         listen: NGINX.to_owned(),
+        current: false,
         launch: None,
         seen_at: None,
     };

@@ -299,6 +299,27 @@ fn same_ip(configured: IpAddr, seen: IpAddr) -> bool {
     configured == seen.to_canonical()
 }
 
+fn split_port(pattern: &str) -> (&str, Option<&str>) {
+    let colon = pattern.rfind(':').filter(|at| pattern.rfind(']').is_none_or(|bracket| bracket < *at));
+    match colon {
+        Some(at) => (pattern.get(..at).unwrap_or_default(), pattern.get(at + 1..)),
+        None => (pattern, None),
+    }
+}
+
+/// The host name in front of a port that variables give: `db.test` of `db.test:$port`.
+pub(super) fn host_of_pattern(pattern: &str) -> Option<String> {
+    let (host, _) = split_port(pattern);
+    match value::address(host, None, false) {
+        Address::Name { host, .. } if !host.contains('$') => Some(host),
+        Address::Name { .. }
+        | Address::Ip { .. }
+        | Address::Unix { .. }
+        | Address::Variable { .. }
+        | Address::Invalid => None,
+    }
+}
+
 fn variable_fits(
     pattern: &str,
     default_port: Option<u16>,
@@ -308,11 +329,7 @@ fn variable_fits(
     if pattern.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case("unix:")) {
         return false;
     }
-    let colon = pattern.rfind(':').filter(|at| pattern.rfind(']').is_none_or(|bracket| bracket < *at));
-    let (host, port) = match colon {
-        Some(at) => (pattern.get(..at).unwrap_or_default(), pattern.get(at + 1..)),
-        None => (pattern, None),
-    };
+    let (host, port) = split_port(pattern);
     let port_fits = match (port, default_port) {
         (Some(port), _) => value::pattern_fits(port, &addr.port().to_string()),
         // A variable at the end may hold the port as well; without one the scheme's port holds.

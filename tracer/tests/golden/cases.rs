@@ -153,7 +153,6 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             icmp: None,
             drop: None,
             overflow: None,
-            missed_end: false,
             request: None,
             number: None,
         },

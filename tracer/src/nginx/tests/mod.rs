@@ -9,6 +9,7 @@ mod places;
 mod process;
 mod settings;
 mod syntax;
+mod versions;
 
 use std::{
     collections::BTreeMap,
