@@ -108,7 +108,9 @@ fn unserved(mut sk: u64, tgid: u32, proc: *mut Proc, last: &Turn, done: u32, siz
             }
             return;
         }
-        if (*slot).flags & (client_flag::LINKED | client_flag::ANSWERED | client_flag::HTTP) != client_flag::HTTP {
+        if (*slot).flags & (client_flag::LINKED | client_flag::ANSWERED | client_flag::HTTP)
+            != client_flag::HTTP
+        {
             return;
         }
         let status = status_of(first_bytes(size));
@@ -143,8 +145,7 @@ fn alone(sk: u64, tgid: u32, done: u32, how: u32) {
     }
     // SAFETY: a live array element of plain integers.
     unsafe {
-        let since =
-            read::<u32>(sk, setting!(write_seq)).wrapping_sub(done).wrapping_sub((*slot).write_seq);
+        let since = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done).wrapping_sub((*slot).write_seq);
         if since == 0 || since == clients::CONTINUE {
             emit_request(sk, tgid, (*slot).id, slot, (*slot).flags | how, BAD_GATEWAY);
         }

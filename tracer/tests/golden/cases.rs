@@ -123,7 +123,7 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
     let remote: SocketAddr = remote.parse().unwrap();
     let local = if remote.is_ipv4() { "10.0.0.1" } else { "fd00::1" };
     let config = match stage {
-        Stage::Socket | Stage::Bind => Vec::new(),
+        Stage::Socket | Stage::Bind | Stage::Untried => Vec::new(),
         Stage::Connect | Stage::SynSent | Stage::Established => model().candidates(remote, &|_| Vec::new()),
     };
     let case = Case {
