@@ -4,6 +4,7 @@
 //! registers, so that one function serves trampolines and kretprobes, of IPv4 and IPv6.
 
 use aya_ebpf::{
+    EbpfContext as _,
     helpers::generated::{bpf_probe_read_user, bpf_ringbuf_submit},
     macros::{fexit, kretprobe},
     programs::{FExitContext, RetProbeContext},
@@ -31,11 +32,18 @@ const HEADER: i32 = 12;
 /// behind them.
 #[inline(always)]
 fn returned(ctx: &FExitContext) -> i32 {
-    match setting!(udp_recv_args) {
-        6 => ctx.arg(6),
-        5 => ctx.arg(5),
-        _ => 0,
+    let at = ctx.as_ptr();
+    let ret: u64;
+    // SAFETY: loads from the context, of which the verifier checks each. Written out because the compiler would load
+    // once from an address that it has computed, which the verifier refuses of a context.
+    unsafe {
+        match setting!(udp_recv_args) {
+            6 => core::arch::asm!("{ret} = *(u64 *)({at} + 48)", at = in(reg) at, ret = out(reg) ret),
+            5 => core::arch::asm!("{ret} = *(u64 *)({at} + 40)", at = in(reg) at, ret = out(reg) ret),
+            _ => return 0,
+        }
     }
+    ret as i32
 }
 
 #[fexit(function = "udp_recvmsg")]

@@ -42,11 +42,15 @@ const KEEP_NS: u64 = 3600 * 1_000_000_000;
 const DEFAULT_MAX_FAILS: u64 = 1;
 const DEFAULT_FAIL_TIMEOUT_S: u64 = 10;
 
+/// Failures of one server, each with the configuration that its worker ran with.
+type Past = VecDeque<(Failure, Weak<Snapshot>)>;
+
 /// What is known so far of servers and names.
 #[derive(Debug, Default)]
 pub(super) struct Alone {
     pending: VecDeque<Answered>,
-    failures: HashMap<(String, SocketAddr), VecDeque<(Failure, Weak<Snapshot>)>>,
+    /// By group and address.
+    failures: HashMap<(String, SocketAddr), Past>,
     replies: VecDeque<Dns>,
     /// The hooks that tell of name servers are there.
     watched: bool,

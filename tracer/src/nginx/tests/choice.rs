@@ -1,7 +1,7 @@
 //! What nginx has to choose from, and what else answers with 502.
 
 use super::read;
-use crate::nginx::{Model, choice::Destination};
+use crate::nginx::{Located, Model, choice::Destination};
 
 const SHOP: &str = r"http {
     upstream app { server 127.0.0.1:3000; }
@@ -48,8 +48,10 @@ fn destinations_and_other_answers() {
         let mut located = model.locate(None, Some("shop.test"), target);
         let [pass] = located.passes.as_slice() else { panic!("{target}: {located:?}") };
         assert_eq!(model.destination(*pass, &variable), destination, "{target}");
-        let lines =
-            |located| model.other_bad_gateways(located).iter().map(|line| line.line).collect::<Vec<_>>();
+        let lines = |located: &Located| {
+            let found = model.other_bad_gateways(located);
+            found.iter().map(|line| line.line).collect::<Vec<_>>()
+        };
         assert_eq!(located.because, ["error_page"], "{target}");
         let all = lines(&located);
         assert!(all.contains(&16) && all.contains(&9), "{target}: {all:?}");
