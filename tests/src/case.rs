@@ -168,6 +168,9 @@ pub(crate) struct Listen {
     /// With `http`: the status it answers.
     #[serde(default = "ok")]
     pub(crate) status: u16,
+    /// With `dns`: what is said of each name, see `dns.rs`.
+    #[serde(default)]
+    pub(crate) names: BTreeMap<String, String>,
 }
 
 fn backlog() -> i32 {
@@ -202,6 +205,8 @@ pub(crate) enum ListenMode {
     Reset,
     /// A UDP socket on that address.
     Udp,
+    /// A name server (UDP).
+    Dns,
 }
 
 /// Connections that this program opens and holds until the case ends.

@@ -156,6 +156,7 @@ fn scene(
         backlog: 1024,
         delay_ms: 0,
         status: 200,
+        names: BTreeMap::new(),
     };
     let held = if backend { Some(listen::listen(web, &listen, 4, bound)?) } else { None };
     let settings = Settings {

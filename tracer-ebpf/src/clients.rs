@@ -93,6 +93,11 @@ pub(crate) fn take(proc: *mut Proc) -> Turn {
 #[inline(always)]
 pub(crate) fn assign(proc: *mut Proc, conn: &mut Conn) {
     let last = take(proc);
+    // SAFETY: as in `take`.
+    unsafe { (*proc).connected_ns = conn.start_ns };
+    if last.kind == turn::READ_CLIENT {
+        link(&last);
+    }
     if last.kind != turn::NOTHING {
         conn.client = last.id;
         conn.number = match last.kind {
@@ -107,6 +112,21 @@ pub(crate) fn assign(proc: *mut Proc, conn: &mut Conn) {
     }
     // One state for the verifier, whichever it was.
     kernel::forget(conn);
+}
+
+/// Notes that the request which was read last is not nginx's alone.
+#[inline(always)]
+pub(crate) fn link(last: &Turn) {
+    let Some(slot) = slot(last.sk) else {
+        return;
+    };
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        if (*slot).sk == last.sk && (*slot).id == last.id && (*slot).flags & client_flag::LINKED == 0 {
+            (*slot).flags |= client_flag::LINKED;
+            seal(slot);
+        }
+    }
 }
 
 /// Remembers a failed attempt until the worker closes its socket.

@@ -160,6 +160,12 @@ pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64) -> u32 {
 #[inline(always)]
 pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
     const IPPROTO_TCP: u16 = 6;
+    sock_of_fd(fd, IPPROTO_TCP)
+}
+
+/// The socket of that protocol behind a file descriptor of the current task; 0 if it is none.
+#[inline(always)]
+pub(crate) fn sock_of_fd(fd: u32, protocol: u16) -> u64 {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = read(task, setting!(task_files));
@@ -183,7 +189,7 @@ pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
     } else {
         u16::from(read::<u8>(sk, setting!(sk_protocol)))
     };
-    if proto == IPPROTO_TCP { sk } else { 0 }
+    if proto == protocol { sk } else { 0 }
 }
 
 pub(crate) const TH_SYN: u8 = 0x02;

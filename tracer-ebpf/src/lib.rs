@@ -41,6 +41,8 @@ pub mod kind {
     pub const CLIENT_GONE: u32 = 4;
     /// A [`Request`](super::request::Request): the client's request that failed attempts belong to.
     pub const REQUEST: u32 = 5;
+    /// A [`Dns`](super::request::Dns): a name server's reply without an answer, read by a worker.
+    pub const DNS: u32 = 6;
 }
 
 /// Where an attempt ended.
@@ -442,6 +444,8 @@ pub struct Proc {
     pub begun: u32,
     /// The connection begun last.
     pub sk: u64,
+    /// When it began an upstream connection last.
+    pub connected_ns: u64,
     /// What it did last, as far as its requests are concerned.
     pub turn: request::Turn,
     /// Length of the buffer that it reads the beginning of a request into; 0 unknown.
@@ -506,7 +510,7 @@ const _: () = {
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 72);
+    assert!(size_of::<Proc>() == 80);
     assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);
 };

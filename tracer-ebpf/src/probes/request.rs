@@ -6,8 +6,8 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext},
 };
 use tracer_ebpf::{
-    Addr, flag, kind,
-    request::{Client, MOST, Request, Turn, client_flag, turn},
+    Addr, Proc, flag, kind,
+    request::{BAD_GATEWAY, Client, MOST, Request, Turn, client_flag, turn},
 };
 
 use crate::{
@@ -38,6 +38,7 @@ fn client_read(ctx: RawTracePointContext) -> i32 {
         now.id = clients::heard(sk, tgid, proc);
         if now.id != 0 {
             now.kind = turn::READ_CLIENT;
+            now.sk = sk;
         }
     }
     // SAFETY: a live map element that only this worker's thread writes.
@@ -76,7 +77,11 @@ fn on_send(sk: u64, done: u32, size: u32) {
         return;
     };
     let last = clients::take(proc);
-    if last.kind < turn::READ_UPSTREAM || last.retry == 0 {
+    if last.kind < turn::READ_UPSTREAM {
+        unserved(sk, tgid, proc, &last, done, size);
+        return;
+    }
+    if last.retry == 0 {
         return;
     }
     // SAFETY: a live map element that only this worker's thread writes.
@@ -87,22 +92,88 @@ fn on_send(sk: u64, done: u32, size: u32) {
     answer(sk, tgid, done, size);
 }
 
-/// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
-#[inline(never)]
-fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
-    const IPPROTO_TCP: u16 = 6;
-    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+/// The worker writes after it read a request, or after nothing that was seen: to an upstream connection that was kept,
+/// or to a client, perhaps an answer that no server gave.
+#[inline(always)]
+fn unserved(mut sk: u64, tgid: u32, proc: *mut Proc, last: &Turn, done: u32, size: u32) {
+    // As in `answer`.
     kernel::forget(&mut sk);
-    let Some(proc) = PROCS.get_ptr_mut(tgid) else {
+    let Some(slot) = clients::slot(sk) else {
         return;
     };
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        if (*slot).sk != sk || (*slot).tgid != tgid {
+            if last.kind == turn::READ_CLIENT && last.sk != sk && is_tcp(sk) {
+                clients::link(last);
+            }
+            return;
+        }
+        if (*slot).flags & (client_flag::LINKED | client_flag::ANSWERED | client_flag::HTTP)
+            != client_flag::HTTP
+        {
+            return;
+        }
+        let status = status_of(first_bytes(size));
+        if status < 200 {
+            return;
+        }
+        if status == BAD_GATEWAY {
+            let at_once = last.kind == turn::READ_CLIENT && last.id == (*slot).id;
+            let mut how = client_flag::ALONE;
+            if !at_once {
+                how |= client_flag::LATE;
+                if (*proc).connected_ns >= (*slot).id {
+                    how |= client_flag::CROWDED;
+                }
+            }
+            alone(sk, tgid, done, how);
+        }
+        // No further piece of the answer is looked at.
+        (*slot).flags |= client_flag::ANSWERED;
+        clients::seal(slot);
+    }
+}
+
+/// nginx answers a request that no attempt is known to have served.
+#[inline(never)]
+fn alone(sk: u64, tgid: u32, done: u32, how: u32) {
+    let Some(slot) = clients::slot(sk) else {
+        return;
+    };
+    if !clients::holds(slot, sk, tgid) {
+        return;
+    }
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        let since = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done).wrapping_sub((*slot).write_seq);
+        if since == 0 || since == clients::CONTINUE {
+            emit_request(sk, tgid, (*slot).id, slot, (*slot).flags | how, BAD_GATEWAY);
+        }
+    }
+}
+
+/// A log, a name server, a unix socket: neither client nor upstream.
+#[inline(always)]
+fn is_tcp(sk: u64) -> bool {
+    const IPPROTO_TCP: u16 = 6;
     let protocol = if setting!(sk_protocol_size) == 2 {
         read::<u16>(sk, setting!(sk_protocol))
     } else {
         u16::from(read::<u8>(sk, setting!(sk_protocol)))
     };
-    if protocol != IPPROTO_TCP {
-        // A log, a name server, a unix socket: not a client.
+    protocol == IPPROTO_TCP
+}
+
+/// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
+#[inline(never)]
+fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
+    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+    kernel::forget(&mut sk);
+    let Some(proc) = PROCS.get_ptr_mut(tgid) else {
+        return;
+    };
+    if !is_tcp(sk) {
         return;
     }
     let last = clients::take(proc);
@@ -271,7 +342,10 @@ struct Head {
 #[inline(always)]
 fn fill<const N: usize>(h: &Head) {
     let Some(mut entry) = EVENTS.reserve::<Record<N>>(0) else {
-        // No incident is lost by this: it says itself that its request is not known.
+        // Else no incident is lost by this: it says itself that its request is not known.
+        if h.flags & client_flag::ALONE != 0 {
+            emit::count(|c| c.lost += 1);
+        }
         return;
     };
     let to = entry.as_mut_ptr();

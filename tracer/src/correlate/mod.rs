@@ -1,6 +1,7 @@
 //! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
+pub mod no_attempt;
 pub mod request;
 
 use std::net::{IpAddr, SocketAddr};
@@ -174,6 +175,8 @@ pub struct Facts {
     pub drop_reason: Option<String>,
     /// Kernel function that freed the packet.
     pub drop_function: Option<String>,
+    /// Nothing was attempted: what nginx had to choose from.
+    pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
 }
 
 /// One failed attempt.

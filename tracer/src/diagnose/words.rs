@@ -75,7 +75,7 @@ pub fn syns(count: u32) -> String {
 pub fn after(case: &Case) -> String {
     match (case.attempt.duration_us(), case.attempt.stage) {
         (Some(us), _) => format!("after {}", duration(us)),
-        (None, Stage::Socket | Stage::Bind | Stage::Connect) => "at once".to_owned(),
+        (None, Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried) => "at once".to_owned(),
         (None, Stage::SynSent | Stage::Established) => "(it began before why502 was watching)".to_owned(),
     }
 }

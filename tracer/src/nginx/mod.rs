@@ -11,6 +11,7 @@ use std::{
 };
 
 pub mod binary;
+pub mod choice;
 pub mod directives;
 pub mod dump;
 pub mod error;

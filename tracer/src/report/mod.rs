@@ -87,7 +87,7 @@ impl Incident {
     /// The server as written, if all candidates agree.
     #[must_use]
     pub fn server(&self) -> Option<&str> {
-        self.agreed(|c| Some(c.server.as_str()))
+        self.agreed(|c| Some(c.server.as_str()).filter(|server| !server.is_empty()))
     }
 
     /// The module, if all candidates agree.

@@ -387,6 +387,18 @@ impl Snapshot {
         }
     }
 
+    /// The addresses that a name of the configuration had when the snapshot was made, else has now, and whether nginx
+    /// must have got the same: from its /etc/hosts, say.
+    #[must_use]
+    pub fn addresses(&self, name: &str) -> (Vec<IpAddr>, bool) {
+        let from_file = self.hosts.as_deref().map(|hosts| hosts_file(hosts, name)).unwrap_or_default();
+        if !from_file.is_empty() {
+            return (from_file, true);
+        }
+        let then = self.then(name);
+        (if then.is_empty() { self.resolve(name) } else { then }, false)
+    }
+
     fn then(&self, name: &str) -> Vec<IpAddr> {
         if let Some(known) = known_name(name) {
             return known;

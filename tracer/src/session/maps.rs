@@ -67,6 +67,7 @@ impl Maps {
                     last: NOBODY,
                     begun: 0,
                     sk: 0,
+                    connected_ns: 0,
                     turn: Turn::NOTHING,
                     buffer: 0,
                     _pad: 0,

@@ -3,6 +3,7 @@
 //! One thread, one loop: the ring buffer is emptied ten times a second (records do not wake us; process
 //! events do), and explaining has a time budget per round, so that the buffer never waits for /proc.
 
+mod alone;
 mod config;
 mod facts;
 mod maps;
@@ -36,6 +37,7 @@ use crate::{
     report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
 };
+use alone::Alone;
 use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
@@ -87,6 +89,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     requests: Requests,
+    alone: Alone,
     round: u64,
     quiet: u32,
     unread: u64,
@@ -129,6 +132,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let reach = reach(&loaded);
         let requests = Requests::new(loaded.has("client-read") && loaded.has("answer"));
+        let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
             Some(
@@ -153,6 +157,7 @@ impl<'a> Session<'a> {
             out,
             waiting: VecDeque::new(),
             requests,
+            alone,
             round: 0,
             quiet: 0,
             unread: 0,
@@ -218,23 +223,32 @@ impl<'a> Session<'a> {
                 self.drain()?;
             }
         }
+        more |= self.explain_alone(end)?;
         for incident in self.requests.settled(Instant::now()) {
             self.show(&incident)?;
             if self.enough() {
                 return Ok(Round::Done);
             }
         }
+        if self.enough() {
+            return Ok(Round::Done);
+        }
         if self.round.is_multiple_of(20) {
             if self.waiting.is_empty() {
                 self.requests.sweep(Instant::now());
             }
             self.gatherer.sweep();
+            self.alone.sweep(monotonic_ns());
             self.watch.sweep();
         }
         if more {
             return Ok(Round::Busy);
         }
-        if !self.waiting.is_empty() || self.requests.any_waits() || self.logger.is_some() {
+        if !self.waiting.is_empty()
+            || self.requests.any_waits()
+            || self.alone.any_waits()
+            || self.logger.is_some()
+        {
             return Ok(Round::Idle);
         }
         self.quiet = if explained == 0 { self.quiet + 1 } else { 0 };
@@ -262,6 +276,7 @@ impl<'a> Session<'a> {
             }
             self.explain(held)?;
         }
+        while self.explain_alone(Instant::now() + BUDGET)? {}
         for incident in self.requests.all() {
             if self.enough() {
                 break;
@@ -286,7 +301,7 @@ impl<'a> Session<'a> {
     }
 
     fn drain(&mut self) -> Result<()> {
-        while self.waiting.len() < MOST_WAITING {
+        while self.waiting.len() < MOST_WAITING && self.alone.has_room() {
             let Some(record) = self.maps.ring.next() else {
                 break;
             };
@@ -316,7 +331,9 @@ impl<'a> Session<'a> {
                     held.client_gone = Some((client, reset));
                 }
             }
+            Event::Answered(answered) if Alone::is_one(&answered) => self.alone.note(*answered),
             Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
+            Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {
                 if !self.reach.accept_queue {
                     self.gatherer.note_queue(socket, worker, remote);
@@ -371,7 +388,7 @@ impl<'a> Session<'a> {
         }
         let facts = self.gatherer.gather(&attempt, reach);
         let (config, bind_lines) = match attempt.stage {
-            Stage::Socket => (Vec::new(), Vec::new()),
+            Stage::Socket | Stage::Untried => (Vec::new(), Vec::new()),
             Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
             Stage::Connect | Stage::SynSent | Stage::Established => {
                 (worker.config.candidates(attempt.remote), Vec::new())
@@ -380,6 +397,7 @@ impl<'a> Session<'a> {
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
         let case = Case { attempt, client_gone, reach, facts, config };
         let mut verdict = diagnose::diagnose(&case);
+        self.alone.failed(&case, verdict.cause, &worker);
         notes::add(&mut verdict, &case, &worker);
         if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
             return Ok(());

@@ -52,6 +52,9 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
             ),
         });
     }
+    if case.attempt.no_remote {
+        return;
+    }
     let address = case.attempt.remote;
     let stale = worker.config.stale_names(address, &case.config);
     // Several names can have had the address, and only one of them had.

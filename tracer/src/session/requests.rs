@@ -62,6 +62,12 @@ impl Requests {
         }
     }
 
+    /// The number of a request that is told of at once.
+    pub(super) fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
     /// Gives an incident its request; None if it waits for it now.
     pub(super) fn attribute(&mut self, mut incident: Incident, now: Instant) -> Option<Incident> {
         let attempt = &incident.case.attempt;
