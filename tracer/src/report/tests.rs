@@ -67,7 +67,7 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
     Incident {
         time: UNIX_EPOCH + Duration::from_secs(1_795_356_131),
         mono_ns: 39_000,
-        case: Case { attempt, client_gone: None, reach: Reach::default(), facts: Facts::default(), config },
+        case: Case { attempt, client_gone: None, client_saw: None, reach: Reach::default(), facts: Facts::default(), config },
         verdict: Verdict::proven(cause, "nothing listens").because("rst", "a RST").fix("start it"),
         container: None,
         bind_lines: Vec::new(),

@@ -14,6 +14,7 @@ use super::{Incident, Line, Report, Summary, risky, time};
 use crate::{
     diagnose::{Cause, Confidence, words},
     event::Stage,
+    nginx::Role,
 };
 
 /// Label column: two blanks, eight letters, three blanks.
@@ -167,6 +168,33 @@ fn attempt(i: &Incident) -> Option<String> {
     Some(format!("{number}{}{end}", how(i)))
 }
 
+/// Which lines it was one of, where that is open.
+fn ambiguity(i: &Incident) -> Option<String> {
+    let mut places: Vec<String> = Vec::new();
+    for candidate in &i.case.config {
+        let passes = candidate.lines.iter().filter(|line| line.role == Role::Pass);
+        // Where no pass is known, the server's line stands for it.
+        let own = candidate.lines.first().filter(|_| candidate.passes.is_empty());
+        for line in passes.chain(own) {
+            let place = format!("{}:{}", short(&line.file), line.line);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+    }
+    let several = "several places of the configuration lead to this address";
+    match places.as_slice() {
+        [] | [_] => (i.case.config.len() > 1).then(|| several.to_owned()),
+        all => {
+            let asked = match i.attribution.request {
+                Some(_) => "the request does not tell which",
+                None => "which one is not known",
+            };
+            Some(format!("one of: {}: {several}, and {asked}", all.join(", ")))
+        }
+    }
+}
+
 fn upstream(i: &Incident) -> String {
     let unknown =
         if i.case.attempt.stage == Stage::Bind { "bind() failed first" } else { "no socket was opened" };
@@ -228,8 +256,8 @@ impl Report for Text {
                 safe(text)
             )?;
         }
-        if i.case.config.len() > 1 {
-            self.paragraph(out, "", LIKELY, "several places of the configuration lead to this address")?;
+        if let Some(text) = ambiguity(i) {
+            self.paragraph(out, "", LIKELY, &text)?;
         }
         for (index, evidence) in i.verdict.evidence.iter().enumerate() {
             self.paragraph(

@@ -6,6 +6,7 @@
 mod config;
 mod facts;
 mod maps;
+mod narrow;
 mod notes;
 mod requests;
 mod watch;
@@ -219,7 +220,7 @@ impl<'a> Session<'a> {
             }
         }
         for incident in self.requests.settled(Instant::now()) {
-            self.show(&incident)?;
+            self.show(incident)?;
             if self.enough() {
                 return Ok(Round::Done);
             }
@@ -266,7 +267,7 @@ impl<'a> Session<'a> {
             if self.enough() {
                 break;
             }
-            self.show(&incident)?;
+            self.show(incident)?;
         }
         let summary = Summary {
             time: SystemTime::now(),
@@ -378,12 +379,9 @@ impl<'a> Session<'a> {
             }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let case = Case { attempt, client_gone, reach, facts, config };
+        let case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
         let mut verdict = diagnose::diagnose(&case);
         notes::add(&mut verdict, &case, &worker);
-        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
-            return Ok(());
-        }
         let incident = Incident {
             time,
             mono_ns,
@@ -394,7 +392,7 @@ impl<'a> Session<'a> {
             attribution: Attribution::default(),
         };
         match self.requests.attribute(incident, Instant::now()) {
-            Some(incident) => self.show(&incident),
+            Some(incident) => self.show(incident),
             None => Ok(()),
         }
     }
@@ -404,10 +402,16 @@ impl<'a> Session<'a> {
         self.filter.count.is_some_and(|count| self.shown >= count)
     }
 
-    fn show(&mut self, incident: &Incident) -> Result<()> {
+    fn show(&mut self, mut incident: Incident) -> Result<()> {
+        if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
+            narrow::by_request(&mut incident, worker);
+        }
+        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&incident.verdict.cause) {
+            return Ok(());
+        }
         *self.incidents.entry(incident.verdict.cause).or_default() += 1;
         self.shown += 1;
-        self.report.incident(&mut *self.out, incident).context("cannot write to stdout")
+        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
     }
 
     /// Notes when dropped packets may have been missed: the kernel skipped both programs that watch them.
