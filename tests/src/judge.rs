@@ -402,7 +402,8 @@ mod tests {
         {
             assert_eq!(of(more, target, saw).len(), 1, "{more} {target} {saw}");
         }
-        let nothing = requests(&expect("request = 'known'"), "full", true, &sent, &[said("fd-limit", "proven")]);
+        let nothing =
+            requests(&expect("request = 'known'"), "full", true, &sent, &[said("fd-limit", "proven")]);
         assert!(nothing[0].contains("must be Known"), "{nothing:?}");
     }
 

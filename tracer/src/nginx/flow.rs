@@ -68,8 +68,7 @@ pub(super) fn is_known(name: &[u8]) -> bool {
 }
 
 /// The modules whose backends' answers can lead elsewhere.
-const MODULES: [Module; 5] =
-    [Module::Proxy, Module::Fastcgi, Module::Uwsgi, Module::Scgi, Module::Grpc];
+const MODULES: [Module; 5] = [Module::Proxy, Module::Fastcgi, Module::Uwsgi, Module::Scgi, Module::Grpc];
 
 /// What the directives of the rewrite module in one block do to a URI.
 #[derive(Debug, Default)]
@@ -305,7 +304,8 @@ impl<'a> Flow<'a> {
         let is_part = |id: &NodeId| {
             config.kind(*id) == Kind::Block && matches!(&*config.name(*id), b"if" | b"limit_except")
         };
-        let blocks: Vec<NodeId> = std::iter::once(block).chain(config.children(block).filter(is_part)).collect();
+        let blocks: Vec<NodeId> =
+            std::iter::once(block).chain(config.children(block).filter(is_part)).collect();
         for block in &blocks {
             self.errors(server, *block, uri);
         }

@@ -113,7 +113,13 @@ impl Model {
         self.any_of(servers)
     }
 
-    fn follow(&self, listen: Option<SocketAddr>, host: Option<&str>, target: &str, answered: bool) -> Located {
+    fn follow(
+        &self,
+        listen: Option<SocketAddr>,
+        host: Option<&str>,
+        target: &str,
+        answered: bool,
+    ) -> Located {
         let servers = self.servers_for(listen, host);
         let mut flow = Flow::new(self, answered);
         let mut location = None;
@@ -197,10 +203,13 @@ impl Model {
             self.nearest(self.config.parent(pass.node), &name)
         };
         let words = |node: NodeId| (0..).map_while(move |index| self.config.arg(node, index));
-        if find(flow::IGNORED).is_some_and(|node| words(node).any(|w| w.eq_ignore_ascii_case("X-Accel-Redirect"))) {
+        if find(flow::IGNORED)
+            .is_some_and(|node| words(node).any(|w| w.eq_ignore_ascii_case("X-Accel-Redirect")))
+        {
             return false;
         }
-        let cached = find(flow::CACHE).is_some_and(|node| words(node).next().is_none_or(|word| word != "off"));
+        let cached =
+            find(flow::CACHE).is_some_and(|node| words(node).next().is_none_or(|word| word != "off"));
         answered || cached || self.may_be_unix(pass)
     }
 

@@ -373,7 +373,7 @@ impl<'a> Session<'a> {
         let facts = self.gatherer.gather(&attempt, reach);
         let (config, bind_lines) = match attempt.stage {
             Stage::Socket => (Vec::new(), Vec::new()),
-            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
+            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip(), None)),
             Stage::Connect | Stage::SynSent | Stage::Established => {
                 (worker.config.candidates(attempt.remote), Vec::new())
             }
@@ -501,11 +501,13 @@ fn serves(pid: u32) -> bool {
     title.is_empty() || process::role_of(&title).serves()
 }
 
-/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for.
-fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
+/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for; `among`: the
+/// passes that come into question, by index, if not all.
+fn bind_lines(config: &Snapshot, ip: std::net::IpAddr, among: Option<&[usize]>) -> Vec<ConfigLine> {
     let model = &config.model;
     let mut lines: Vec<ConfigLine> = Vec::new();
-    for pass in &model.passes {
+    let possible = |index: &usize| among.is_none_or(|among| among.contains(index));
+    for (_, pass) in model.passes.iter().enumerate().filter(|(index, _)| possible(index)) {
         let effective = model.effective(pass, Setting::Bind);
         let value = effective.value.as_deref().unwrap_or_default();
         let names_it = value.contains(&ip.to_string()) || value.contains('$');

@@ -16,10 +16,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         GaveUp::Early => case.client_saw.is_none(),
         GaveUp::Timer | GaveUp::Kernel => false,
     };
-    if ended_otherwise
-        || a.drop.is_some()
-        || a.overflow.is_some()
-    {
+    if ended_otherwise || a.drop.is_some() || a.overflow.is_some() {
         return None;
     }
     // Not even the next hop answers: see `host`.

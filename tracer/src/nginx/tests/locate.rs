@@ -116,7 +116,11 @@ fn without_a_target_the_listen_address_tells() {
         model.locate_attempt(&Asked { listen, host, target: None, answered: false }).passes
     };
     assert_eq!(of("10.0.0.1:80", None), [0, 1, 2, 3, 4]);
-    assert_eq!(of("10.0.0.1:80", Some("admin7.test")), [0, 1, 2, 3, 4], "the default server may have refused it");
+    assert_eq!(
+        of("10.0.0.1:80", Some("admin7.test")),
+        [0, 1, 2, 3, 4],
+        "the default server may have refused it"
+    );
     assert_eq!(of("127.0.0.1:81", None), [5, 6]);
     assert_eq!(of("127.0.0.1:90", None), [7]);
     assert!(of("127.0.0.1:9999", None).is_empty());
