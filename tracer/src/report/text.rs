@@ -182,15 +182,12 @@ fn ambiguity(i: &Incident) -> Option<String> {
             }
         }
     }
-    let several = "several places of the configuration lead to this address";
     match places.as_slice() {
-        [] | [_] => (i.case.config.len() > 1).then(|| several.to_owned()),
+        [] | [_] => (i.case.config.len() > 1)
+            .then(|| "several places of the configuration lead to this address".to_owned()),
         all => {
-            let asked = match i.attribution.request {
-                Some(_) => "the request does not tell which",
-                None => "which one is not known",
-            };
-            Some(format!("one of: {}: {several}, and {asked}", all.join(", ")))
+            let silent = if i.attribution.request.is_some() { "the request" } else { "the address alone" };
+            Some(format!("one of {}: {silent} does not tell which", all.join(", ")))
         }
     }
 }

@@ -63,12 +63,12 @@ fn is_open(case: &Case) -> bool {
 /// True if the model is all that the worker runs: what is missing, or may be another, can hold any location.
 fn is_certain(case: &Case, worker: &Watched) -> bool {
     let config = &worker.config;
-    let single = worker.master == case.attempt.worker;
-    !config.is_guess
-        && !config.problems.iter().any(|problem| problem.missing)
-        && config.newer_than(worker.started).is_empty()
-        // It may have read its files again.
-        && !(single && !config.edited().is_empty())
+    if config.is_guess || config.problems.iter().any(|problem| problem.missing) {
+        return false;
+    }
+    // A single process may have read its files again.
+    let keeps = worker.master != case.attempt.worker || config.edited().is_empty();
+    keeps && config.newer_than(worker.started).is_empty()
 }
 
 fn locate(case: &Case, request: &Request, worker: &Watched) -> Located {
