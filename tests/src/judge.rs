@@ -2,7 +2,7 @@
 
 use crate::case::Request;
 use crate::client::HOST;
-use crate::expect::{Confidence, Each, Expect, RequestExpect};
+use crate::expect::{Confidence, Each, Expect, RequestExpect, WithoutRequest};
 use crate::nginx::Line;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -40,10 +40,17 @@ pub(crate) fn counted<'a>(expect: &Expect, incidents: &'a [Value]) -> Vec<&'a Va
     incidents.iter().filter(|i| !expect.allow.iter().any(|a| a == text(i, "/cause"))).collect()
 }
 
-/// Judges the incidents of one case on one tier; no failures means pass.
+/// Whether the kernel can tell on this tier which request an attempt was for: the tracepoint behind every send is
+/// there since 6.6.
+pub(crate) fn watched(tier: &str, kernel: (u32, u32)) -> bool {
+    tier != "tracepoint" || kernel >= (6, 6)
+}
+
+/// Judges the incidents of one case on one tier; no failures means pass. `watched`: see there.
 pub(crate) fn judge(
     expect: &Expect,
     tier: &str,
+    watched: bool,
     incidents: &[Value],
     markers: &BTreeMap<String, Line>,
 ) -> (Vec<String>, Score) {
@@ -67,16 +74,28 @@ pub(crate) fn judge(
         address(expect, incident, &mut failures);
     }
     if !counted.is_empty() {
-        lines(expect, &counted, markers, &mut failures);
-        for (number, each) in (1..).zip(&expect.each) {
+        match expect.without_request.as_ref().filter(|_| !watched) {
+            Some(WithoutRequest { lines }) => failures.extend(counted.iter().flat_map(|incident| {
+                only(lines, incident, markers).into_iter().chain(all(lines, incident, markers))
+            })),
+            None => lines(expect, &counted, markers, &mut failures),
+        }
+        for (number, each) in (1..).zip(&expect.each).filter(|(_, each)| each.target.is_none()) {
             let Some(incident) = incident_of(each, number, &counted) else {
                 failures.extend(each.address.iter().map(|address| format!("no incident of {address}")));
                 continue;
             };
-            let mut found = only(&each.lines, incident, markers);
-            found.extend(all(&each.lines, incident, markers));
-            found.extend(kinds(&each.evidence_kinds, &each.never_kinds, &[incident]));
-            failures.extend(found.into_iter().map(|failure| format!("incident {number}: {failure}")));
+            failures
+                .extend(one(each, incident, markers).into_iter().map(|f| format!("incident {number}: {f}")));
+        }
+        for each in expect.each.iter().filter(|_| watched) {
+            let Some(target) = &each.target else { continue };
+            let own: Vec<_> = counted.iter().filter(|i| text(i, "/request/target") == target).collect();
+            if own.is_empty() {
+                failures.push(format!("no incident of {target}"));
+            }
+            let found = own.into_iter().flat_map(|incident| one(each, incident, markers));
+            failures.extend(found.map(|failure| format!("incident of {target}: {failure}")));
         }
         texts(expect, tier, &counted, &mut failures);
     }
@@ -89,6 +108,14 @@ fn incident_of<'a>(each: &Each, number: usize, counted: &[&'a Value]) -> Option<
         Some(wanted) => counted.iter().find(|i| text(i, "/upstream/address") == wanted).copied(),
         None => counted.get(number - 1).copied(),
     }
+}
+
+/// What is wrong with one incident among several.
+fn one(each: &Each, incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
+    let mut found = only(&each.lines, incident, markers);
+    found.extend(all(&each.lines, incident, markers));
+    found.extend(kinds(&each.evidence_kinds, &each.never_kinds, &[incident]));
+    found
 }
 
 fn verdict(expect: &Expect, tier: &str, incident: &Value, failures: &mut Vec<String>, score: &mut Score) {
@@ -145,8 +172,18 @@ fn reasons(incident: &Value) -> String {
 }
 
 /// What is said of the request, against the requests of the case.
-pub(crate) fn requests(expect: &Expect, tier: &str, sent: &[Request], incidents: &[Value]) -> Vec<String> {
-    let wanted = expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request);
+pub(crate) fn requests(
+    expect: &Expect,
+    tier: &str,
+    watched: bool,
+    sent: &[Request],
+    incidents: &[Value],
+) -> Vec<String> {
+    let wanted = if watched {
+        expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request)
+    } else {
+        RequestExpect::Unknown
+    };
     let mut failures = Vec::new();
     for incident in counted(expect, incidents) {
         let target = text(incident, "/request/target");
@@ -331,7 +368,7 @@ mod tests {
     fn check(more: &str, tier: &str, incidents: &[Value], says: &[&str]) -> Score {
         let markers =
             [("server".to_owned(), ("/x/nginx.conf".into(), 4)), ("no".to_owned(), ("/x/y".into(), 4))];
-        let (failures, score) = judge(&expect(more), tier, incidents, &markers.into());
+        let (failures, score) = judge(&expect(more), tier, true, incidents, &markers.into());
         assert_eq!(failures.len(), says.len(), "{failures:?}");
         for (failure, says) in failures.iter().zip(says) {
             assert!(failure.contains(says), "{failure} / {says}");
@@ -383,7 +420,7 @@ mod tests {
             said["request"] =
                 json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
             said["attempt"] = json!({"client_saw": saw});
-            requests(&expect(more), "full", &sent, &[said])
+            requests(&expect(more), "full", true, &sent, &[said])
         };
         assert!(of("", "/a", 502).is_empty() && of("request = 'known'", "/b2", 200).is_empty());
         for (more, target, saw) in
@@ -391,8 +428,25 @@ mod tests {
         {
             assert_eq!(of(more, target, saw).len(), 1, "{more} {target} {saw}");
         }
-        let nothing = requests(&expect("request = 'known'"), "full", &sent, &[said("fd-limit", "proven")]);
+        let nothing =
+            requests(&expect("request = 'known'"), "full", true, &sent, &[said("fd-limit", "proven")]);
         assert!(nothing[0].contains("must be Known"), "{nothing:?}");
+    }
+
+    #[test]
+    fn where_requests_are_not_watched() {
+        assert!(watched("full", (5, 10)) && watched("tracepoint", (6, 6)) && !watched("tracepoint", (6, 1)));
+        let more = "request = 'known'\nlines = ['no']\nwithout_request = { lines = ['server'] }\n\
+                    [[each]]\ntarget = '/a'\nlines = ['no']";
+        let incidents = [said("fd-limit", "proven")];
+        let markers = BTreeMap::from([
+            ("server".to_owned(), ("/x/nginx.conf".into(), 4)),
+            ("no".to_owned(), ("/x/y".into(), 4)),
+        ]);
+        let of = |watched| judge(&expect(more), "tracepoint", watched, &incidents, &markers).0;
+        assert!(of(false).is_empty(), "{:?}", of(false));
+        assert_eq!(of(true).len(), 2, "{:?}", of(true));
+        assert!(requests(&expect(more), "tracepoint", false, &[], &incidents).is_empty());
     }
 
     #[test]

@@ -131,11 +131,14 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
     Nginx::stop_all(&scene.world.web, setup.bound(5.0));
     if let Some(watch) = setup.watch {
         outcome.incidents = watch.incidents(&seen.pids);
-        let (failures, score) = judge::judge(&case.expect, &watch.tier, &outcome.incidents, &scene.markers);
+        let watched = judge::watched(&watch.tier, sys::kernel());
+        let (failures, score) =
+            judge::judge(&case.expect, &watch.tier, watched, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
         outcome.failures.extend(judge::requests(
             &case.expect,
             &watch.tier,
+            watched,
             &case.request,
             &outcome.incidents,
         ));

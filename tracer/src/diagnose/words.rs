@@ -197,11 +197,23 @@ pub fn gave_up(case: &Case, how: GaveUp) -> String {
         GaveUp::Kernel => format!("the kernel gave up {} ({})", after(case), errno(libc::ETIMEDOUT)),
         GaveUp::Timer => match case.timer() {
             Some(timer) => format!("nginx gave up {}: {}", after(case), timer.text),
-            None => format!("nginx gave up {}", after(case)),
+            None => match case.client_saw {
+                Some(504) => format!(
+                    "nginx gave up {} and answered 504, which no client gets that has left: its timer ran out",
+                    after(case)
+                ),
+                Some(_) | None => format!("nginx gave up {}", after(case)),
+            },
         },
         GaveUp::ClientGone => format!("nginx gave up {} because its client had left", after(case)),
         GaveUp::WorkerEnded => format!("the worker ended {}", after(case)),
-        GaveUp::Early => format!("nginx gave up {}, earlier than any connect timeout in force", after(case)),
+        GaveUp::Early => {
+            let answer = case
+                .client_saw
+                .map(|status| format!("; its client had not left: it got {status}"))
+                .unwrap_or_default();
+            format!("nginx gave up {}, earlier than any connect timeout in force{answer}", after(case))
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub struct Candidate {
     /// Name of the `upstream`; for a pass that names none, its host and port (nginx makes an upstream of
     /// them), or the socket as `unix:PATH`. `None` where a variable decides.
     pub upstream: Option<String>,
-    /// The server's address as written.
+    /// The server's address as written; empty where nothing tells which of an upstream's it was.
     pub server: String,
     /// The module that connects.
     pub module: Module,
@@ -85,6 +85,22 @@ impl Model {
     /// The same for a unix socket, by the path that nginx uses.
     pub fn candidates_unix(&self, path: &Path) -> Vec<Candidate> {
         self.find(&Peer::Unix(path))
+    }
+
+    /// What a pass leads to where no address is known: the upstream or, if the pass names none, its only server.
+    pub fn of_pass(&self, index: usize) -> Option<Candidate> {
+        let pass = self.passes.get(index)?;
+        let mut candidate = self.candidate(pass.module, vec![index], true);
+        match pass.upstream.and_then(|upstream| self.upstreams.get(upstream)) {
+            Some(upstream) => candidate.upstream = Some(upstream.name.clone()),
+            None => {
+                candidate.upstream = implicit_name(&pass.target);
+                if candidate.upstream.is_some() {
+                    candidate.server.clone_from(&pass.authority);
+                }
+            }
+        }
+        Some(candidate)
     }
 
     fn find(&self, peer: &Peer<'_>) -> Vec<Candidate> {

@@ -38,7 +38,7 @@ mod walk;
 mod tests;
 
 pub use error::{Error, Problem, SyntaxError};
-pub use locate::Located;
+pub use locate::{Asked, Located};
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};
 pub use parse::{Source, parse, parse_partial};

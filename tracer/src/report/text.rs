@@ -13,6 +13,7 @@ use super::{Incident, Line, Report, Summary, risky, time};
 use crate::{
     diagnose::{Cause, Confidence, words},
     event::Stage,
+    nginx::Role,
 };
 
 /// Label column: two blanks, eight letters, three blanks.
@@ -167,6 +168,30 @@ fn attempt(i: &Incident) -> Option<String> {
     Some(format!("{number}{}{end}", how(i)))
 }
 
+/// Which lines it was one of, where that is open.
+fn ambiguity(i: &Incident) -> Option<String> {
+    let mut places: Vec<String> = Vec::new();
+    for candidate in &i.case.config {
+        let passes = candidate.lines.iter().filter(|line| line.role == Role::Pass);
+        // Where no pass is known, the server's line stands for it.
+        let own = candidate.lines.first().filter(|_| candidate.passes.is_empty());
+        for line in passes.chain(own) {
+            let place = format!("{}:{}", short(&line.file), line.line);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+    }
+    match places.as_slice() {
+        [] | [_] => (i.case.config.len() > 1)
+            .then(|| "several places of the configuration lead to this address".to_owned()),
+        all => {
+            let silent = if i.attribution.request.is_some() { "the request" } else { "the address alone" };
+            Some(format!("one of {}: {silent} does not tell which", all.join(", ")))
+        }
+    }
+}
+
 fn upstream(i: &Incident) -> String {
     let unknown = match i.case.attempt.stage {
         Stage::Untried => "(no server was tried)",
@@ -234,8 +259,8 @@ impl Report for Text {
                 safe(text)
             )?;
         }
-        if i.case.config.len() > 1 {
-            self.paragraph(out, "", LIKELY, "several places of the configuration lead to this address")?;
+        if let Some(text) = ambiguity(i) {
+            self.paragraph(out, "", LIKELY, &text)?;
         }
         for (index, evidence) in i.verdict.evidence.iter().enumerate() {
             self.paragraph(

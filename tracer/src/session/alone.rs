@@ -190,7 +190,7 @@ impl Session<'_> {
             }
             let Some(answered) = self.alone.pending.pop_front() else { break };
             if let Some(incident) = self.incident_of(&answered)? {
-                self.show(&incident)?;
+                self.show(incident)?;
             }
         }
         Ok(false)
@@ -214,16 +214,14 @@ impl Session<'_> {
         };
         let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
         let attempt = untried(answered, worker.netns.unwrap_or(0));
-        let case = Case { attempt, client_gone: None, reach: self.reach, facts, config: vec![candidate] };
+        let client_saw = answered.status;
+        let case = Case { attempt, client_gone: None, client_saw, reach: self.reach, facts, config: vec![candidate] };
         let mut verdict = diagnose::diagnose(&case);
         if verdict.cause == Cause::Unexplained {
             // Whoever made that answer, no rule of choosing a server did.
             return Ok(None);
         }
         notes::add(&mut verdict, &case, &worker);
-        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
-            return Ok(None);
-        }
         Ok(Some(Incident {
             time: wall_clock(answered.time_ns),
             mono_ns: answered.time_ns,

@@ -7,6 +7,7 @@ mod alone;
 mod config;
 mod facts;
 mod maps;
+mod narrow;
 mod notes;
 mod requests;
 mod watch;
@@ -225,7 +226,7 @@ impl<'a> Session<'a> {
         }
         more |= self.explain_alone(end)?;
         for incident in self.requests.settled(Instant::now()) {
-            self.show(&incident)?;
+            self.show(incident)?;
             if self.enough() {
                 return Ok(Round::Done);
             }
@@ -281,7 +282,7 @@ impl<'a> Session<'a> {
             if self.enough() {
                 break;
             }
-            self.show(&incident)?;
+            self.show(incident)?;
         }
         let summary = Summary {
             time: SystemTime::now(),
@@ -389,19 +390,16 @@ impl<'a> Session<'a> {
         let facts = self.gatherer.gather(&attempt, reach);
         let (config, bind_lines) = match attempt.stage {
             Stage::Socket | Stage::Untried => (Vec::new(), Vec::new()),
-            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
+            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip(), None)),
             Stage::Connect | Stage::SynSent | Stage::Established => {
                 (worker.config.candidates(attempt.remote), Vec::new())
             }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let case = Case { attempt, client_gone, reach, facts, config };
+        let case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
         let mut verdict = diagnose::diagnose(&case);
         self.alone.failed(&case, verdict.cause, &worker);
         notes::add(&mut verdict, &case, &worker);
-        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
-            return Ok(());
-        }
         let incident = Incident {
             time,
             mono_ns,
@@ -412,7 +410,7 @@ impl<'a> Session<'a> {
             attribution: Attribution::default(),
         };
         match self.requests.attribute(incident, Instant::now()) {
-            Some(incident) => self.show(&incident),
+            Some(incident) => self.show(incident),
             None => Ok(()),
         }
     }
@@ -422,10 +420,16 @@ impl<'a> Session<'a> {
         self.filter.count.is_some_and(|count| self.shown >= count)
     }
 
-    fn show(&mut self, incident: &Incident) -> Result<()> {
+    fn show(&mut self, mut incident: Incident) -> Result<()> {
+        if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
+            narrow::by_request(&mut incident, worker);
+        }
+        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&incident.verdict.cause) {
+            return Ok(());
+        }
         *self.incidents.entry(incident.verdict.cause).or_default() += 1;
         self.shown += 1;
-        self.report.incident(&mut *self.out, incident).context("cannot write to stdout")
+        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
     }
 
     /// Notes when dropped packets may have been missed: the kernel skipped both programs that watch them.
@@ -515,11 +519,13 @@ fn serves(pid: u32) -> bool {
     title.is_empty() || process::role_of(&title).serves()
 }
 
-/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for.
-fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
+/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for; `among`: the
+/// passes that come into question, by index, if not all.
+fn bind_lines(config: &Snapshot, ip: std::net::IpAddr, among: Option<&[usize]>) -> Vec<ConfigLine> {
     let model = &config.model;
     let mut lines: Vec<ConfigLine> = Vec::new();
-    for pass in &model.passes {
+    let possible = |index: &usize| among.is_none_or(|among| among.contains(index));
+    for (_, pass) in model.passes.iter().enumerate().filter(|(index, _)| possible(index)) {
         let effective = model.effective(pass, Setting::Bind);
         let value = effective.value.as_deref().unwrap_or_default();
         let names_it = value.contains(&ip.to_string()) || value.contains('$');

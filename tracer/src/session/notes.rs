@@ -5,6 +5,7 @@ use super::{config::Change, watch::Watched};
 use crate::{
     correlate::Case,
     diagnose::{Evidence, Fix, Verdict},
+    event::Stage,
     report::moment,
 };
 
@@ -56,7 +57,13 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
         return;
     }
     let address = case.attempt.remote;
-    let stale = worker.config.stale_names(address, &case.config);
+    let stale = match case.attempt.stage {
+        // Nothing tells the address.
+        Stage::Socket => Vec::new(),
+        Stage::Bind | Stage::Connect | Stage::SynSent | Stage::Established => {
+            worker.config.stale_names(address, &case.config)
+        }
+    };
     // Several names can have had the address, and only one of them had.
     let certain = stale.iter().any(|name| name.did);
     for name in stale.iter().filter(|name| name.did || !certain).take(3) {

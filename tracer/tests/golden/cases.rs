@@ -158,6 +158,7 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             number: None,
         },
         client_gone: None,
+        client_saw: None,
         reach: FULL,
         facts: Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() },
         config,

@@ -292,6 +292,14 @@ fn no_combination_breaks_an_invariant() {
         for what in invariants::broken(&case, &verdict) {
             failures.add(&what, || format!("{case:#?}\n{verdict:#?}"));
         }
+        for (saw, number) in [(504, Some(1)), (504, None), (200, Some(1))] {
+            let mut answered = case.clone();
+            (answered.client_saw, answered.attempt.number) = (Some(saw), number);
+            let verdict = diagnose(&answered);
+            for what in invariants::broken(&answered, &verdict) {
+                failures.add(&what, || format!("{answered:#?}\n{verdict:#?}"));
+            }
+        }
     });
     failures.finish();
     println!("{cases} cases: {named:?}");
