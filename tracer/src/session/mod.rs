@@ -8,6 +8,7 @@ mod facts;
 mod maps;
 mod notes;
 mod requests;
+mod running;
 mod watch;
 
 use std::{
