@@ -25,6 +25,7 @@ mod lua;
 pub mod model;
 pub mod parse;
 mod pcre;
+pub mod running;
 mod servers;
 mod settings;
 pub mod tree;

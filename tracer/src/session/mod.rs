@@ -10,6 +10,7 @@ mod maps;
 mod narrow;
 mod notes;
 mod requests;
+mod running;
 mod watch;
 
 use std::{

@@ -23,7 +23,8 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
             ),
         });
     }
-    let newer = worker.config.newer_than(worker.started);
+    // Of one whose memory was read it is known what it runs with.
+    let newer = if worker.exact { Vec::new() } else { worker.config.newer_than(worker.started) };
     if let [(path, changed), others @ ..] = newer.as_slice() {
         let others = and_others(others.len());
         verdict.evidence.push(Evidence {
@@ -98,7 +99,7 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
     }
 }
 
-fn and_others(others: usize) -> String {
+pub(super) fn and_others(others: usize) -> String {
     match others {
         0 => String::new(),
         1 => " and 1 other file".to_owned(),
