@@ -258,7 +258,7 @@ impl Snapshot {
 
     /// The files that were read, with their texts.
     pub(super) fn texts(&self) -> impl Iterator<Item = (&Path, &[u8])> {
-        self.model.config.files().filter(|(path, _)| path.is_absolute())
+        self.model.config().files().filter(|(path, _)| path.is_absolute())
     }
 
     /// True if a file has changed on disk since.

@@ -101,6 +101,7 @@ impl Watch {
                 continue;
             }
             let known = self.processes.get(&instance.master.pid).filter(|p| p.ended.is_none()).cloned();
+            let is_new = known.is_none();
             let config = match known {
                 Some(known) => known.config,
                 None => {
@@ -113,6 +114,10 @@ impl Watch {
             };
             for process in family() {
                 self.add(maps, process, instance.master.pid, &config)?;
+            }
+            let unread = self.processes.get(&instance.master.pid).and_then(|master| master.config.unread());
+            if let Some(unread) = unread.filter(|_| is_new) {
+                problems.push(format!("nginx (pid {}): {unread}", instance.master.pid));
             }
         }
         for orphan in &scan.orphans {
