@@ -15,10 +15,10 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    clients,
     emit::{self, count},
     kernel::{self, read, read_user},
     maps::{EVENTS, setting},
+    procs,
 };
 
 const EAGAIN: i32 = 11;
@@ -75,7 +75,7 @@ fn on_read(ret: i32) {
     if ret == -EAGAIN || ret == -EINTR || (0..HEADER).contains(&ret) {
         return;
     }
-    let Some((tgid, _)) = clients::worker() else {
+    let Some((tgid, _)) = procs::worker() else {
         return;
     };
     let Some((fd, buf)) = kernel::syscall_args(setting!(nr_recvfrom)) else {

@@ -215,7 +215,14 @@ impl Session<'_> {
         let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
         let attempt = untried(answered, worker.netns.unwrap_or(0));
         let client_saw = answered.status;
-        let case = Case { attempt, client_gone: None, client_saw, reach: self.reach, facts, config: vec![candidate] };
+        let case = Case {
+            attempt,
+            client_gone: None,
+            client_saw,
+            reach: self.reach,
+            facts,
+            config: vec![candidate],
+        };
         let mut verdict = diagnose::diagnose(&case);
         if verdict.cause == Cause::Unexplained {
             // Whoever made that answer, no rule of choosing a server did.
@@ -255,7 +262,7 @@ impl Session<'_> {
         let no_attempt = NoAttempt {
             source: Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) },
             waited_us: answered.time_ns.saturating_sub(answered.request) / 1000,
-            certain: located.exact && !snapshot.is_guess && snapshot.newer_than(worker.started).is_empty(),
+            certain: located.exact && !snapshot.is_guess && worker.runs_as_shown(),
             others: others.iter().map(place).collect(),
             pass: line,
             choice,

@@ -38,7 +38,7 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched) {
                 narrowed = left != case.config;
                 case.config = left;
             }
-            Stage::Connect | Stage::SynSent | Stage::Established => {}
+            Stage::Connect | Stage::SynSent | Stage::Established | Stage::Untried => {}
         }
     }
     case.client_saw = request.status;
@@ -54,6 +54,7 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched) {
 fn is_open(case: &Case) -> bool {
     match case.attempt.stage {
         Stage::Socket | Stage::Bind => true,
+        Stage::Untried => false,
         Stage::Connect | Stage::SynSent | Stage::Established => {
             case.config.iter().map(|candidate| candidate.passes.len()).sum::<usize>() > 1
         }
@@ -68,7 +69,7 @@ fn is_certain(case: &Case, worker: &Watched) -> bool {
     }
     // A single process may have read its files again.
     let keeps = worker.master != case.attempt.worker || config.edited().is_empty();
-    keeps && config.newer_than(worker.started).is_empty()
+    keeps && worker.runs_as_shown()
 }
 
 fn locate(case: &Case, request: &Request, worker: &Watched) -> Located {

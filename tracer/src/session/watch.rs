@@ -42,6 +42,13 @@ pub(super) struct Watched {
     serves: bool,
 }
 
+impl Watched {
+    /// True if its configuration was read from its memory, or no file is newer than it is.
+    pub(super) fn runs_as_shown(&self) -> bool {
+        self.exact || self.config.newer_than(self.started).is_empty()
+    }
+}
+
 /// All watched processes.
 pub(super) struct Watch {
     finder: Finder,
