@@ -425,6 +425,7 @@ fn untried() -> Vec<Sample> {
     let make = |name, cause, no_attempt: NoAttempt, upstream: &str, lines: Vec<ConfigLine>| {
         let mut made = sample(name, cause, "proven", Stage::Untried, "0.0.0.0:0");
         made.case.attempt.end_ns = 900_000_000_000 + no_attempt.waited_us * 1000;
+        made.case.attempt.local = made.case.attempt.remote;
         made.case.config = vec![Candidate {
             upstream: Some(upstream.to_owned()),
             server: String::new(),
