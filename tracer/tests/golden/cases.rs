@@ -10,7 +10,8 @@ use std::{
 use tracer::{
     correlate::{
         Case, ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
-        no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said, Source},
+        no_attempt,
+        no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said},
     },
     diagnose::Cause,
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
@@ -415,7 +416,7 @@ fn untried() -> Vec<Sample> {
     let servers = || upstream.servers.iter().map(|server| model.line(Role::Server, server.node));
     let line = model.line(Role::Pass, pass.node);
     let none = |choice, waited_us| NoAttempt {
-        source: Source::Answer { at_once: true, crowded: false },
+        source: no_attempt::Source::Answer { at_once: true, crowded: false },
         waited_us,
         certain: true,
         others: Vec::new(),
