@@ -28,8 +28,8 @@ const IPPROTO_UDP: u16 = 17;
 /// Length of a message's header (RFC 1035, 4.1.1).
 const HEADER: i32 = 12;
 
-/// `udp_recvmsg(sk, msg, len, noblock, flags, addr_len)` until 5.18, without `noblock` since: the return value stands
-/// behind them.
+/// `udp_recvmsg(sk, msg, len, noblock, flags, addr_len)` until 5.18, without `noblock` since, and without
+/// `addr_len` by 7.2: the return value stands behind them.
 #[inline(always)]
 fn returned(ctx: &FExitContext) -> i32 {
     let at = ctx.as_ptr();
@@ -40,6 +40,7 @@ fn returned(ctx: &FExitContext) -> i32 {
         match setting!(udp_recv_args) {
             6 => core::arch::asm!("{ret} = *(u64 *)({at} + 48)", at = in(reg) at, ret = out(reg) ret),
             5 => core::arch::asm!("{ret} = *(u64 *)({at} + 40)", at = in(reg) at, ret = out(reg) ret),
+            4 => core::arch::asm!("{ret} = *(u64 *)({at} + 32)", at = in(reg) at, ret = out(reg) ret),
             _ => return 0,
         }
     }

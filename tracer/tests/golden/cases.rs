@@ -10,7 +10,8 @@ use std::{
 use tracer::{
     correlate::{
         Case, ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
-        no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said, Source},
+        no_attempt,
+        no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said},
     },
     diagnose::Cause,
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
@@ -416,7 +417,7 @@ fn untried() -> Vec<Sample> {
     let servers = || upstream.servers.iter().map(|server| model.line(Role::Server, server.node));
     let line = model.line(Role::Pass, pass.node);
     let none = |choice, waited_us| NoAttempt {
-        source: Source::Answer { at_once: true, crowded: false },
+        source: no_attempt::Source::Answer { at_once: true, crowded: false },
         waited_us,
         certain: true,
         others: Vec::new(),
@@ -426,6 +427,7 @@ fn untried() -> Vec<Sample> {
     let make = |name, cause, no_attempt: NoAttempt, upstream: &str, lines: Vec<ConfigLine>| {
         let mut made = sample(name, cause, "proven", Stage::Untried, "0.0.0.0:0");
         made.case.attempt.end_ns = 900_000_000_000 + no_attempt.waited_us * 1000;
+        made.case.attempt.local = made.case.attempt.remote;
         made.case.config = vec![Candidate {
             upstream: Some(upstream.to_owned()),
             server: String::new(),

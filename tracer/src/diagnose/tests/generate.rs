@@ -303,7 +303,9 @@ fn no_combination_breaks_an_invariant() {
     });
     failures.finish();
     println!("{cases} cases: {named:?}");
-    for cause in RULES.iter().flat_map(|rule| rule.causes) {
+    // Those of requests without any attempt have a table of their own.
+    let untried = [Cause::NoLiveUpstreams, Cause::NoResolver, Cause::ResolverFailed];
+    for cause in RULES.iter().flat_map(|rule| rule.causes).filter(|cause| !untried.contains(cause)) {
         let reached =
             [Confidence::Likely, Confidence::Proven].into_iter().any(|c| named.contains_key(&(*cause, c)));
         assert!(reached, "no case was called {cause}");

@@ -54,7 +54,7 @@ fn destinations_and_other_answers() {
         };
         assert_eq!(located.because, ["error_page"], "{target}");
         let all = lines(&located);
-        assert!(all.contains(&16) && all.contains(&9), "{target}: {all:?}");
+        assert!(all.contains(&17) && all.contains(&9), "{target}: {all:?}");
         located.because.clear();
         assert_eq!(lines(&located), near, "{target}");
     }
