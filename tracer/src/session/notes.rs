@@ -60,7 +60,7 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
     let address = case.attempt.remote;
     let stale = match case.attempt.stage {
         // Nothing tells the address.
-        Stage::Socket => Vec::new(),
+        Stage::Socket | Stage::Untried => Vec::new(),
         Stage::Bind | Stage::Connect | Stage::SynSent | Stage::Established => {
             worker.config.stale_names(address, &case.config)
         }
