@@ -12,6 +12,9 @@ use super::{
 
 /// Steps that are followed before everything is thought possible; nginx itself gives up after ten redirects.
 const MOST_STEPS: usize = 64;
+/// Longest URI that is followed, bytes, twice what nginx reads from a client by default: one that doubles at each step
+/// would take all memory long before [`MOST_STEPS`].
+const MOST_URI: usize = 16 << 10;
 
 /// Directives that make subrequests of the URI in their first argument.
 const SUBREQUESTS: [&str; 5] = ["auth_request", "mirror", "post_action", "add_before_body", "add_after_body"];
@@ -531,11 +534,15 @@ enum Flag {
     Break,
 }
 
-/// Puts `$uri` and the groups of an expression into a text; `None` if it has other variables.
+/// Puts `$uri` and the groups of an expression into a text; `None` if it has other variables, or if that is too long to
+/// be followed.
 fn substitute(text: &[u8], uri: &[u8], groups: Option<&[Vec<u8>]>) -> Option<Vec<u8>> {
     let mut made = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.iter().position(|byte| *byte == b'$') {
+        if made.len() > MOST_URI {
+            return None;
+        }
         made.extend_from_slice(rest.get(..at)?);
         let after = rest.get(at + 1..)?;
         if let [digit @ b'1'..=b'9', tail @ ..] = after {
@@ -553,7 +560,7 @@ fn substitute(text: &[u8], uri: &[u8], groups: Option<&[Vec<u8>]>) -> Option<Vec
         rest = tail;
     }
     made.extend_from_slice(rest);
-    Some(made)
+    Some(made).filter(|made| made.len() <= MOST_URI)
 }
 
 impl Model {

@@ -290,3 +290,14 @@ fn nothing_panics() {
         let _ = (model.users_by_upstream(), model.locate_stream(listen));
     }
 }
+
+/// Found by the fuzzer: two to the power of the steps.
+#[test]
+fn a_uri_that_doubles_ends() {
+    for lead in ["rewrite ^(.*)$ $1$1 last;", "try_files /none $uri$uri;", "error_page 404 = $uri$uri$uri;"] {
+        let text = format!("http {{ server {{ location / {{ {lead} proxy_pass http://127.0.0.1:1; }} }} }}");
+        let model = Model::new(read(text).unwrap());
+        let located = model.locate(None, Some("a.test"), "/abc");
+        assert_eq!((located.passes.as_slice(), located.exact), (&[0][..], false), "{lead}");
+    }
+}
