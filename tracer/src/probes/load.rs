@@ -177,8 +177,13 @@ fn load_here(options: &Options) -> Result<Loaded> {
             Some(variant) => {
                 let attach = variant.attach;
                 let absent = matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f));
+                // Where it finds the return value follows from their number.
+                let unknown = matches!(attach, Attach::FExit("udp_recvmsg" | "udpv6_recvmsg"))
+                    && !(4..=6).contains(&settings.udp_recv_args);
                 if absent {
                     State::Missing(format!("this kernel has no function {}", attach.target()))
+                } else if unknown {
+                    State::Missing(format!("{} has arguments that are not known here", attach.target()))
                 } else {
                     match attach_one(&mut ebpf, variant.program, attach, functions.as_ref()) {
                         Ok(()) => State::Attached(attach.label()),

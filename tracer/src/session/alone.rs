@@ -403,7 +403,8 @@ impl Session<'_> {
                 Some(line) => format!("{} ({}:{})", line.text, line.file.display(), line.line),
                 None => format!("resolver_timeout {text} (default)"),
             },
-            watched: self.alone.watched,
+            // A reply that found no room in the buffer is one that nobody saw.
+            watched: self.alone.watched && self.maps.counters().hints_lost == 0,
         };
         Some((Choice::Name(look_up), resolver.into_iter().chain(timeout_line).collect(), name))
     }
