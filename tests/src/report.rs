@@ -74,15 +74,18 @@ pub(crate) fn totals(outcomes: &[Outcome], tier: &str, problems: &[String]) {
         score.add(outcome.score);
     }
     if !tier.is_empty() {
-        let Score { right, likely, unexplained, wrong, false_proven, missing } = score;
+        let Score { right, likely, unexplained, wrong, false_proven, missing, known, lost } = score;
         say(&format!(
             "tier {tier}: {right} right, {likely} likely, {unexplained} unexplained, {wrong} wrong, \
-             {false_proven} false proven, {missing} missing"
+             {false_proven} false proven, {missing} missing; {known} requests known, {lost} lost their link"
         ));
+    }
+    if score.loses_requests() {
+        say("FAIL requests: too many that had to be known are null");
     }
     let passed = outcomes.iter().filter(|o| o.passed()).count();
     let skipped = outcomes.iter().filter(|o| o.skipped.is_some()).count();
-    let failed = outcomes.len() - passed - skipped + usize::from(!problems.is_empty());
+    let failed = outcomes.len() - passed - skipped + usize::from(!problems.is_empty()) + usize::from(score.loses_requests());
     say(&format!("{passed} passed, {failed} failed, {skipped} skipped"));
 }
 

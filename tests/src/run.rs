@@ -1,6 +1,7 @@
 //! A run of the lab: the cases one after the other or side by side, under one why502.
 
 use crate::case::{self, Case};
+use crate::judge::Score;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
 use crate::sys;
@@ -97,7 +98,10 @@ fn finish(
         report::junit_file(path, tier, outcomes)?;
     }
     report::totals(outcomes, tier, problems);
-    Ok(problems.is_empty() && outcomes.iter().all(|o| o.failures.is_empty()))
+    let mut score = Score::default();
+    outcomes.iter().for_each(|outcome| score.add(outcome.score));
+    let good = problems.is_empty() && !score.loses_requests();
+    Ok(good && outcomes.iter().all(|o| o.failures.is_empty()))
 }
 
 /// The kernel offers no such tier: every case is skipped, by name.
