@@ -304,6 +304,22 @@ impl Attempt {
         self.reset = no_socket || (self.missed_end && icmp_is_seen);
     }
 
+    /// True if the kernel ended the attempt for a reason that nginx, on another CPU, had read before the record was made.
+    #[must_use]
+    pub fn lost_its_error(&self) -> bool {
+        let silent = self.sk_err == 0 && !self.app_closed && !self.reset && self.icmp.is_none();
+        self.stage == Stage::SynSent && self.missed_end && silent
+    }
+
+    /// Of the reasons that leave no packet behind there is one: as many SYNs as the kernel sends (`tcp_syn_retries`) were
+    /// sent again without an answer (tcp_write_timeout, net/ipv4/tcp_timer.c).
+    pub fn deduce_give_up(&mut self, syn_retries: Option<u32>) {
+        let all_sent = syn_retries.is_some_and(|most| most > 0 && u32::from(self.retransmits) >= most);
+        if all_sent && self.lost_its_error() {
+            self.sk_err = libc::ETIMEDOUT;
+        }
+    }
+
     /// The errno that the attempt ended with (positive), if any.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {

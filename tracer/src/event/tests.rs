@@ -294,6 +294,28 @@ fn a_missed_reset_is_deduced() {
 }
 
 #[test]
+fn a_give_up_of_the_kernel_is_deduced() {
+    let check = |flags: u32, retransmits: u16, sk_err: i32, most: Option<u32>, wanted: i32| {
+        let flags = (full().flags & !(ALL_EVIDENCE | flag::APP_CLOSED | flag::RST_IN)) | flags;
+        let mut a = attempt_of(&wire::Attempt { flags, retransmits, sk_err, ..full() });
+        a.deduce_give_up(most);
+        assert_eq!(a.sk_err, wanted, "{flags:#x} {retransmits} {most:?}");
+    };
+    let missed = flag::MISSED_END;
+    check(missed, 6, 0, Some(6), libc::ETIMEDOUT);
+    // Linear timeouts come on top (tcp_syn_linear_timeouts, 6.5).
+    check(missed, 10, 0, Some(6), libc::ETIMEDOUT);
+    check(missed, 5, 0, Some(6), 0);
+    check(missed, 6, 0, None, 0);
+    check(missed, 0, 0, Some(0), 0);
+    check(0, 6, 0, Some(6), 0);
+    check(missed | flag::RST_IN, 6, 0, Some(6), 0);
+    check(missed | flag::ICMP, 6, 0, Some(6), 0);
+    check(missed | flag::APP_CLOSED, 6, 0, Some(6), 0);
+    check(missed, 6, libc::EHOSTUNREACH, Some(6), libc::EHOSTUNREACH);
+}
+
+#[test]
 fn an_attempt_without_evidence_is_a_short_record() {
     let flags = full().flags & !ALL_EVIDENCE;
     let whole = bytes_of(&wire::Attempt { flags, ..full() });

@@ -136,6 +136,11 @@ impl Gatherer {
     }
 
     /// The worker's network namespace: by the worker, else by anybody who lives in it.
+    /// `tcp_syn_retries` where the attempt was made.
+    pub(super) fn syn_retries(&mut self, attempt: &Attempt) -> Option<u32> {
+        sysctl::settings(&self.own(attempt)?).ok()?.syn_retries
+    }
+
     fn own(&mut self, attempt: &Attempt) -> Option<NetNs> {
         self.open(attempt.netns, Some(attempt.worker))
     }

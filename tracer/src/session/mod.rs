@@ -381,6 +381,9 @@ impl<'a> Session<'a> {
         self.add_late_evidence(&mut attempt);
         let mut reach = self.reach;
         attempt.deduce_reset(reach.icmp);
+        if attempt.lost_its_error() {
+            attempt.deduce_give_up(self.gatherer.syn_retries(&attempt));
+        }
         // An error that nginx had read before the record was made left a trace only where ICMP is seen.
         attempt.evidence_gap |=
             self.was_blind(&attempt) || (attempt.missed_end && !attempt.reset && !reach.icmp);
