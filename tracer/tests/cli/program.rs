@@ -35,8 +35,10 @@ pub(crate) fn through(program: &str, args: &[&str]) -> Command {
     command
 }
 
+/// Without what the caller's environment says of colours and widths; `CI` is among it: a terminal in a CI job counts
+/// as one that knows colours, whatever `TERM` says.
 fn plain(command: &mut Command) {
-    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "NOTIFY_SOCKET"] {
+    for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLORTERM", "CI", "COLUMNS", "NOTIFY_SOCKET"] {
         command.env_remove(name);
     }
     command.env("TERM", "xterm").stdin(Stdio::null());
