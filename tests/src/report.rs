@@ -85,7 +85,9 @@ pub(crate) fn totals(outcomes: &[Outcome], tier: &str, problems: &[String]) {
     }
     let passed = outcomes.iter().filter(|o| o.passed()).count();
     let skipped = outcomes.iter().filter(|o| o.skipped.is_some()).count();
-    let failed = outcomes.len() - passed - skipped + usize::from(!problems.is_empty()) + usize::from(score.loses_requests());
+    let failed = outcomes.len() - passed - skipped
+        + usize::from(!problems.is_empty())
+        + usize::from(score.loses_requests());
     say(&format!("{passed} passed, {failed} failed, {skipped} skipped"));
 }
 
