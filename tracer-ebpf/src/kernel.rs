@@ -159,7 +159,6 @@ pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64) -> u32 {
 /// The TCP socket behind a file descriptor of the current task; 0 if it is none.
 #[inline(always)]
 pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
-    const IPPROTO_TCP: u16 = 6;
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = read(task, setting!(task_files));
@@ -175,15 +174,19 @@ pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
     }
     let socket: u64 = read(file, setting!(file_private));
     let sk: u64 = read(socket, setting!(socket_sk));
-    if sk == 0 {
-        return 0;
-    }
+    if sk != 0 && is_tcp(sk) { sk } else { 0 }
+}
+
+/// True for a socket of TCP.
+#[inline(always)]
+pub(crate) fn is_tcp(sk: u64) -> bool {
+    const IPPROTO_TCP: u16 = 6;
     let proto = if setting!(sk_protocol_size) == 2 {
         read::<u16>(sk, setting!(sk_protocol))
     } else {
         u16::from(read::<u8>(sk, setting!(sk_protocol)))
     };
-    if proto == IPPROTO_TCP { sk } else { 0 }
+    proto == IPPROTO_TCP
 }
 
 pub(crate) const TH_SYN: u8 = 0x02;

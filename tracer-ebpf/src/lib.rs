@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod request;
+pub mod said;
 mod settings;
 
 pub use settings::{NONE, Settings};
@@ -37,6 +38,8 @@ pub mod kind {
     pub const CLIENT_GONE: u32 = 4;
     /// A [`Request`](super::request::Request): the client's request that failed attempts belong to.
     pub const REQUEST: u32 = 5;
+    /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes.
+    pub const SAID: u32 = 8;
 }
 
 /// Where an attempt ended.
@@ -442,8 +445,8 @@ pub struct Proc {
     pub turn: request::Turn,
     /// Length of the buffer that it reads the beginning of a request into; 0 unknown.
     pub buffer: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Until when an answer is waited for that nothing but a uprobe tells of, seconds (CLOCK_MONOTONIC); 0: none is.
+    pub awaiting: u32,
 }
 
 /// Per-CPU counters; user space sums them.
@@ -512,6 +515,7 @@ mod pod {
     use super::{
         Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
         request::{Client, Failed},
+        said::Layout,
     };
 
     macro_rules! pod {
@@ -523,5 +527,5 @@ mod pod {
             )+
         };
     }
-    pod!(Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
+    pod!(Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared, Layout);
 }

@@ -42,6 +42,8 @@ pub mod client_flag {
     pub const ANSWERED: u32 = 1 << 3;
     /// The header of the PROXY protocol.
     pub const PROXY: u32 = 1 << 4;
+    /// nginx has said that an attempt of it failed: its answer is to be reported.
+    pub const AWAITED: u32 = 1 << 5;
     /// Another client was written to: two requests could be meant.
     pub const MISMATCH: u32 = 1 << 8;
     /// The connection was closed without an answer.
@@ -110,6 +112,8 @@ pub struct Failed {
     pub check: u64,
     /// The request.
     pub id: u64,
+    /// [`Conn::start_ns`](crate::Conn::start_ns).
+    pub start_ns: u64,
     /// The worker.
     pub tgid: u32,
     /// [`Conn::number`](crate::Conn::number).
@@ -151,7 +155,7 @@ pub struct Request {
 const _: () = {
     assert!(size_of::<Turn>() == 24);
     assert!(size_of::<Client>() == 64);
-    assert!(size_of::<Failed>() == 32);
+    assert!(size_of::<Failed>() == 40);
     assert!(size_of::<Request>() == 80);
     assert!(CLIENTS.is_power_of_two() && FAILED.is_power_of_two());
 };

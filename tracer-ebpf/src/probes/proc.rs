@@ -49,7 +49,7 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
             sk: 0,
             turn: Turn::NOTHING,
             buffer: 0,
-            _pad: 0,
+            awaiting: 0,
         },
         0,
     );

@@ -75,10 +75,15 @@ fn on_send(sk: u64, done: u32, size: u32) {
         return;
     };
     let last = clients::take(proc);
+    // SAFETY: a live map element that only this worker's thread writes.
+    let awaiting = unsafe { (*proc).awaiting };
     if last.kind < turn::READ_UPSTREAM || last.retry == 0 {
+        if awaiting != 0 {
+            awaited(sk, tgid, done, size);
+        }
         return;
     }
-    // SAFETY: a live map element that only this worker's thread writes.
+    // SAFETY: as above.
     unsafe {
         // Kept where `answer` finds it.
         (*proc).turn.kind = last.kind;
@@ -89,18 +94,12 @@ fn on_send(sk: u64, done: u32, size: u32) {
 /// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
 #[inline(never)]
 fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
-    const IPPROTO_TCP: u16 = 6;
     // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
     kernel::forget(&mut sk);
     let Some(proc) = PROCS.get_ptr_mut(tgid) else {
         return;
     };
-    let protocol = if setting!(sk_protocol_size) == 2 {
-        read::<u16>(sk, setting!(sk_protocol))
-    } else {
-        u16::from(read::<u8>(sk, setting!(sk_protocol)))
-    };
-    if protocol != IPPROTO_TCP {
+    if !kernel::is_tcp(sk) {
         // A log, a name server, a unix socket: not a client.
         return;
     }
@@ -120,14 +119,52 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
     };
     // SAFETY: a live array element of plain integers.
     unsafe {
-        if !clients::holds(slot, sk, tgid) || (*slot).id != last.id {
+        let holds = clients::holds(slot, sk, tgid);
+        if !holds || (*slot).id != last.id {
             forget(last.sk);
             emit_request(sk, tgid, last.id, core::ptr::null(), client_flag::MISMATCH, 0);
+            if holds && (*slot).flags & client_flag::AWAITED != 0 {
+                begin_answer(sk, tgid, slot, done, size);
+            }
             return;
         }
+        if begin_answer(sk, tgid, slot, done, size) != 0 {
+            forget(last.sk);
+        }
+    }
+}
+
+/// The worker writes what nothing ties to a failed attempt, while an answer is waited for that nginx itself has tied
+/// to one.
+#[inline(never)]
+fn awaited(mut sk: u64, tgid: u32, done: u32, size: u32) {
+    // As in `answer`.
+    kernel::forget(&mut sk);
+    let (Some(proc), Some(slot)) = (PROCS.get_ptr_mut(tgid), clients::slot(sk)) else {
+        return;
+    };
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        if (*proc).awaiting < clients::seconds() {
+            (*proc).awaiting = 0;
+        }
+        if (*slot).flags & client_flag::AWAITED != 0 && kernel::is_tcp(sk) && clients::holds(slot, sk, tgid) {
+            begin_answer(sk, tgid, slot, done, size);
+        }
+    }
+}
+
+/// The first bytes to the client of a whole record. Returns 1 if its request is done with.
+#[inline(never)]
+fn begin_answer(sk: u64, tgid: u32, slot: *mut Client, done: u32, size: u32) -> u32 {
+    if slot.is_null() {
+        return 0;
+    }
+    // SAFETY: a live array element of plain integers.
+    unsafe {
         if (*slot).flags & client_flag::ANSWERED != 0 {
             // The rest of the answer.
-            return;
+            return 0;
         }
         let mut flags = (*slot).flags;
         let written = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done);
@@ -143,14 +180,15 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
                 // Not yet the answer.
                 (*slot).write_seq = written.wrapping_add(size);
                 clients::seal(slot);
-                return;
+                return 0;
             }
         }
         (*slot).flags |= client_flag::ANSWERED;
         clients::seal(slot);
-        forget(last.sk);
-        emit_request(sk, tgid, last.id, slot, flags, status);
+        let id = (*slot).id;
+        emit_request(sk, tgid, id, slot, flags, status);
     }
+    1
 }
 
 /// All is said about the request that this upstream connection serves.

@@ -2,6 +2,7 @@
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
 pub mod request;
+pub mod said;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -2,6 +2,8 @@
 //!
 //! Pure, and total: a record of unknown kind or wrong length is an error to be counted, never a panic.
 
+pub mod said;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -353,6 +355,8 @@ pub enum Event {
     },
     /// A request whose attempts failed has been answered.
     Answered(Box<Answered>),
+    /// nginx itself says what has failed.
+    Said(Box<said::Statement>),
 }
 
 /// include/net/tcp_states.h.
@@ -383,6 +387,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
             })
         }
         kind::REQUEST => answered(record),
+        kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -395,6 +400,7 @@ impl Wire for wire::Hint {}
 impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
 impl Wire for wire::request::Request {}
+impl Wire for wire::said::Said {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {

@@ -8,6 +8,7 @@ mod facts;
 mod maps;
 mod notes;
 mod requests;
+mod said;
 mod watch;
 
 use std::{
@@ -32,6 +33,7 @@ use crate::{
     probes::{
         Tier, ask,
         load::{Loaded, give_memory_back},
+        uprobes::Mode,
     },
     report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
@@ -39,6 +41,7 @@ use crate::{
 use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
+use said::Uprobes;
 use watch::Watch;
 
 /// How often the ring buffer is emptied. At 10,000 failures a second 100 ms are a third of its size.
@@ -66,6 +69,8 @@ pub struct Filter {
     pub count: Option<u64>,
     /// The kernel counts run times for this run.
     pub stats: bool,
+    /// Which functions of nginx are probed; none where requests are not watched.
+    pub uprobes: Option<Mode>,
 }
 
 struct Held {
@@ -87,6 +92,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     requests: Requests,
+    uprobes: Uprobes,
     round: u64,
     quiet: u32,
     unread: u64,
@@ -128,7 +134,8 @@ impl<'a> Session<'a> {
         debug: bool,
     ) -> Result<Self> {
         let reach = reach(&loaded);
-        let requests = Requests::new(loaded.has("client-read") && loaded.has("answer"));
+        let watched = loaded.has("client-read") && loaded.has("answer");
+        let uprobes = filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off);
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
             Some(
@@ -152,7 +159,8 @@ impl<'a> Session<'a> {
             report,
             out,
             waiting: VecDeque::new(),
-            requests,
+            requests: Requests::new(watched),
+            uprobes: Uprobes::new(uprobes),
             round: 0,
             quiet: 0,
             unread: 0,
@@ -165,6 +173,7 @@ impl<'a> Session<'a> {
             logger,
         };
         session.note_namespaces();
+        session.follow_executables();
         give_memory_back();
         Ok(session)
     }
@@ -219,7 +228,7 @@ impl<'a> Session<'a> {
             }
         }
         for incident in self.requests.settled(Instant::now()) {
-            self.show(&incident)?;
+            self.place_and_show(incident)?;
             if self.enough() {
                 return Ok(Round::Done);
             }
@@ -230,6 +239,7 @@ impl<'a> Session<'a> {
             }
             self.gatherer.sweep();
             self.watch.sweep();
+            self.follow_executables();
         }
         if more {
             return Ok(Round::Busy);
@@ -266,7 +276,7 @@ impl<'a> Session<'a> {
             if self.enough() {
                 break;
             }
-            self.show(&incident)?;
+            self.place_and_show(incident)?;
         }
         let summary = Summary {
             time: SystemTime::now(),
@@ -317,6 +327,7 @@ impl<'a> Session<'a> {
                 }
             }
             Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
+            Event::Said(statement) => self.requests.said(*statement, Instant::now()),
             Event::Hint { socket, worker, remote } => {
                 if !self.reach.accept_queue {
                     self.gatherer.note_queue(socket, worker, remote);
@@ -329,6 +340,7 @@ impl<'a> Session<'a> {
             Event::Exec { pid } => {
                 complain(&self.watch.executed(&mut self.maps, pid)?);
                 self.note_namespaces();
+                self.follow_executables();
             }
             Event::Exit { pid } => {
                 // Its entry may have been written again after the kernel removed it.
@@ -337,6 +349,10 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    fn follow_executables(&mut self) {
+        complain(&self.uprobes.follow(&mut self.ebpf, &mut self.maps, self.watch.families()));
     }
 
     fn note_namespaces(&mut self) {
@@ -393,8 +409,9 @@ impl<'a> Session<'a> {
             bind_lines,
             attribution: Attribution::default(),
         };
-        match self.requests.attribute(incident, Instant::now()) {
-            Some(incident) => self.show(&incident),
+        let heard = self.uprobes.hear(worker.master);
+        match self.requests.attribute(incident, heard, Instant::now()) {
+            Some(incident) => self.place_and_show(incident),
             None => Ok(()),
         }
     }
@@ -402,6 +419,15 @@ impl<'a> Session<'a> {
     /// True if no more incidents are wanted.
     fn enough(&self) -> bool {
         self.filter.count.is_some_and(|count| self.shown >= count)
+    }
+
+    /// Adds what nginx says of an incident's place in the configuration.
+    fn place_and_show(&mut self, mut incident: Incident) -> Result<()> {
+        let worker = self.watch.get(incident.case.attempt.worker);
+        if let (Some(said), Some(worker)) = (self.requests.word(&incident), worker) {
+            said::place(&mut incident, said, &worker.config);
+        }
+        self.show(&incident)
     }
 
     fn show(&mut self, incident: &Incident) -> Result<()> {

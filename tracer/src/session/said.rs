@@ -1,0 +1,271 @@
+//! What nginx says of its failures: which executables are probed, and which statement belongs to which attempt.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    os::unix::fs::FileExt as _,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use aya::Ebpf;
+
+use super::{config::Snapshot, maps::Maps};
+use crate::{
+    diagnose::Evidence,
+    event::{
+        Attempt,
+        said::{Identity, Statement},
+    },
+    probes::uprobes::{self, Attached, File, Mode},
+    report::Incident,
+};
+
+/// How long a statement is kept for its attempt.
+const KEEP: Duration = Duration::from_secs(10);
+/// Statements that are kept at most.
+const MOST: usize = 16_384;
+
+/// A master, what it runs with, and whether it logs healthy requests.
+struct Master {
+    pid: u32,
+    config: Rc<Snapshot>,
+    logs_much: bool,
+}
+
+/// An executable, and the masters that run it.
+struct Executable {
+    file: File,
+    masters: Vec<Master>,
+    attached: Option<Attached>,
+    /// It cannot be probed.
+    refused: bool,
+}
+
+/// The probed executables.
+pub(super) struct Uprobes {
+    mode: Mode,
+    executables: Vec<Executable>,
+}
+
+impl Uprobes {
+    pub(super) fn new(mode: Mode) -> Self {
+        Self { mode, executables: Vec::new() }
+    }
+
+    /// Probes the executables of these masters, and no longer those of others; problems are returned as sentences
+    /// if the user insists on uprobes.
+    pub(super) fn follow(
+        &mut self,
+        ebpf: &mut Ebpf,
+        maps: &mut Maps,
+        masters: Vec<(u32, Rc<Snapshot>)>,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.mode == Mode::Off {
+            return problems;
+        }
+        for executable in &mut self.executables {
+            executable.masters.retain(|known| {
+                let stays = masters.iter().any(|(pid, _)| *pid == known.pid);
+                if !stays {
+                    maps.forget_layout(known.pid);
+                }
+                stays
+            });
+        }
+        for (pid, config) in masters {
+            let known = self.executables.iter_mut().flat_map(|e| &mut e.masters).find(|m| m.pid == pid);
+            if let Some(known) = known {
+                if !Rc::ptr_eq(&known.config, &config) {
+                    known.logs_much = config.model.logs_much().is_some();
+                    known.config = config;
+                }
+                continue;
+            }
+            let Ok(file) = uprobes::file_of(pid) else { continue };
+            let logs_much = config.model.logs_much().is_some();
+            let master = Master { pid, config, logs_much };
+            match self.executables.iter_mut().find(|executable| executable.file == file) {
+                Some(executable) => executable.masters.push(master),
+                None => self.executables.push(Executable {
+                    file,
+                    masters: vec![master],
+                    attached: None,
+                    refused: false,
+                }),
+            }
+        }
+        for executable in &mut self.executables {
+            executable.settle(self.mode, ebpf, maps, &mut problems);
+        }
+        self.executables.retain(|executable| !executable.masters.is_empty());
+        problems
+    }
+
+    /// True if statements of this master's workers are to be expected.
+    #[must_use]
+    pub(super) fn hear(&self, master: u32) -> bool {
+        self.executables.iter().any(|e| e.attached.is_some() && e.masters.iter().any(|m| m.pid == master))
+    }
+}
+
+impl Executable {
+    /// Attaches or detaches what its masters call for.
+    fn settle(&mut self, mode: Mode, ebpf: &mut Ebpf, maps: &mut Maps, problems: &mut Vec<String>) {
+        let quiet = mode == Mode::On || !self.masters.iter().any(|master| master.logs_much);
+        if self.masters.is_empty() || !quiet {
+            if let Some(attached) = self.attached.take() {
+                uprobes::detach(ebpf, attached);
+            }
+            return;
+        }
+        let Some(first) = self.masters.first() else { return };
+        if self.attached.is_none() && !self.refused {
+            match uprobes::attach(ebpf, first.pid, mode) {
+                Ok(attached) => {
+                    problems.extend(attached.left_out.iter().map(|text| format!("no uprobe on {text}")));
+                    self.attached = Some(attached);
+                }
+                Err(error) => {
+                    self.refused = true;
+                    if mode == Mode::On {
+                        let (pid, lost) = (first.pid, uprobes::LOST);
+                        problems.push(format!("no uprobes on nginx (pid {pid}): {error}; lost: {lost}"));
+                    }
+                }
+            }
+        }
+        if let Some(attached) = &self.attached {
+            for master in &self.masters {
+                if let Err(problem) = maps.set_layout(master.pid, attached.layout) {
+                    problems.push(format!("{problem:#}"));
+                }
+            }
+        }
+    }
+}
+
+/// A worker, and an attempt of its: socket and beginning.
+type Key = (u32, u64, u64);
+
+/// The statements of late.
+#[derive(Default)]
+pub(super) struct Sayings {
+    /// None where two statements about one attempt name different requests.
+    of_attempts: HashMap<Key, Option<Statement>>,
+    ages: VecDeque<(Instant, Key)>,
+    /// The numbers that requests were given.
+    ids: HashMap<Identity, u64>,
+    id_ages: VecDeque<(Instant, Identity)>,
+}
+
+impl Sayings {
+    /// Notes a statement.
+    pub(super) fn note(&mut self, mut statement: Statement, now: Instant) {
+        let Some((socket, start_ns)) = statement.attempt else {
+            return;
+        };
+        reread(&mut statement);
+        let key = (statement.worker, socket, start_ns);
+        match self.of_attempts.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(Some(statement));
+                self.ages.push_back((now, key));
+            }
+            Entry::Occupied(mut place) => {
+                let known = place.get_mut();
+                if known.as_ref().is_some_and(|known| known.request != statement.request) {
+                    *known = None;
+                } else if let Some(known) = known
+                    && known.silent
+                    && !statement.silent
+                {
+                    *known = statement;
+                }
+            }
+        }
+        if self.ages.len() > MOST
+            && let Some((_, oldest)) = self.ages.pop_front()
+        {
+            self.of_attempts.remove(&oldest);
+        }
+    }
+
+    /// What nginx said of an attempt. A statement about another address is none about it.
+    #[must_use]
+    pub(super) fn of(&self, attempt: &Attempt) -> Option<&Statement> {
+        let key = (attempt.worker, attempt.socket, attempt.start_ns?);
+        let said = self.of_attempts.get(&key)?.as_ref()?;
+        said.peer.is_none_or(|peer| peer == attempt.remote).then_some(said)
+    }
+
+    /// The number of a request, the same for all its attempts; `next` is the one for a new one.
+    pub(super) fn id(&mut self, request: Identity, next: &mut u64, now: Instant) -> u64 {
+        if let Some(id) = self.ids.get(&request) {
+            return *id;
+        }
+        let id = *next;
+        *next += 1;
+        self.ids.insert(request, id);
+        self.id_ages.push_back((now, request));
+        if self.id_ages.len() > MOST
+            && let Some((_, oldest)) = self.id_ages.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        id
+    }
+
+    /// Forgets what is old.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        while let Some((_, key)) = self.ages.pop_front_if(|(since, _)| now.duration_since(*since) >= KEEP) {
+            self.of_attempts.remove(&key);
+        }
+        // A request may try servers for minutes.
+        let long = KEEP * 60;
+        while let Some((_, id)) = self.id_ages.pop_front_if(|(since, _)| now.duration_since(*since) >= long) {
+            self.ids.remove(&id);
+        }
+    }
+}
+
+/// A text that the kernel side could not read, as nothing of its page had been used in that worker yet: it lies in the
+/// program's constants.
+fn reread(statement: &mut Statement) {
+    if !statement.format.is_empty() || statement.format_at == 0 {
+        return;
+    }
+    let mut text = [0; 64];
+    let memory = std::fs::File::open(format!("/proc/{}/mem", statement.worker));
+    if let Ok(length) = memory.and_then(|memory| memory.read_at(&mut text, statement.format_at))
+        && let Some(end) = text.get(..length).and_then(|text| text.iter().position(|byte| *byte == 0))
+    {
+        statement.format = text.get(..end).unwrap_or_default().to_vec();
+    }
+}
+
+/// What nginx says of an incident beside its request: the lines of the one location that it was at, and the words.
+pub(super) fn place(incident: &mut Incident, said: &Statement, config: &Snapshot) {
+    let located = said.place.as_ref().and_then(|p| config.model.place(&p.file, p.line, &p.location));
+    if let Some(located) = &located {
+        incident.case.config = config.model.narrow(&incident.case.config, located);
+    }
+    let place = match (&said.place, &located) {
+        (Some(place), Some(_)) if place.location.is_empty() => {
+            format!(" at the server of {}:{}", place.file.display(), place.line)
+        }
+        (Some(place), Some(_)) => format!(
+            " at location {} of the server of {}:{}",
+            String::from_utf8_lossy(&place.location).escape_debug(),
+            place.file.display(),
+            place.line
+        ),
+        _ => String::new(),
+    };
+    let words = match (said.text(), said.errno) {
+        (Some(text), Some(errno)) => format!("“{text}” ({errno})"),
+        (Some(text), None) => format!("“{text}”"),
+        (None, _) => "that the attempt failed".to_owned(),
+    };
+    incident.verdict.evidence.push(Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") });
+}
