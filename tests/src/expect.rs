@@ -146,6 +146,20 @@ pub(crate) struct Expect {
     pub(crate) full: Option<TierExpect>,
     pub(crate) kprobe: Option<TierExpect>,
     pub(crate) tracepoint: Option<TierExpect>,
+    /// What else holds if nginx itself is asked (`--why502-arg=--uprobes=on`).
+    pub(crate) uprobes: Option<UprobeExpect>,
+}
+
+/// What nginx itself tells.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UprobeExpect {
+    pub(crate) request: RequestExpect,
+    /// Markers of the lines that every incident names, all of them and no other.
+    pub(crate) lines: Option<Vec<String>>,
+    /// Targets of requests that a step sends: `GET`, for the case's host.
+    #[serde(default)]
+    pub(crate) sent: Vec<String>,
 }
 
 /// One incident among several.

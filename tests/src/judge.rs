@@ -133,10 +133,23 @@ fn reasons(incident: &Value) -> String {
 }
 
 /// What is said of the request, against the requests of the case.
-pub(crate) fn requests(expect: &Expect, tier: &str, sent: &[Request], incidents: &[Value]) -> Vec<String> {
+pub(crate) fn requests(
+    expect: &Expect,
+    tier: &str,
+    uprobes: bool,
+    sent: &[Request],
+    incidents: &[Value],
+    markers: &BTreeMap<String, Line>,
+) -> Vec<String> {
     let wanted = expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request);
+    let told = expect.uprobes.as_ref().filter(|_| uprobes);
+    let wanted = told.map_or(wanted, |told| told.request);
     let mut failures = Vec::new();
     for incident in counted(expect, incidents) {
+        if let Some(wanted) = told.and_then(|told| told.lines.as_ref()) {
+            failures.extend(all(wanted, incident, markers));
+            failures.extend(only(wanted, incident, markers));
+        }
         let target = text(incident, "/request/target");
         let client = text(incident, "/request/client");
         let fits = match wanted {
@@ -153,14 +166,19 @@ pub(crate) fn requests(expect: &Expect, tier: &str, sent: &[Request], incidents:
             continue;
         }
         let saw = incident.pointer("/attempt/client_saw").and_then(Value::as_u64);
+        // What is not known is null, and the note says so.
+        let unseen = saw.is_none() && !text(incident, "/request/note").is_empty();
+        let by_step = text(incident, "/request/method") == "GET"
+            && text(incident, "/request/host") == HOST
+            && told.is_some_and(|told| told.sent.iter().any(|t| t == target));
         let is_it = |request: &Request| {
             request.method == text(incident, "/request/method")
                 && (1..=request.count).any(|number| request.target(number) == target)
                 && text(incident, "/request/host") == HOST
-                && (request.expect_status.is_none() || request.expect_status.map(u64::from) == saw)
+                && (unseen || request.expect_status.is_none() || request.expect_status.map(u64::from) == saw)
                 && (request.abort.is_none() || saw.is_none())
         };
-        if !sent.iter().any(is_it) || client.is_empty() {
+        if !(by_step || sent.iter().any(is_it)) || client.is_empty() {
             let said = incident.get("request").map(Value::to_string).unwrap_or_default();
             failures.push(format!("WRONG REQUEST: {said}, client_saw {saw:?}"));
         }
@@ -354,7 +372,7 @@ mod tests {
             said["request"] =
                 json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
             said["attempt"] = json!({"client_saw": saw});
-            requests(&expect(more), "full", &sent, &[said])
+            requests(&expect(more), "full", false, &sent, &[said], &BTreeMap::new())
         };
         assert!(of("", "/a", 502).is_empty() && of("request = 'known'", "/b2", 200).is_empty());
         for (more, target, saw) in
@@ -362,7 +380,14 @@ mod tests {
         {
             assert_eq!(of(more, target, saw).len(), 1, "{more} {target} {saw}");
         }
-        let nothing = requests(&expect("request = 'known'"), "full", &sent, &[said("fd-limit", "proven")]);
+        let nothing = requests(
+            &expect("request = 'known'"),
+            "full",
+            false,
+            &sent,
+            &[said("fd-limit", "proven")],
+            &BTreeMap::new(),
+        );
         assert!(nothing[0].contains("must be Known"), "{nothing:?}");
     }
 

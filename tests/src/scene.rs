@@ -134,8 +134,10 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         outcome.failures.extend(judge::requests(
             &case.expect,
             &watch.tier,
+            watch.uprobes,
             &case.request,
             &outcome.incidents,
+            &scene.markers,
         ));
         outcome.score = score;
     }

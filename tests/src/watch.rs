@@ -28,6 +28,8 @@ pub(crate) struct Watch {
     child: Child,
     stream: Arc<Mutex<Stream>>,
     pub(crate) tier: String,
+    /// It asks nginx itself.
+    pub(crate) uprobes: bool,
 }
 
 /// How to start why502.
@@ -78,7 +80,8 @@ impl Watch {
         if let Some(err) = child.stderr.take() {
             follow(err, &stream, |stream, line| stream.stderr.push(line));
         }
-        let mut watch = Self { child, stream, tier: program.tier.clone() };
+        let uprobes = program.extra.iter().any(|arg| arg == "--uprobes=on");
+        let mut watch = Self { child, stream, tier: program.tier.clone(), uprobes };
         let mut exit = None;
         let attached = sys::poll_until(bound, || {
             exit = watch.child.try_wait().ok().flatten();

@@ -527,5 +527,8 @@ mod pod {
             )+
         };
     }
-    pod!(Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared, Layout);
+    pod!(
+        Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
+        Layout
+    );
 }

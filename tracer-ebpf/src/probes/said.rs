@@ -66,7 +66,8 @@ fn nginx_logs(ctx: ProbeContext) -> u32 {
 /// `ngx_connection_error(c, err, text)`: the only trace of it if the log's level hides errors.
 #[uprobe]
 fn nginx_connection_error(ctx: ProbeContext) -> u32 {
-    let (Some(connection), Some(err), Some(format)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(2))
+    let (Some(connection), Some(err), Some(format)) =
+        (ctx.arg::<u64>(0), ctx.arg::<u64>(1), ctx.arg::<u64>(2))
     else {
         return 0;
     };
@@ -245,8 +246,7 @@ unsafe fn address(to: *mut Said, sk: u64) {
             return;
         }
         let family: u16 = read(sk, setting!(skc_family));
-        let (client, local) =
-            ((&raw mut (*to).client).cast::<Addr>(), (&raw mut (*to).local).cast::<Addr>());
+        let (client, local) = ((&raw mut (*to).client).cast::<Addr>(), (&raw mut (*to).local).cast::<Addr>());
         kernel::sock_addr_to(client, sk, family, setting!(skc_daddr), setting!(skc_v6_daddr));
         kernel::sock_addr_to(local, sk, family, setting!(skc_rcv_saddr), setting!(skc_v6_rcv_saddr));
         (*to).client_port = u16::from_be(read(sk, setting!(skc_dport)));

@@ -104,7 +104,10 @@ mod tests {
         for line in ["GET /a?b HTTP/1.1", "GET /a?b HTTP/2.0", "GET /a?b HTTP/3.0", "GET /a?b"] {
             let head = head(&words(line), &words("shop.test")).unwrap();
             let host = head.host.as_deref();
-            assert_eq!((head.method.as_str(), head.target.as_str(), host), ("GET", "/a?b", Some("shop.test")));
+            assert_eq!(
+                (head.method.as_str(), head.target.as_str(), host),
+                ("GET", "/a?b", Some("shop.test"))
+            );
         }
         let absolute = head(&words("GET http://other.test/ HTTP/1.1"), &words("shop.test")).unwrap();
         assert_eq!(absolute.host.as_deref(), Some("other.test"));
@@ -128,7 +131,9 @@ mod tests {
 
     #[test]
     fn the_answer_of_another_request_is_not_its_own() {
-        for other in [made("192.0.2.7:1001", "GET /a HTTP/1.1", Some(200)), made(A, "GET /b HTTP/1.1", Some(200))] {
+        for other in
+            [made("192.0.2.7:1001", "GET /a HTTP/1.1", Some(200)), made(A, "GET /b HTTP/1.1", Some(200))]
+        {
             let joined = join(made(A, "GET /a HTTP/1.1", None), None, Some(&seen(other)));
             assert_eq!((joined.request.unwrap().status, joined.note), (None, Some(STATUS_UNSEEN)));
         }

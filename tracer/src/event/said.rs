@@ -80,10 +80,13 @@ pub struct Place {
 pub struct Identity {
     /// The worker.
     pub worker: u32,
-    /// Where it lies in the worker's memory.
+    /// Where it lies in the worker's memory, which the next one may use within the same millisecond.
     address: u64,
     /// When it began: seconds, milliseconds.
     began: [u64; 2],
+    client: Option<SocketAddr>,
+    /// As [`Statement::answer`].
+    answer: u64,
 }
 
 /// One statement of nginx.
@@ -133,10 +136,15 @@ impl Statement {
         let (file, location) = (words(&said.file, file), words(&said.location, location));
         // A text that ends with a NUL and fills its room may go on.
         let whole = file.bytes.len() + 1 < wire::FILE && file.bytes.starts_with(b"/") && !location.truncated;
-        let place = u32::try_from(said.server_line).ok().filter(|line| whole && *line > 0).map(|line| Place {
-            file: PathBuf::from(std::ffi::OsStr::from_bytes(&file.bytes)),
-            line,
-            location: location.bytes,
+        let place =
+            u32::try_from(said.server_line).ok().filter(|line| whole && *line > 0).map(|line| Place {
+                file: PathBuf::from(std::ffi::OsStr::from_bytes(&file.bytes)),
+                line,
+                location: location.bytes,
+            });
+        let client = has(said_flag::CLIENT).then(|| {
+            let local = SocketAddr::new(ip(&said.local), said.local_port);
+            (SocketAddr::new(ip(&said.client), said.client_port), local)
         });
         Self {
             worker: said.tgid,
@@ -145,14 +153,15 @@ impl Statement {
                 .then_some((said.upstream_sk, said.upstream_start_ns)),
             connected: has(said_flag::UPSTREAM),
             errno: (said.err > 0).then_some(said.err),
-            request: Identity { worker: said.tgid, address: said.request, began: said.began },
+            request: Identity {
+                worker: said.tgid,
+                address: said.request,
+                began: said.began,
+                client: client.map(|(client, _)| client),
+                answer: said.id,
+            },
             answer: (said.id != 0).then_some(said.id),
-            client: has(said_flag::CLIENT).then(|| {
-                (
-                    SocketAddr::new(ip(&said.client), said.client_port),
-                    SocketAddr::new(ip(&said.local), said.local_port),
-                )
-            }),
+            client,
             line: words(&said.line, line),
             host: words(&said.host, host),
             place,

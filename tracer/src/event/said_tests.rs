@@ -59,10 +59,7 @@ fn reads_a_statement() {
     let s = statement(&wire());
     assert_eq!((s.worker, s.time_ns, s.attempt, s.errno), (77, 5, Some((6, 4)), Some(111)));
     assert_eq!(s.answer, Some(3));
-    assert_eq!(
-        s.client,
-        Some(("192.0.2.7:4711".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()))
-    );
+    assert_eq!(s.client, Some(("192.0.2.7:4711".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap())));
     assert_eq!(s.line.bytes, b"GET /api/1 HTTP/2.0");
     assert_eq!(s.host.text(), "shop.test");
     assert_eq!(s.peer, Some("127.0.0.1:3000".parse().unwrap()));

@@ -185,7 +185,9 @@ fn entries(image: &Image<'_>) -> Entries {
                 let text = pointer(at + 8).and_then(|address| image.bytes(address, name.len() + 1));
                 let is_it = text.and_then(|text| text.strip_suffix(&[0])) == Some(name.as_bytes());
                 let get = pointer(at + 24).filter(|address| image.is_code(*address));
-                let (Some(get), Some(offset), Some(0)) = (get, word(at + 32), word(at + 48)) else { continue };
+                let (Some(get), Some(offset), Some(0)) = (get, word(at + 32), word(at + 48)) else {
+                    continue;
+                };
                 if is_it && offset < MOST && offset.is_multiple_of(8) && offset > 0 {
                     found.insert((get, offset));
                 }
@@ -280,9 +282,6 @@ mod tests {
             elf.get_mut(from + at + 1).map(|byte| *byte = b'R').unwrap();
             from += at + 12;
         }
-        assert_eq!(
-            symbols(&elf),
-            Err(SymbolError::Layout("its table of variables was not found"))
-        );
+        assert_eq!(symbols(&elf), Err(SymbolError::Layout("its table of variables was not found")));
     }
 }

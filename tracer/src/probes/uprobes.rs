@@ -59,11 +59,6 @@ const ROWS: &[Row] = &[
     },
 ];
 
-/// Names of the programs.
-pub fn programs() -> impl Iterator<Item = &'static str> {
-    ROWS.iter().map(|row| row.program)
-}
-
 /// What they tell, for `doctor`.
 pub const TELLS: &str = "the request, server and location of a failed attempt, for clients of any protocol";
 /// What is missing without them.
@@ -124,8 +119,7 @@ pub fn attach(ebpf: &mut Ebpf, pid: u32, mode: Mode) -> Result<Attached, UprobeE
     drop(elf);
     let layout =
         Layout { upstream: symbols.upstream, host: symbols.host, start_sec: symbols.start_sec, _pad: 0 };
-    let mut attached =
-        Attached { layout, functions: Vec::new(), left_out: Vec::new(), links: Vec::new() };
+    let mut attached = Attached { layout, functions: Vec::new(), left_out: Vec::new(), links: Vec::new() };
     for row in ROWS.iter().filter(|row| mode == Mode::On || !row.hot) {
         let Some(function) = (row.function)(&symbols) else {
             attached.left_out.push(format!("{}: not exported", row.symbol));

@@ -7,7 +7,9 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, request::Turn, role, said::Layout};
+use tracer_ebpf::{
+    Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, request::Turn, role, said::Layout,
+};
 
 use crate::{event, report::Occupancy};
 

@@ -69,7 +69,7 @@ pub struct Filter {
     pub count: Option<u64>,
     /// The kernel counts run times for this run.
     pub stats: bool,
-    /// Which functions of nginx are probed; none where requests are not watched.
+    /// Which functions of nginx are probed (default: none); none where requests are not watched.
     pub uprobes: Option<Mode>,
 }
 
@@ -338,9 +338,11 @@ impl<'a> Session<'a> {
                 self.note_namespaces();
             }
             Event::Exec { pid } => {
-                complain(&self.watch.executed(&mut self.maps, pid)?);
+                let news = self.watch.executed(&mut self.maps, pid)?;
                 self.note_namespaces();
+                // Who waits for the news may send requests at once.
                 self.follow_executables();
+                complain(&news);
             }
             Event::Exit { pid } => {
                 // Its entry may have been written again after the kernel removed it.

@@ -89,8 +89,13 @@ impl Requests {
     }
 
     /// Gives an incident its request; None if it waits for it now. `heard`: nginx is expected to say something of it.
-    pub(super) fn attribute(&mut self, mut incident: Incident, heard: bool, now: Instant) -> Option<Incident> {
-        match self.resolve(&incident, heard, now, now) {
+    pub(super) fn attribute(
+        &mut self,
+        mut incident: Incident,
+        heard: bool,
+        now: Instant,
+    ) -> Option<Incident> {
+        match self.resolve(&mut incident, heard, now, now) {
             Some(attribution) => {
                 incident.attribution = attribution;
                 Some(incident)
@@ -103,8 +108,14 @@ impl Requests {
     }
 
     /// The request of an incident that has waited since then; None if it shall go on waiting.
-    fn resolve(&mut self, incident: &Incident, heard: bool, since: Instant, now: Instant) -> Option<Attribution> {
-        let attempt = &incident.case.attempt;
+    fn resolve(
+        &mut self,
+        incident: &mut Incident,
+        heard: bool,
+        since: Instant,
+        now: Instant,
+    ) -> Option<Attribution> {
+        let attempt = &mut incident.case.attempt;
         if !self.watched {
             return Some(Attribution::unknown(OFF));
         }
@@ -133,6 +144,10 @@ impl Requests {
             // Its client is not a TCP connection.
             return Some(kernel.cloned().unwrap_or_else(|| Attribution::unknown(UNLINKED)));
         };
+        if kernel.is_none_or(|kernel| kernel.request.is_none()) {
+            // It counts the attempts of the request that the kernel side had in mind.
+            attempt.number = None;
+        }
         let mut joined = said::join(own, kernel, answered);
         let identity = said.request;
         if let Some(request) = &mut joined.request {
@@ -148,7 +163,7 @@ impl Requests {
         for Waiting { since, heard, mut incident } in std::mem::take(&mut self.waiting) {
             let since_for = if excess > 0 { now.checked_sub(WAIT).unwrap_or(since) } else { since };
             excess = excess.saturating_sub(1);
-            if let Some(attribution) = self.resolve(&incident, heard, since_for, now) {
+            if let Some(attribution) = self.resolve(&mut incident, heard, since_for, now) {
                 incident.attribution = attribution;
                 done.push(incident);
             } else {

@@ -267,5 +267,8 @@ pub(super) fn place(incident: &mut Incident, said: &Statement, config: &Snapshot
         (Some(text), None) => format!("“{text}”"),
         (None, _) => "that the attempt failed".to_owned(),
     };
-    incident.verdict.evidence.push(Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") });
+    incident
+        .verdict
+        .evidence
+        .push(Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") });
 }
