@@ -213,4 +213,4 @@ fn socket_address(bytes: &[u8; 28]) -> Option<SocketAddr> {
 
 #[cfg(test)]
 #[path = "said_tests.rs"]
-mod tests;
+pub(crate) mod tests;

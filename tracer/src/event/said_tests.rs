@@ -54,6 +54,13 @@ fn statement(said: &wire::Said) -> Statement {
     }
 }
 
+/// A statement, changed.
+pub(crate) fn sample(change: impl FnOnce(&mut wire::Said)) -> Statement {
+    let mut said = wire();
+    change(&mut said);
+    statement(&said)
+}
+
 #[test]
 fn reads_a_statement() {
     let s = statement(&wire());

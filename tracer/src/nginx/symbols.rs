@@ -8,7 +8,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use object::{
-    Architecture, Object as _, ObjectSegment as _, ObjectSymbol as _, RelocationTarget, SegmentFlags,
+    Architecture, Object as _, ObjectSegment as _, ObjectSymbol, RelocationTarget, SegmentFlags,
     read::elf::ElfFile64,
 };
 use thiserror::Error;
@@ -70,7 +70,7 @@ pub fn symbols(elf: &[u8]) -> Result<Symbols, SymbolError> {
     let image = Image::of(&file);
     let functions: HashMap<&str, u64> = file
         .dynamic_symbols()
-        .filter(|symbol| symbol.is_definition())
+        .filter(ObjectSymbol::is_definition)
         .filter_map(|symbol| Some((symbol.name().ok()?, symbol.address())))
         .collect();
     let function = |name: &'static str| {

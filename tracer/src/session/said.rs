@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
+    net::SocketAddr,
     os::unix::fs::FileExt as _,
     rc::Rc,
     time::{Duration, Instant},
@@ -194,9 +195,12 @@ impl Sayings {
     /// What nginx said of an attempt. A statement about another address is none about it.
     #[must_use]
     pub(super) fn of(&self, attempt: &Attempt) -> Option<&Statement> {
-        let key = (attempt.worker, attempt.socket, attempt.start_ns?);
+        self.find((attempt.worker, attempt.socket, attempt.start_ns?), attempt.remote)
+    }
+
+    fn find(&self, key: Key, remote: SocketAddr) -> Option<&Statement> {
         let said = self.of_attempts.get(&key)?.as_ref()?;
-        said.peer.is_none_or(|peer| peer == attempt.remote).then_some(said)
+        said.peer.is_none_or(|peer| peer == remote).then_some(said)
     }
 
     /// The number of a request, the same for all its attempts; `next` is the one for a new one.
@@ -271,4 +275,70 @@ pub(super) fn place(incident: &mut Incident, said: &Statement, config: &Snapshot
         .verdict
         .evidence
         .push(Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::said::tests::sample;
+
+    /// The attempt of [`sample`].
+    const KEY: Key = (77, 6, 4);
+
+    fn peer() -> SocketAddr {
+        "127.0.0.1:3000".parse().unwrap()
+    }
+
+    #[test]
+    fn a_statement_belongs_to_its_attempt_alone() {
+        let mut sayings = Sayings::default();
+        sayings.note(sample(|_| {}), Instant::now());
+        assert!(sayings.find(KEY, peer()).is_some());
+        assert!(sayings.find(KEY, "127.0.0.1:3001".parse().unwrap()).is_none(), "another server");
+        for key in [(78, 6, 4), (77, 7, 4), (77, 6, 5)] {
+            assert!(sayings.find(key, peer()).is_none(), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn two_requests_for_one_attempt_are_none() {
+        let mut sayings = Sayings::default();
+        let now = Instant::now();
+        sayings.note(sample(|_| {}), now);
+        sayings.note(sample(|_| {}), now);
+        assert!(sayings.find(KEY, peer()).is_some(), "the same once more");
+        sayings.note(sample(|said| said.client_port = 1), now);
+        assert!(sayings.find(KEY, peer()).is_none());
+        sayings.note(sample(|_| {}), now);
+        assert!(sayings.find(KEY, peer()).is_none(), "what was in doubt stays in doubt");
+    }
+
+    #[test]
+    fn requests_have_numbers_of_their_own() {
+        let mut sayings = Sayings::default();
+        let (now, mut next) = (Instant::now(), 1);
+        let first = sample(|_| {}).request;
+        let others = [
+            sample(|said| said.began = [9, 11]).request,
+            sample(|said| said.client_port = 1).request,
+            sample(|said| said.id = 4).request,
+            sample(|said| said.tgid = 78).request,
+        ];
+        assert_eq!(sayings.id(first, &mut next, now), 1);
+        assert_eq!(others.map(|other| sayings.id(other, &mut next, now)), [2, 3, 4, 5]);
+        assert_eq!(sayings.id(first, &mut next, now), 1);
+    }
+
+    #[test]
+    fn what_is_old_is_forgotten() {
+        let mut sayings = Sayings::default();
+        let now = Instant::now();
+        sayings.note(sample(|_| {}), now);
+        sayings.sweep(now + KEEP / 2);
+        assert!(sayings.find(KEY, peer()).is_some());
+        sayings.sweep(now + KEEP);
+        assert!(sayings.find(KEY, peer()).is_none());
+        sayings.note(sample(|said| said.upstream_start_ns = 0), now);
+        assert!(sayings.of_attempts.is_empty(), "a statement about no attempt");
+    }
 }
