@@ -149,7 +149,6 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             exiting: false,
             retransmits: 0,
             evidence_gap: false,
-            missed_end: false,
             icmp: None,
             drop: None,
             overflow: None,

@@ -1,7 +1,8 @@
 //! From nginx's own words for a place to the passes there.
 
-use super::*;
-use crate::nginx::tests::model;
+use std::path::Path;
+
+use super::{super::Model, read};
 
 const CONF: &str = "http {
 server {
