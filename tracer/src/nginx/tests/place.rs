@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{super::Model, read};
+use super::read;
+use crate::nginx::Model;
 
 const CONF: &str = "http {
 server {
