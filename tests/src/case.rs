@@ -122,7 +122,8 @@ pub(crate) struct Step {
     /// The namespace.
     #[serde(default = "web")]
     pub(crate) r#in: String,
-    /// A shell command; it sees DIR (nginx's prefix), CASE (the case's folder), NGINX_PID and WORKER_PID.
+    /// A shell command; it sees DIR (nginx's prefix), CASE (the case's folder), NGINX_PID, WORKER_PID,
+    /// SECOND_PID (the second master) and WHY502 (the program; empty with `--no-why502`).
     pub(crate) run: Option<String>,
     /// Run it in the background until the case ends.
     #[serde(default)]
@@ -167,6 +168,9 @@ pub(crate) struct Listen {
     /// With `http`: the status it answers.
     #[serde(default = "ok")]
     pub(crate) status: u16,
+    /// With `dns`: what is said of each name, see `dns.rs`.
+    #[serde(default)]
+    pub(crate) names: BTreeMap<String, String>,
 }
 
 fn backlog() -> i32 {
@@ -201,6 +205,8 @@ pub(crate) enum ListenMode {
     Reset,
     /// A UDP socket on that address.
     Udp,
+    /// A name server (UDP).
+    Dns,
 }
 
 /// Connections that this program opens and holds until the case ends.
@@ -234,6 +240,9 @@ pub(crate) struct Nginx {
     pub(crate) user: String,
     /// Lines of an /etc/hosts that only this nginx sees, in a mount namespace of its own.
     pub(crate) etc_hosts: Option<String>,
+    /// The current nginx in place of the installed one; the case needs `nginx-current`.
+    #[serde(default)]
+    pub(crate) current: bool,
     /// Shell text that starts it: `"$@"` is the command line that the lab would use, DIR the prefix. For another
     /// executable, other arguments, or a container made with unshare(1).
     pub(crate) launch: Option<String>,
@@ -362,6 +371,9 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
     for tier in &case.tiers {
         ensure!(TIERS.contains(&tier.as_str()), "unknown tier `{tier}`; use one of {TIERS:?}");
     }
+    let current = case.nginx.current || case.second_nginx.as_ref().is_some_and(|second| second.current);
+    let said = case.needs.iter().any(|need| need == "nginx-current");
+    ensure!(current == said, "`current = true` and needs = [\"nginx-current\"] belong together");
     let each = e.each.iter().flat_map(|each| &each.lines);
     for marker in e.lines.iter().chain(&e.not_lines).chain(each) {
         ensure!(!marker.contains(['#', '@', ' ']), "marker `{marker}`: write the name only, without `#@`");
@@ -446,6 +458,7 @@ mod tests {
             ("[expect]", "[[step]]\n[expect]", "exactly one of"),
             ("[expect]", "[[step]]\nin='x'\nrun='y'\n[expect]", "add [hosts.x]"),
             ("[expect]", "[[step]]\nat='after-first-request'\nrun='y'\n[expect]", "second [[request]]"),
+            ("[nginx]", "[nginx]\ncurrent = true", "nginx-current"),
             ("[expect]", "[[remote.rule]]\naction='icmp'\n[expect]", "icmp = "),
         ] {
             let error = format!("{:#}", parse(&SMALL.replace(from, to)).unwrap_err());

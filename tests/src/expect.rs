@@ -70,7 +70,8 @@ pub(crate) struct Floors {
     pub(crate) tracepoint: Confidence,
 }
 
-/// How much must be known of the request that failed. Whatever is said of it must be true in any case.
+/// How much must be known of the request that failed, where the kernel's hooks allow it (see `watched` in
+/// `judge.rs`). Whatever is said of it must be true in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum RequestExpect {
@@ -116,6 +117,8 @@ pub(crate) struct Expect {
     /// No incident may name a line that is not among `lines`.
     #[serde(default)]
     pub(crate) only_lines: bool,
+    /// In place of `lines` and `only_lines` where the kernel tells nothing of requests.
+    pub(crate) without_request: Option<WithoutRequest>,
     /// What belongs to the first incident, the second and so on, in the order of the stream.
     #[serde(default)]
     pub(crate) each: Vec<Each>,
@@ -128,6 +131,9 @@ pub(crate) struct Expect {
     /// Text in the evidence of some incident, case ignored.
     #[serde(default)]
     pub(crate) evidence_contains: Vec<String>,
+    /// Text among the configuration lines of some incident, such as that of a default, which has no line.
+    #[serde(default)]
+    pub(crate) config_contains: Vec<String>,
     #[serde(default)]
     pub(crate) summary_contains: Vec<String>,
     #[serde(default)]
@@ -162,10 +168,23 @@ pub(crate) struct UprobeExpect {
     pub(crate) sent: Vec<String>,
 }
 
+/// The lines where requests are not watched: what one address leads to is all that is known.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WithoutRequest {
+    /// Markers of the lines that incidents name, these and no others.
+    pub(crate) lines: Vec<String>,
+}
+
 /// One incident among several.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Each {
+    /// The incident of this `upstream.address`, wherever it stands: those of two workers have no order.
+    pub(crate) address: Option<String>,
+    /// The target of its request: then it holds for every incident of that target, wherever in the stream, and is not
+    /// asked where requests are not watched.
+    pub(crate) target: Option<String>,
     /// Markers of the lines that it names, all of them.
     pub(crate) lines: Vec<String>,
     #[serde(default)]

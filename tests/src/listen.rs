@@ -1,6 +1,7 @@
 //! Listeners of this program inside a namespace: backends, deaf backends, full queues, held connections.
 
 use crate::case::{Connect, Listen, ListenMode};
+use crate::dns;
 use crate::net::NetNs;
 use crate::sys;
 use anyhow::{Context, Result, ensure};
@@ -59,13 +60,21 @@ pub(crate) fn listen(ns: &NetNs, listen: &Listen, threads: usize, bound: Duratio
         held._udp = Some(ns.run(|| Ok(UdpSocket::bind(address)?))?);
         return Ok(held);
     }
+    if listen.mode == ListenMode::Dns {
+        let socket = ns.run(|| Ok(UdpSocket::bind(address)?))?;
+        let read = |(name, text): (&String, &String)| Ok((name.clone(), dns::say(text)?));
+        let names = listen.names.iter().map(read).collect::<Result<_>>()?;
+        let stop = Arc::clone(&held.stop);
+        held.threads.push(std::thread::spawn(move || dns::serve(&socket, &names, &stop)));
+        return Ok(held);
+    }
     let listener = ns.run(|| {
         let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         sys::set_backlog(listener.as_raw_fd(), listen.backlog)?;
         Ok(listener)
     })?;
     match listen.mode {
-        ListenMode::Hold | ListenMode::Udp => {}
+        ListenMode::Hold | ListenMode::Udp | ListenMode::Dns => {}
         ListenMode::Full => held.streams = ns.run(|| fill(address, listen.backlog, bound))?,
         ListenMode::Http
         | ListenMode::HttpKeepalive

@@ -5,6 +5,7 @@
 mod case;
 mod client;
 mod conntrack;
+mod dns;
 mod expect;
 mod judge;
 mod listen;

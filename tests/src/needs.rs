@@ -23,6 +23,7 @@ fn missing(need: &str) -> Option<String> {
             load("nf_conntrack_netlink");
             Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists()
         }
+        "nginx-current" => nginx::current().is_some(),
         "nginx-stream" => Path::new(nginx::STREAM_MODULE).exists(),
         "file" => Path::new(argument).exists(),
         "sysctl" => Path::new("/proc/sys").join(argument).exists(),

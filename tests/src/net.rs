@@ -4,6 +4,7 @@ use crate::case::Host;
 use crate::sys;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
@@ -71,7 +72,7 @@ impl NetNs {
     }
 
     /// A command that will start inside the namespace.
-    pub(crate) fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         sys::run_in(&mut command, self.fd());
         command

@@ -11,8 +11,30 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+/// The installed one.
+const PROGRAM: &str = "/usr/sbin/nginx";
+
 /// Debian's place of the stream module, which is a shared object there.
 pub(crate) const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// The current nginx that `cargo xtask setup` unpacks beside the installed one: a folder with `nginx` and `modules`.
+/// The lab's cache is found as xtask finds it (xtask/src/lab/cache.rs); in a guest it is part of the root file system.
+pub(crate) fn current() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("WHY502_LAB_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("why502/lab")))
+        .or_else(|| Some(set("HOME")?.join(".cache/why502/lab")))?;
+    Some(cache.join("current-nginx")).filter(|dir| dir.join("nginx").exists())
+}
+
+/// Paths of the program and of its stream module.
+fn program(settings: &Settings) -> Result<(PathBuf, PathBuf)> {
+    if !settings.current {
+        return Ok((PROGRAM.into(), STREAM_MODULE.into()));
+    }
+    let dir = current().context("no current nginx; `cargo xtask setup` fetches one")?;
+    Ok((dir.join("nginx"), dir.join("modules/ngx_stream_module.so")))
+}
 
 /// A configuration line: the file and the number from 1.
 pub(crate) type Line = (PathBuf, u64);
@@ -30,14 +52,15 @@ pub(crate) struct Nginx {
 impl Nginx {
     /// Starts nginx in `web` and waits until it listens and its worker runs.
     pub(crate) fn start(web: &NetNs, settings: &Settings, dir: &Path, bound: Duration) -> Result<Self> {
-        let text = config(settings);
+        let (program, stream_module) = program(settings)?;
+        let text = config(settings, &stream_module);
         std::fs::write(dir.join("nginx.conf"), text).context("cannot write nginx.conf")?;
         let out = std::fs::File::create(dir.join("output"))?;
         // The absolute path is what USR2 executes again.
-        let program = "/usr/sbin/nginx";
-        let mut command = web.command(settings.launch.as_ref().map_or(program, |_| "sh"));
+        let mut command =
+            web.command(settings.launch.as_ref().map_or(program.as_path(), |_| Path::new("sh")));
         if let Some(text) = &settings.launch {
-            command.args(["-euc", text, "sh", program]).env("DIR", dir);
+            command.args(["-euc", text, "sh"]).arg(&program).env("DIR", dir);
         }
         if let Some(hosts) = &settings.etc_hosts {
             let path = dir.join("hosts");
@@ -52,7 +75,7 @@ impl Nginx {
             .stdout(out.try_clone()?)
             .stderr(out)
             .spawn()
-            .context("cannot start /usr/sbin/nginx; install nginx")?;
+            .with_context(|| format!("cannot start {}; install nginx", program.display()))?;
         let mut nginx = Self { dir: dir.to_owned(), pid: child.id(), worker: 0, child: Some(child) };
         let ready = sys::poll_until(bound, || nginx.ready(web, settings));
         if !ready {
@@ -183,11 +206,11 @@ fn parent(pid: u32) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-fn config(settings: &Settings) -> String {
+fn config(settings: &Settings, stream_module: &Path) -> String {
     let on = |flag| if flag { "on" } else { "off" };
     let mut text = String::new();
     if !settings.stream.is_empty() {
-        text += &format!("load_module {STREAM_MODULE};\n");
+        text += &format!("load_module {};\n", stream_module.display());
     }
     text += &format!(
         "daemon {};\nmaster_process {};\nworker_processes {};\nuser {};\npid nginx.pid;\n\

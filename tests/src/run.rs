@@ -52,8 +52,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         Some(Start::Running(watch)) => Some(watch),
         None => None,
     };
+    // Steps run in folders of their own.
+    let program = options.program.as_ref().map(|p| std::path::absolute(&p.path)).transpose()?;
     let setup = Setup {
         watch: watch.as_ref(),
+        program: program.as_deref(),
         slow: options.slow,
         // Half of it is for why502's poll period, which is wall-clock time on every machine.
         settle: options.settle.mul_f64(options.slow.min(3.0)),

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Setup<'a> {
     pub(crate) watch: Option<&'a Watch>,
+    /// why502 itself, for steps that ask it.
+    pub(crate) program: Option<&'a Path>,
     /// Bounds are this many times longer (emulated guests).
     pub(crate) slow: f64,
     /// How long to look for incidents that should not come.
@@ -129,11 +131,14 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
     Nginx::stop_all(&scene.world.web, setup.bound(5.0));
     if let Some(watch) = setup.watch {
         outcome.incidents = watch.incidents(&seen.pids);
-        let (failures, score) = judge::judge(&case.expect, &watch.tier, &outcome.incidents, &scene.markers);
+        let watched = judge::watched(&watch.tier, sys::kernel());
+        let (failures, score) =
+            judge::judge(&case.expect, &watch.tier, watched, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
         outcome.failures.extend(judge::requests(
             &case.expect,
             &watch.tier,
+            watched,
             watch.uprobes,
             &case.request,
             &outcome.incidents,
@@ -226,8 +231,10 @@ impl Scene<'_> {
             .current_dir(self.dir)
             .env("DIR", self.dir)
             .env("CASE", &self.case.dir)
+            .env("WHY502", self.setup.program.unwrap_or(Path::new("")))
             .env("NGINX_PID", first.map_or(0, |n| n.pid).to_string())
             .env("WORKER_PID", first.map_or(0, |n| n.worker).to_string())
+            .env("SECOND_PID", self.nginx.get(1).map_or(0, |n| n.pid).to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)

@@ -156,6 +156,7 @@ fn scene(
         backlog: 1024,
         delay_ms: 0,
         status: 200,
+        names: BTreeMap::new(),
     };
     let held = if backend { Some(listen::listen(web, &listen, 4, bound)?) } else { None };
     let settings = Settings {
@@ -167,6 +168,7 @@ fn scene(
         daemon: false,
         user: "root".to_owned(),
         etc_hosts: None,
+        current: false,
         launch: None,
         seen_at: None,
         listen: NGINX.to_owned(),

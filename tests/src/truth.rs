@@ -160,8 +160,14 @@ pub(crate) fn run(options: &Options, requests: u64, workers: u32) -> Result<bool
     for (port, mode, delay_ms) in
         [(3000, ListenMode::Http, 0), (3001, ListenMode::HttpKeepalive, 0), (3002, ListenMode::Http, 50)]
     {
-        let listen =
-            Listen { address: format!("127.0.0.1:{port}"), mode, backlog: 1024, delay_ms, status: 200 };
+        let listen = Listen {
+            address: format!("127.0.0.1:{port}"),
+            mode,
+            backlog: 1024,
+            delay_ms,
+            status: 200,
+            names: BTreeMap::new(),
+        };
         held.push(listen::listen(web, &listen, 24, bound)?);
     }
     net::command_ok(
@@ -179,6 +185,7 @@ pub(crate) fn run(options: &Options, requests: u64, workers: u32) -> Result<bool
         user: "root".to_owned(),
         etc_hosts: None,
         listen: NGINX.to_owned(),
+        current: false,
         launch: None,
         seen_at: None,
     };

@@ -13,7 +13,6 @@
 use tracer_ebpf::{
     Conn, Proc, flag,
     request::{CLIENTS as PLACES, Client, FAILED as FAILED_PLACES, Failed, Turn, client_flag, turn},
-    role,
 };
 
 use crate::{
@@ -94,6 +93,11 @@ pub(crate) fn take(proc: *mut Proc) -> Turn {
 #[inline(always)]
 pub(crate) fn assign(proc: *mut Proc, conn: &mut Conn) {
     let last = take(proc);
+    // SAFETY: as in `take`.
+    unsafe { (*proc).connected_ns = conn.start_ns };
+    if last.kind == turn::READ_CLIENT {
+        link(&last);
+    }
     if last.kind != turn::NOTHING {
         conn.client = last.id;
         conn.number = match last.kind {
@@ -108,6 +112,21 @@ pub(crate) fn assign(proc: *mut Proc, conn: &mut Conn) {
     }
     // One state for the verifier, whichever it was.
     kernel::forget(conn);
+}
+
+/// Notes that the request which was read last is not nginx's alone.
+#[inline(always)]
+pub(crate) fn link(last: &Turn) {
+    let Some(slot) = slot(last.sk) else {
+        return;
+    };
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        if (*slot).sk == last.sk && (*slot).id == last.id && (*slot).flags & client_flag::LINKED == 0 {
+            (*slot).flags |= client_flag::LINKED;
+            seal(slot);
+        }
+    }
 }
 
 /// Remembers a failed attempt until the worker closes its socket.
@@ -186,14 +205,6 @@ pub(crate) fn gave_up(proc: *mut Proc, id: u64, number: u32) {
         // SAFETY: a live map element that only this worker's thread writes.
         unsafe { (*proc).turn = Turn { id, sk: 0, kind: turn::CLOSED, number: number as u16, retry: 1 } };
     }
-}
-
-/// The current process, if it is nginx.
-#[inline(always)]
-pub(crate) fn worker() -> Option<(u32, *mut Proc)> {
-    let tgid = kernel::tgid();
-    // SAFETY: one integer of a map element.
-    PROCS.get_ptr_mut(tgid).filter(|p| unsafe { (**p).role } == role::NGINX).map(|proc| (tgid, proc))
 }
 
 /// A worker has read from a client. Returns the request that it is at, 0 for none.
@@ -330,7 +341,7 @@ pub(crate) fn await_answer(sk: u64, tgid: u32, proc: *mut Proc, main: bool) -> u
             (*slot).received = 0;
             (*slot).flags = client_flag::HTTP;
         }
-        (*slot).flags |= client_flag::AWAITED;
+        (*slot).flags |= client_flag::AWAITED | client_flag::LINKED;
         seal(slot);
         (*proc).awaiting = seconds() + AWAIT_S;
         (*slot).id

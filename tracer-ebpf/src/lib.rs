@@ -26,6 +26,10 @@ pub const FLOWS: u32 = 16384;
 /// Capacity of the set of upstream peers.
 pub const PEERS: u32 = 16384;
 
+/// Marks of thread group ids, a power of two: an eighth of a MiB, and one process of a thousand that is not nginx is
+/// taken for it with 16 workers.
+pub const MARKS: u32 = 16384;
+
 /// Kinds of record in the ring buffer (the first four bytes of each).
 pub mod kind {
     /// An [`Attempt`](super::Attempt): a failed connection attempt.
@@ -38,6 +42,8 @@ pub mod kind {
     pub const CLIENT_GONE: u32 = 4;
     /// A [`Request`](super::request::Request): the client's request that failed attempts belong to.
     pub const REQUEST: u32 = 5;
+    /// A [`Dns`](super::request::Dns): a name server's reply without an answer, read by a worker.
+    pub const DNS: u32 = 6;
     /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes.
     pub const SAID: u32 = 8;
 }
@@ -441,6 +447,8 @@ pub struct Proc {
     pub begun: u32,
     /// The connection begun last.
     pub sk: u64,
+    /// When it began an upstream connection last.
+    pub connected_ns: u64,
     /// What it did last, as far as its requests are concerned.
     pub turn: request::Turn,
     /// Length of the buffer that it reads the beginning of a request into; 0 unknown.
@@ -505,7 +513,7 @@ const _: () = {
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 72);
+    assert!(size_of::<Proc>() == 80);
     assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);
 };

@@ -13,6 +13,7 @@ mod emit;
 mod kernel;
 mod maps;
 mod probes;
+mod procs;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

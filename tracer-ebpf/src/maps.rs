@@ -35,6 +35,11 @@ pub(crate) fn load<T: Copy>(field: &'static T) -> T {
 #[map]
 pub(crate) static PROCS: HashMap<u32, Proc> = HashMap::with_max_entries(8192, 0);
 
+/// 1 where the lowest bits of a thread group id may be nginx's: what lets every other process of the host leave without a
+/// look into a hash table. Set before the process is entered in `PROCS`, never cleared: a stale mark costs that look.
+#[map]
+pub(crate) static MARKS: Array<u32> = Array::with_max_entries(tracer_ebpf::MARKS, 0);
+
 /// Open connections of watched processes, see `conns`. The loader sets the size: a power of two.
 #[map]
 pub(crate) static BUCKETS: Array<Bucket> = Array::with_max_entries(4096, 0);

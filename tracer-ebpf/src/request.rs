@@ -18,6 +18,12 @@ pub const MOST: usize = 1023;
 /// Bytes at the beginning of a request that are looked at for NULs.
 pub const CLEAN: usize = 512;
 
+/// The status with which nginx answers a request for which it could try no server (NGX_HTTP_BAD_GATEWAY).
+pub const BAD_GATEWAY: u16 = 502;
+
+/// Most bytes of a name server's reply that are sent to user space: header, question and a little more.
+pub const MOST_DNS: usize = 511;
+
 /// Kinds of [`Turn`].
 pub mod turn {
     /// Something that says nothing of requests.
@@ -42,12 +48,20 @@ pub mod client_flag {
     pub const ANSWERED: u32 = 1 << 3;
     /// The header of the PROXY protocol.
     pub const PROXY: u32 = 1 << 4;
+    /// An upstream connection was begun, or one that was kept was written to, right after it was read.
+    pub const LINKED: u32 = 1 << 5;
     /// nginx has said that an attempt of it failed: its answer is to be reported.
-    pub const AWAITED: u32 = 1 << 5;
+    pub const AWAITED: u32 = 1 << 6;
     /// Another client was written to: two requests could be meant.
     pub const MISMATCH: u32 = 1 << 8;
     /// The connection was closed without an answer.
     pub const LEFT: u32 = 1 << 9;
+    /// No attempt was seen to serve it: nginx made the answer by itself.
+    pub const ALONE: u32 = 1 << 10;
+    /// With [`ALONE`]: the worker did something else between the request and its answer.
+    pub const LATE: u32 = 1 << 11;
+    /// With [`LATE`]: among that it began upstream connections, for whomever.
+    pub const CROWDED: u32 = 1 << 12;
 }
 
 /// What a worker did last: the next thing that it does belongs to the same request, unless something else, which
@@ -57,7 +71,7 @@ pub mod client_flag {
 pub struct Turn {
     /// [`Client::id`].
     pub id: u64,
-    /// The upstream connection that was read from (`struct sock *`).
+    /// The connection that was read from (`struct sock *`).
     pub sk: u64,
     /// See [`turn`].
     pub kind: u32,
@@ -152,8 +166,34 @@ pub struct Request {
     pub _pad: [u16; 3],
 }
 
+/// A read of a worker from a UDP socket that failed, or that brought a name server's reply without an answer; the
+/// reply's first bytes follow.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Dns {
+    /// [`kind::DNS`](crate::kind::DNS).
+    pub kind: u32,
+    /// The worker.
+    pub tgid: u32,
+    /// When it was read.
+    pub time_ns: u64,
+    /// Whom the socket is connected to.
+    pub server: Addr,
+    /// Its port.
+    pub server_port: u16,
+    /// Padding.
+    pub _pad: u16,
+    /// What the read returned: bytes, or a negative errno.
+    pub ret: i32,
+    /// Bytes that follow.
+    pub len: u32,
+    /// Padding.
+    pub _pad2: u32,
+}
+
 const _: () = {
     assert!(size_of::<Turn>() == 24);
+    assert!(size_of::<Dns>() == 48);
     assert!(size_of::<Client>() == 64);
     assert!(size_of::<Failed>() == 40);
     assert!(size_of::<Request>() == 80);

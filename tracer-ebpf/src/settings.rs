@@ -89,8 +89,8 @@ pub struct Settings {
     pub regs_arg2: u32,
     /// 1 if third, second, first argument and system call number lie in a row in pt_regs.
     pub packed_regs: u32,
-    /// Padding.
-    pub _pad2: u32,
+    /// How many arguments `udp_recvmsg` has; [`NONE`] if that is not known.
+    pub udp_recv_args: u32,
     /// sk_buff.head.
     pub skb_head: u32,
     /// sk_buff.data.

@@ -14,7 +14,7 @@ use crate::{
 use tracer::{
     nginx::binary::{self, Build},
     report::config::{self, Shown},
-    session::Snapshot,
+    session::{Snapshot, complain},
     sys::{
         proc,
         process::{Finder, Process},
@@ -38,7 +38,7 @@ pub(crate) fn run(options: &Config) -> Result<ExitCode> {
         Some(path) => vec![(None, of_file(path, options)?)],
         None => {
             let masters = masters(&options.pids)?;
-            masters.into_iter().map(|master| (Some(Snapshot::of(&master)), master)).map(own).collect()
+            masters.into_iter().map(running).collect()
         }
     };
     let shown: Vec<Shown<'_>> = snapshots
@@ -63,8 +63,14 @@ pub(crate) fn run(options: &Config) -> Result<ExitCode> {
     Ok(ExitCode::from(if missing { INCOMPLETE } else { DONE }))
 }
 
-fn own((snapshot, master): (Option<Snapshot>, Process)) -> (Option<Process>, Snapshot) {
-    (Some(master), snapshot.unwrap_or_default())
+/// A master with what it runs with; says so if that is not what is on disk.
+fn running(master: Process) -> (Option<Process>, Snapshot) {
+    let on_disk = Snapshot::of(&master);
+    let snapshot = on_disk.instead(master.pid, master.started).unwrap_or(on_disk);
+    if let Some(unread) = snapshot.unread() {
+        complain(&[format!("nginx (pid {}): {unread}", master.pid)]);
+    }
+    (Some(master), snapshot)
 }
 
 /// The masters to show, by PID.

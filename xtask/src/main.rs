@@ -6,6 +6,7 @@ mod binaries;
 #[expect(dead_code, unreachable_pub, reason = "shared with tracer/build.rs, which uses the rest")]
 mod bpf_toolchain;
 mod demo;
+mod fuzz;
 mod lab;
 mod process;
 mod setup;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Args),
     /// Run commands in guest kernels under QEMU
     Lab(lab::Args),
+    /// Look for inputs that break the reader of nginx's configuration
+    Fuzz(fuzz::Args),
     /// Measure what why502 costs: kernel time per connection, memory, throughput
     Bench(bench::Args),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Task::DemoInside(args) => demo::inside(&args),
         Task::Test(args) => test::main(&args),
         Task::Lab(args) => lab::main(&args),
+        Task::Fuzz(args) => fuzz::main(&args),
         Task::Bench(args) => bench::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use crate::{binaries, bpf_toolchain, process};
+use crate::{binaries, bpf_toolchain, lab, process};
 
 /// Arguments of `cargo xtask setup`.
 #[derive(clap::Args)]
@@ -89,6 +89,8 @@ struct Need {
     arch: &'static str,
 }
 
+const PATCHELF: Sign = Sign::Program("patchelf");
+
 /// Everything but the BPF toolchain, which `bpf_toolchain` knows.
 #[rustfmt::skip] // a table
 const NEEDS: &[Need] = &[
@@ -121,6 +123,10 @@ const NEEDS: &[Need] = &[
            debian: "kmod", fedora: "kmod", arch: "kmod" },
     Need { purpose: Purpose::Guest, sign: Sign::Program("xz"), why: "unpacks the guests' modules",
            debian: "xz-utils", fedora: "xz", arch: "xz" },
+    Need { purpose: Purpose::Guest, sign: PATCHELF, why: "unpacks a current nginx beside the installed one",
+           debian: "patchelf", fedora: "patchelf", arch: "patchelf" },
+    Need { purpose: Purpose::Test, sign: PATCHELF, why: "unpacks a current nginx beside the installed one",
+           debian: "patchelf", fedora: "patchelf", arch: "patchelf" },
     Need { purpose: Purpose::Demo, sign: Sign::Program("setpriv"), why: "ends what was started together with its starter",
            debian: "util-linux", fedora: "util-linux", arch: "util-linux" },
     Need { purpose: Purpose::Demo, sign: Sign::Program("unshare"), why: "a network namespace for the demo",
@@ -142,8 +148,11 @@ impl Lack {
         let wanted = |purpose| purposes.iter().any(|p| p.covers(purpose));
         let absent = |need: &&Need| wanted(need.purpose) && !need.sign.is_there();
         let components = COMPONENTS.iter().filter(|(sign, _)| wanted(Purpose::Test) && !sign.is_there());
+        let mut needs: Vec<&'static Need> = NEEDS.iter().filter(absent).collect();
+        // Two purposes may need the same for the same reason.
+        needs.dedup_by_key(|need| (need.debian, need.why));
         Lack {
-            needs: NEEDS.iter().filter(absent).collect(),
+            needs,
             components: components.map(|(_, name)| *name).collect(),
             toolchain: if wanted(Purpose::Build) { bpf_toolchain::detect().err() } else { None },
         }
@@ -192,6 +201,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     let lack = Lack::find(&[args.purpose]);
     if lack.is_empty() {
         println!("setup: nothing is missing");
+        current_nginx(args);
         return Ok(ExitCode::SUCCESS);
     }
     if args.no_install || !can_install() {
@@ -203,7 +213,19 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     }
     install_all(&lack, &[args.purpose])?;
     println!("setup: everything is there now");
+    current_nginx(args);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Gets a current nginx if the purpose has tests with it. That there is none is no failure: they are skipped then.
+fn current_nginx(args: &Args) {
+    if !args.purpose.covers(Purpose::Test) && !args.purpose.covers(Purpose::Guest) {
+        return;
+    }
+    match lab::current_nginx(args.no_install) {
+        Ok(nginx) => println!("setup: nginx {} for tests in {}", nginx.version, nginx.dir.display()),
+        Err(error) => println!("setup: no current nginx, tests with it will be skipped: {error:#}"),
+    }
 }
 
 /// What another task needs: installs what is missing, or fails with the list if it may not or cannot.

@@ -10,14 +10,15 @@ use aya_ebpf::{
     programs::{FExitContext, RetProbeContext, TracePointContext},
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{Conn, Proc, flag, role, stage};
+use tracer_ebpf::{Conn, Proc, flag, stage};
 
 use crate::{
     clients, conns,
     emit::{self, End, count},
     kernel::{self, AF_INET, AF_INET6, read, read_user},
-    maps::{LSM, PROCS, setting},
+    maps::{LSM, setting},
     probes::state,
+    procs,
 };
 
 const EINPROGRESS: i32 = 115;
@@ -91,13 +92,6 @@ fn lsm_connect_kretprobe(ctx: RetProbeContext) -> i32 {
     on_lsm(ctx.ret())
 }
 
-#[inline(always)]
-fn watched() -> Option<(u32, *mut Proc)> {
-    let tgid = kernel::tgid();
-    // SAFETY: one integer of a map element.
-    PROCS.get_ptr_mut(tgid).filter(|p| unsafe { (**p).role } == role::NGINX).map(|proc| (tgid, proc))
-}
-
 /// Family, port (host order) and address of a user-space `struct sockaddr`.
 #[inline(always)]
 fn user_sockaddr(addr: u64) -> (u16, u16, [u8; 16]) {
@@ -134,12 +128,10 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
-    let tgid = kernel::tgid();
-    // SAFETY: one integer of a live map element.
-    let Some(proc) = PROCS.get_ptr_mut(tgid).filter(|p| unsafe { (**p).role } == role::NGINX) else {
+    let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
-    // SAFETY: as above; workers have one thread that connects.
+    // SAFETY: a live map element; workers have one thread that connects.
     let begun = unsafe { core::mem::replace(&mut (*proc).begun, 0) } != 0;
     if ret == -EINPROGRESS && begun {
         return 0;
@@ -252,7 +244,7 @@ fn on_bind(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
-    let Some((tgid, proc)) = watched() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
     let Some((fd, addr)) = kernel::syscall_args(setting!(nr_bind)) else {
@@ -277,7 +269,7 @@ fn on_socket(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
-    let Some((tgid, proc)) = watched() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
     let Some((family, kind)) = kernel::syscall_args(setting!(nr_socket)) else {
@@ -300,7 +292,7 @@ fn on_socket(ret: i32) -> i32 {
 /// The sum of all security modules' verdicts on a connect(); kept until connect() returns.
 #[inline(always)]
 fn on_lsm(ret: i32) -> i32 {
-    if ret >= 0 || watched().is_none() {
+    if ret >= 0 || procs::worker().is_none() {
         return 0;
     }
     let _ = LSM.insert(bpf_get_current_pid_tgid(), ret, 0);

@@ -12,7 +12,8 @@ use crate::{
     conns,
     emit::{self, count},
     kernel::{self, AF_INET, has, read},
-    maps::{LAST_DROP, PROCS, setting},
+    maps::{LAST_DROP, setting},
+    procs,
 };
 
 /// include/net/tcp_states.h.
@@ -134,7 +135,7 @@ fn try_kfree_skb(ctx: &RawTracePointContext) -> Option<()> {
 /// all, noted in the connection's record without a look-up by flow. False if this is anything else.
 #[inline(always)]
 fn refuses_own(skb: u64, syn: &kernel::Segment) -> bool {
-    let Some(proc) = PROCS.get_ptr(kernel::tgid()) else {
+    let Some((_, proc)) = procs::worker() else {
         return false;
     };
     // SAFETY: integers of a live map element.

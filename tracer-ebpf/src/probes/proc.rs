@@ -7,6 +7,7 @@ use crate::{
     emit,
     kernel::{self, read},
     maps::{PROCS, setting},
+    procs,
 };
 
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
@@ -24,7 +25,7 @@ fn process_fork(ctx: RawTracePointContext) -> i32 {
     if pid != tgid {
         return 0;
     }
-    let _ = PROCS.insert(tgid, proc, 0);
+    procs::enter(tgid, &proc);
     emit::proc_event(proc_change::FORK, tgid, parent, [0; 16], false);
     0
 }
@@ -39,19 +40,19 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     // Whatever it was, it runs another program now: user space looks at the executable and decides.
-    let _ = PROCS.insert(
+    procs::enter(
         tgid,
-        Proc {
+        &Proc {
             role: role::UNVERIFIED,
             root: tgid,
             last: PeerKey { addr: [0; 16], port: 0, _pad: 0 },
             begun: 0,
             sk: 0,
+            connected_ns: 0,
             turn: Turn::NOTHING,
             buffer: 0,
             awaiting: 0,
         },
-        0,
     );
     emit::proc_event(proc_change::EXEC, tgid, 0, comm, true);
     0

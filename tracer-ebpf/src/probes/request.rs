@@ -6,21 +6,22 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext},
 };
 use tracer_ebpf::{
-    Addr, flag, kind,
-    request::{Client, MOST, Request, Turn, client_flag, turn},
+    Addr, Proc, flag, kind,
+    request::{BAD_GATEWAY, Client, MOST, Request, Turn, client_flag, turn},
 };
 
 use crate::{
     clients, conns, emit,
     kernel::{self, read, read_user},
     maps::{EVENTS, PROCS, setting},
+    procs,
 };
 
 /// Fires for every piece that is copied to user space, in the reader's context.
 #[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
 fn client_read(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    let Some((tgid, proc)) = clients::worker() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
     let mut now = Turn::NOTHING;
@@ -37,6 +38,7 @@ fn client_read(ctx: RawTracePointContext) -> i32 {
         now.id = clients::heard(sk, tgid, proc);
         if now.id != 0 {
             now.kind = turn::READ_CLIENT;
+            now.sk = sk;
         }
     }
     // SAFETY: a live map element that only this worker's thread writes.
@@ -71,15 +73,18 @@ fn answer_tracepoint(ctx: RawTracePointContext) -> i32 {
 /// A worker writes `size` bytes, of which `done` are in the socket already.
 #[inline(always)]
 fn on_send(sk: u64, done: u32, size: u32) {
-    let Some((tgid, proc)) = clients::worker() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return;
     };
     let last = clients::take(proc);
     // SAFETY: a live map element that only this worker's thread writes.
     let awaiting = unsafe { (*proc).awaiting };
     if last.kind < turn::READ_UPSTREAM || last.retry == 0 {
-        if awaiting != 0 {
-            awaited(sk, tgid, done, size);
+        if awaiting != 0 && awaited(sk, tgid, done, size) != 0 {
+            return;
+        }
+        if last.kind < turn::READ_UPSTREAM {
+            unserved(sk, tgid, proc, &last, done, size);
         }
         return;
     }
@@ -91,6 +96,67 @@ fn on_send(sk: u64, done: u32, size: u32) {
     answer(sk, tgid, done, size);
 }
 
+/// The worker writes after it read a request, or after nothing that was seen: to an upstream connection that was kept,
+/// or to a client, perhaps an answer that no server gave.
+#[inline(always)]
+fn unserved(mut sk: u64, tgid: u32, proc: *mut Proc, last: &Turn, done: u32, size: u32) {
+    // As in `answer`.
+    kernel::forget(&mut sk);
+    let Some(slot) = clients::slot(sk) else {
+        return;
+    };
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        if (*slot).sk != sk || (*slot).tgid != tgid {
+            if last.kind == turn::READ_CLIENT && last.sk != sk && kernel::is_tcp(sk) {
+                clients::link(last);
+            }
+            return;
+        }
+        if (*slot).flags & (client_flag::LINKED | client_flag::ANSWERED | client_flag::HTTP)
+            != client_flag::HTTP
+        {
+            return;
+        }
+        let status = status_of(first_bytes(size));
+        if status < 200 {
+            return;
+        }
+        if status == BAD_GATEWAY {
+            let at_once = last.kind == turn::READ_CLIENT && last.id == (*slot).id;
+            let mut how = client_flag::ALONE;
+            if !at_once {
+                how |= client_flag::LATE;
+                if (*proc).connected_ns >= (*slot).id {
+                    how |= client_flag::CROWDED;
+                }
+            }
+            alone(sk, tgid, done, how);
+        }
+        // No further piece of the answer is looked at.
+        (*slot).flags |= client_flag::ANSWERED;
+        clients::seal(slot);
+    }
+}
+
+/// nginx answers a request that no attempt is known to have served.
+#[inline(never)]
+fn alone(sk: u64, tgid: u32, done: u32, how: u32) {
+    let Some(slot) = clients::slot(sk) else {
+        return;
+    };
+    if !clients::holds(slot, sk, tgid) {
+        return;
+    }
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        let since = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done).wrapping_sub((*slot).write_seq);
+        if since == 0 || since == clients::CONTINUE {
+            emit_request(sk, tgid, (*slot).id, slot, (*slot).flags | how, BAD_GATEWAY);
+        }
+    }
+}
+
 /// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
 #[inline(never)]
 fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
@@ -100,7 +166,6 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
         return;
     };
     if !kernel::is_tcp(sk) {
-        // A log, a name server, a unix socket: not a client.
         return;
     }
     let last = clients::take(proc);
@@ -135,13 +200,13 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
 }
 
 /// The worker writes what nothing ties to a failed attempt, while an answer is waited for that nginx itself has tied
-/// to one.
+/// to one. Returns 1 if it is that answer.
 #[inline(never)]
-fn awaited(mut sk: u64, tgid: u32, done: u32, size: u32) {
+fn awaited(mut sk: u64, tgid: u32, done: u32, size: u32) -> u32 {
     // As in `answer`.
     kernel::forget(&mut sk);
     let (Some(proc), Some(slot)) = (PROCS.get_ptr_mut(tgid), clients::slot(sk)) else {
-        return;
+        return 0;
     };
     // SAFETY: live elements of plain integers.
     unsafe {
@@ -150,8 +215,10 @@ fn awaited(mut sk: u64, tgid: u32, done: u32, size: u32) {
         }
         if (*slot).flags & client_flag::AWAITED != 0 && kernel::is_tcp(sk) && clients::holds(slot, sk, tgid) {
             begin_answer(sk, tgid, slot, done, size);
+            return 1;
         }
     }
+    0
 }
 
 /// The first bytes to the client of a whole record. Returns 1 if its request is done with.
@@ -308,7 +375,10 @@ struct Head {
 #[inline(always)]
 fn fill<const N: usize>(h: &Head) {
     let Some(mut entry) = EVENTS.reserve::<Record<N>>(0) else {
-        // No incident is lost by this: it says itself that its request is not known.
+        // Else no incident is lost by this: it says itself that its request is not known.
+        if h.flags & client_flag::ALONE != 0 {
+            emit::count(|c| c.lost += 1);
+        }
         return;
     };
     let to = entry.as_mut_ptr();

@@ -20,6 +20,7 @@ use crate::{
     clients, emit,
     kernel::{self, read, read_user},
     maps::{EVENTS, LAYOUTS, setting},
+    procs,
 };
 
 /// `NGX_LOG_ERR`: what is less severe is no failure.
@@ -129,7 +130,7 @@ fn requests(log: u64, data: u64) -> Option<(u64, u64)> {
 
 #[inline(never)]
 fn speaks(call: &Call) {
-    let Some((tgid, proc)) = clients::worker() else {
+    let Some((tgid, proc)) = procs::worker() else {
         return;
     };
     let Some((main, current)) = requests(call.log, LOG_DATA[0]).or_else(|| requests(call.log, LOG_DATA[1]))
@@ -178,6 +179,9 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, main: u64, current: u64) {
     let mut began = 0;
     if client_sk != 0 {
         flags |= said_flag::CLIENT;
+    }
+    // Without an attempt the answer is nginx's own, and is watched as such.
+    if client_sk != 0 && upstream_sk != 0 {
         id = clients::await_answer(client_sk, tgid, proc, current == main);
     }
     if upstream_sk != 0 {

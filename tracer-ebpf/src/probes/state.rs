@@ -14,6 +14,7 @@ use crate::{
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
     probes::request,
+    procs,
 };
 
 // include/net/tcp_states.h
@@ -80,14 +81,9 @@ pub(super) fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
 
 #[inline(always)]
 fn begin(ctx: &RawTracePointContext, sk: u64) {
-    let tgid = kernel::tgid();
-    let Some(proc) = PROCS.get_ptr_mut(tgid) else {
+    let Some((tgid, proc)) = procs::worker() else {
         return;
     };
-    // SAFETY: one integer of a map element.
-    if unsafe { (*proc).role } != role::NGINX {
-        return;
-    }
     if let Some(mut conn) = new_conn(sk, tgid) {
         clients::assign(proc, &mut conn);
         record(sk, &conn, proc);

@@ -1,6 +1,7 @@
 //! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
+pub mod no_attempt;
 pub mod request;
 pub mod said;
 
@@ -175,6 +176,8 @@ pub struct Facts {
     pub drop_reason: Option<String>,
     /// Kernel function that freed the packet.
     pub drop_function: Option<String>,
+    /// Nothing was attempted: what nginx had to choose from.
+    pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
 }
 
 /// One failed attempt.
@@ -184,6 +187,8 @@ pub struct Case {
     pub attempt: Attempt,
     /// The client that left, if nginx closed its connection in the same breath; true if it reset it.
     pub client_gone: Option<(SocketAddr, bool)>,
+    /// The status with which nginx answered the client after this attempt; None if that was not seen.
+    pub client_saw: Option<u16>,
     /// What could have been seen.
     pub reach: Reach,
     /// What user space found.
@@ -257,16 +262,31 @@ impl Case {
         if self.timer().is_some() {
             return Some(GaveUp::Timer);
         }
-        if self.client_gone.is_some() {
+        if self.answered_by_timer() {
+            return Some(GaveUp::Timer);
+        }
+        // nginx answers no client that it takes for gone (ngx_http_finalize_request).
+        if self.client_gone.is_some() && self.client_saw.is_none() {
             return Some(GaveUp::ClientGone);
         }
         let unknown = a.start_ns.is_none() || self.connect_timeouts().next().is_none();
         Some(if unknown { GaveUp::Timer } else { GaveUp::Early })
     }
 
-    /// True if the duration fits a configured timer and nothing else can have ended the attempt.
+    /// True if the client got the status that stands for nginx's timer, and nothing but failed attempts came between its
+    /// request and this one: the client had not left, and of its reasons to end an attempt without an error nginx had
+    /// no other. If a later attempt's backend sent that status, nginx had gone on to it.
+    fn answered_by_timer(&self) -> bool {
+        self.client_saw == Some(504) && self.attempt.number.is_some()
+    }
+
+    /// True if nginx's connect timer is what ended the attempt: its duration fits a configured one and nothing else can
+    /// have, or the client got the status that stands for it, and no other attempt can have led to that.
     #[must_use]
     pub fn timer_is_certain(&self) -> bool {
+        if self.answered_by_timer() {
+            return true;
+        }
         let whole = |t: &nginx::Timeout| {
             self.attempt.duration_us().zip(t.milliseconds).is_some_and(|(us, ms)| us / 1000 >= ms)
         };

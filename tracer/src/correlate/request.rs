@@ -29,6 +29,24 @@ pub struct Head {
     pub host: Option<String>,
 }
 
+impl Head {
+    /// The path with which nginx looks for a location, and the host, each only if it is certain.
+    #[must_use]
+    pub fn place(&self) -> (Option<&str>, Option<&str>) {
+        let start = match authority(self.target.as_bytes()) {
+            Some(host) => self.target.find("://").map(|colon| colon + 3 + host.len()),
+            None => Some(0),
+        };
+        let path = start.and_then(|start| self.target.get(start..)).filter(|path| {
+            // A query may be cut off, as it does not choose; a blank may stand in front of what was the version.
+            let whole = !self.truncated || path.split_once('?').is_some_and(|(path, _)| !path.contains(' '));
+            // `\xNN` stands for a byte that is no text.
+            path.starts_with('/') && whole && !path.contains("\\x")
+        });
+        (path, self.host.as_deref())
+    }
+}
+
 /// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -210,8 +228,8 @@ fn headers(bytes: &[u8]) -> impl Iterator<Item = Header<'_>> {
             end += 1;
         }
         let start = end;
-        end +=
-            rest.get(end..)?.iter().position(|b| matches!(b, 0 | b'\r' | b'\n')).unwrap_or(rest.len() - end);
+        // What is cut off is no value.
+        end += rest.get(end..)?.iter().position(|b| matches!(b, 0 | b'\r' | b'\n'))?;
         let value = rest.get(start..end)?.trim_ascii_end();
         // Behind the value: CR LF, or a NUL in place of the first of them, or of a blank before them.
         let mut next = end + 1;

@@ -28,6 +28,10 @@ fn reads_heads() {
         (b"GET /\r\n", head("GET", "/", None)),
         (b"GET /a b HTTP/1.1\r\n\r\n", head("GET", "/a b", None)),
         (b"GET /\xff\xfe\xc3\xa9 HTTP/1.1\r\n\r\n", head("GET", "/\\xff\\xfe\u{e9}", None)),
+        // What is cut off is no host.
+        (b"GET /a HTTP/1.1\r\nHost: x.exam", head("GET", "/a", None)),
+        (b"GET /a HTTP/1.1\r\nHost\0 x.exam", head("GET", "/a", None)),
+        (b"GET /a HTTP/1.1\r\nHost", head("GET", "/a", None)),
         // After the empty line there is a body.
         (b"GET / HTTP/1.1\r\n\r\nHost: evil\r\n\r\n", head("GET", "/", None)),
         (b"GET / HTTP/1.1\r\nno colon\r\nHost: x\r\n\r\n", head("GET", "/", Some("x"))),
@@ -41,6 +45,30 @@ fn reads_heads() {
         (b"\x16\x03\x01\x02\x00\x01", None),
     ] {
         assert_eq!(parse(bytes), expected, "{}", bytes.escape_ascii());
+    }
+}
+
+#[test]
+fn a_place_is_given_only_if_it_is_certain() {
+    for (target, truncated, path) in [
+        ("/a?b", false, Some("/a?b")),
+        ("http://b:8/c", false, Some("/c")),
+        ("HTTPS://b/c/d?e", false, Some("/c/d?e")),
+        ("http://b", false, None),
+        ("http://b?x/y", false, None),
+        ("*", false, None),
+        ("/a\\xff", false, None),
+        ("/a/b", true, None),
+        ("/a/b?c", true, Some("/a/b?c")),
+        ("/a HTTP/1.1?", true, None),
+    ] {
+        let head = Head {
+            method: "GET".to_owned(),
+            target: target.to_owned(),
+            truncated,
+            host: Some("h".to_owned()),
+        };
+        assert_eq!(head.place(), (path, Some("h")), "{target}");
     }
 }
 

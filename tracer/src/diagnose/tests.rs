@@ -6,6 +6,7 @@ mod invariants;
 mod table_connect;
 mod table_refused;
 mod table_timeout;
+mod table_untried;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -78,6 +79,7 @@ fn attempt(stage: Stage, remote: &str) -> Build {
             number: None,
         },
         client_gone: None,
+        client_saw: None,
         reach: FULL,
         facts: Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() },
         config: Vec::new(),

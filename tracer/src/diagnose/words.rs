@@ -75,7 +75,7 @@ pub fn syns(count: u32) -> String {
 pub fn after(case: &Case) -> String {
     match (case.attempt.duration_us(), case.attempt.stage) {
         (Some(us), _) => format!("after {}", duration(us)),
-        (None, Stage::Socket | Stage::Bind | Stage::Connect) => "at once".to_owned(),
+        (None, Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried) => "at once".to_owned(),
         (None, Stage::SynSent | Stage::Established) => "(it began before why502 was watching)".to_owned(),
     }
 }
@@ -197,11 +197,23 @@ pub fn gave_up(case: &Case, how: GaveUp) -> String {
         GaveUp::Kernel => format!("the kernel gave up {} ({})", after(case), errno(libc::ETIMEDOUT)),
         GaveUp::Timer => match case.timer() {
             Some(timer) => format!("nginx gave up {}: {}", after(case), timer.text),
-            None => format!("nginx gave up {}", after(case)),
+            None => match case.client_saw {
+                Some(504) => format!(
+                    "nginx gave up {} and answered 504, which no client gets that has left: its timer ran out",
+                    after(case)
+                ),
+                Some(_) | None => format!("nginx gave up {}", after(case)),
+            },
         },
         GaveUp::ClientGone => format!("nginx gave up {} because its client had left", after(case)),
         GaveUp::WorkerEnded => format!("the worker ended {}", after(case)),
-        GaveUp::Early => format!("nginx gave up {}, earlier than any connect timeout in force", after(case)),
+        GaveUp::Early => {
+            let answer = case
+                .client_saw
+                .map(|status| format!("; its client had not left: it got {status}"))
+                .unwrap_or_default();
+            format!("nginx gave up {}, earlier than any connect timeout in force{answer}", after(case))
+        }
     }
 }
 

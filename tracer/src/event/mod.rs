@@ -44,6 +44,8 @@ pub enum Stage {
     SynSent,
     /// The connection stood.
     Established,
+    /// nginx tried no server at all. Never in a record of an attempt: made of a request that nginx answered by itself.
+    Untried,
 }
 
 impl TryFrom<u8> for Stage {
@@ -282,7 +284,7 @@ impl Attempt {
     #[must_use]
     pub fn duration_us(&self) -> Option<u64> {
         match self.stage {
-            Stage::Socket | Stage::Bind => None,
+            Stage::Socket | Stage::Bind | Stage::Untried => None,
             Stage::Connect if !self.syn_state => None,
             Stage::Connect | Stage::SynSent | Stage::Established => {
                 Some(self.end_ns.saturating_sub(self.start_ns?) / 1000)
@@ -353,10 +355,27 @@ pub enum Event {
         /// The client reset the connection instead of closing it.
         reset: bool,
     },
-    /// A request whose attempts failed has been answered.
+    /// A request has been answered: one whose attempts failed, or one for which none was made.
     Answered(Box<Answered>),
+    /// A worker heard from a name server.
+    Dns(Box<Dns>),
     /// nginx itself says what has failed.
     Said(Box<said::Statement>),
+}
+
+/// A name server's reply without an answer, or a read from it that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// Worker's PID in the initial PID namespace.
+    pub worker: u32,
+    /// When it was read, CLOCK_MONOTONIC ns.
+    pub time_ns: u64,
+    /// The name server.
+    pub server: SocketAddr,
+    /// errno of the read (positive); 0 if it brought a reply.
+    pub errno: i32,
+    /// The reply's first bytes.
+    pub bytes: Vec<u8>,
 }
 
 /// include/net/tcp_states.h.
@@ -388,6 +407,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
         }
         kind::REQUEST => answered(record),
         kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
+        kind::DNS => dns(record),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -401,6 +421,7 @@ impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
 impl Wire for wire::request::Request {}
 impl Wire for wire::said::Said {}
+impl Wire for wire::request::Dns {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {
@@ -448,6 +469,25 @@ fn answered(record: &[u8]) -> Result<Event, DecodeError> {
         status: (head.status >= 100).then_some(head.status),
         flags: head.flags,
         clean: head.clean,
+        bytes: bytes.to_vec(),
+    })))
+}
+
+/// Reads what a name server said, with the bytes that follow.
+fn dns(record: &[u8]) -> Result<Event, DecodeError> {
+    let head = read::<wire::request::Dns>(record, kind::DNS)?;
+    let size = size_of::<wire::request::Dns>();
+    let len = usize::try_from(head.len).unwrap_or(usize::MAX);
+    let bytes = size.checked_add(len).and_then(|end| record.get(size..end)).ok_or(DecodeError::Short {
+        kind: kind::DNS,
+        len: record.len(),
+        need: size.saturating_add(len),
+    })?;
+    Ok(Event::Dns(Box::new(Dns {
+        worker: head.tgid,
+        time_ns: head.time_ns,
+        server: SocketAddr::new(ip(&head.server), head.server_port),
+        errno: head.ret.saturating_neg().max(0),
         bytes: bytes.to_vec(),
     })))
 }

@@ -402,7 +402,7 @@ fn short_records_are_errors_at_every_length() {
 
 #[test]
 fn unknown_kinds_are_errors() {
-    for kind in [0, 6, 255, u32::MAX] {
+    for kind in [0, 7, 255, u32::MAX] {
         let mut record = kind.to_ne_bytes().to_vec();
         record.resize(1024, 1);
         assert_eq!(decode(&Bytes::from(record)), Err(DecodeError::Kind(kind)));
@@ -491,4 +491,32 @@ fn every_field_of_a_request_arrives() {
     }
     let none = wire::request::Request { status: 0, len: 0, ..head };
     assert!(matches!(record(&none, b""), Ok(Event::Answered(a)) if a.status.is_none() && a.bytes.is_empty()));
+}
+
+#[test]
+fn what_a_name_server_said_arrives() {
+    let head = wire::request::Dns {
+        kind: kind::DNS,
+        tgid: 133,
+        time_ns: 9,
+        server: v4("10.0.0.53"),
+        server_port: 53,
+        _pad: 0,
+        ret: 3,
+        len: 3,
+        _pad2: 0,
+    };
+    let record = |head: &wire::request::Dns, bytes: &[u8]| {
+        let mut record = bytes_of(head).to_vec();
+        record.extend_from_slice(bytes);
+        decode(&record.into())
+    };
+    let expected = |errno, bytes: &[u8]| {
+        let server = "10.0.0.53:53".parse().unwrap();
+        Ok(Event::Dns(Box::new(Dns { worker: 133, time_ns: 9, server, errno, bytes: bytes.to_vec() })))
+    };
+    assert_eq!(record(&head, b"abcdef"), expected(0, b"abc"));
+    assert!(matches!(record(&head, b"ab"), Err(DecodeError::Short { need: 51, .. })));
+    let failed = wire::request::Dns { ret: -libc::ECONNREFUSED, len: 0, ..head };
+    assert_eq!(record(&failed, b""), expected(libc::ECONNREFUSED, b""));
 }

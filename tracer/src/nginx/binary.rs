@@ -95,7 +95,7 @@ pub struct Defaults {
     pub conf_path: PathBuf,
     /// `--sbin-path=`.
     pub sbin_path: Option<PathBuf>,
-    /// `--error-log-path=`.
+    /// `--error-log-path=`; `stderr`, as in Debian's newer builds, is no path.
     pub error_log_path: Option<PathBuf>,
 }
 

@@ -16,6 +16,10 @@ use super::{
 pub enum Inherit {
     /// One value; the directive may stand once in a block.
     Value,
+    /// One value that nginx lets stand often in a block: the last one counts.
+    Last,
+    /// Flags: several lines of one block add up, as if all stood in one.
+    Flags,
     /// A list: a block with one line of its own inherits none of the lines further out.
     AllOrNothing,
 }
@@ -67,7 +71,7 @@ const ALWAYS: Version = Version(0, 0, 0);
 const HTTP: &[Layer] = &[Layer::Http];
 const BOTH: &[Layer] = &[Layer::Http, Layer::Stream];
 use Fallback::{Buffers, Nothing, Pages, Text, TwiceTheLargest};
-use Inherit::{AllOrNothing, Value};
+use Inherit::{AllOrNothing, Flags, Last, Value};
 use Module::{Fastcgi as F, Grpc as G, Memcached as M, Proxy as P, Scgi as S, Stream as T, Uwsgi as U};
 
 const fn pass(
@@ -77,6 +81,15 @@ const fn pass(
     defaults: &'static [(Version, Fallback)],
 ) -> Directive {
     Directive { name, owner: Owner::Passes(modules), inherit: Value, brief, defaults }
+}
+
+const fn pass_flags(
+    name: &'static str,
+    modules: &'static [Module],
+    brief: bool,
+    defaults: &'static [(Version, Fallback)],
+) -> Directive {
+    Directive { name, owner: Owner::Passes(modules), inherit: Flags, brief, defaults }
 }
 
 const fn pass_list(
@@ -125,7 +138,7 @@ pub const DIRECTIVES: &[Directive] = &[
     pass("send_timeout", &[P, F, U, S, G, M], true, &[(ALWAYS, Text("60s"))]),
     pass("read_timeout", &[P, F, U, S, G, M], true, &[(ALWAYS, Text("60s"))]),
     pass("timeout", &[T], true, &[(ALWAYS, Text("10m"))]),
-    pass("next_upstream", &[P, F, U, S, G, M], true, &[(ALWAYS, Text("error timeout"))]),
+    pass_flags("next_upstream", &[P, F, U, S, G, M], true, &[(ALWAYS, Text("error timeout"))]),
     pass("next_upstream", &[T], true, &[(ALWAYS, Text("on"))]),
     pass("next_upstream_tries", &[P, F, U, S, G, M, T], false, &[(Version(1, 7, 5), Text("0"))]),
     pass("next_upstream_timeout", &[P, F, U, S, G, M, T], false, &[(Version(1, 7, 5), Text("0"))]),
@@ -161,7 +174,7 @@ pub const DIRECTIVES: &[Directive] = &[
     pass("ssl_server_name", &[P, U, G, T], false, &[(Version(1, 7, 0), Text("off"))]),
     pass("ssl_name", &[P, U, G, T], false, &[(Version(1, 7, 0), Text("the host of the pass"))]),
     pass("ssl_session_reuse", &[P, U, G, T], false, &[(ALWAYS, Text("on"))]),
-    pass("ssl_protocols", &[P, U, G, T], false, SSL_PROTOCOLS),
+    pass_flags("ssl_protocols", &[P, U, G, T], false, SSL_PROTOCOLS),
     pass("ssl_ciphers", &[P, U, G, T], false, &[(ALWAYS, Text("DEFAULT"))]),
     pass("ssl_certificate", &[P, U, G, T], false, &[(Version(1, 7, 8), Nothing)]),
     pass("ssl_certificate_key", &[P, U, G, T], false, &[(Version(1, 7, 8), Nothing)]),
@@ -179,7 +192,7 @@ pub const DIRECTIVES: &[Directive] = &[
     core("client_max_body_size", HTTP, &[(ALWAYS, Text("1m"))]),
     core("send_timeout", HTTP, &[(ALWAYS, Text("60s"))]),
     core_list("index", HTTP, &[(ALWAYS, Text("index.html"))]),
-    upstream("zone", BOTH, true, &[(Version(1, 9, 0), Nothing)]),
+    Directive { inherit: Last, ..upstream("zone", BOTH, true, &[(Version(1, 9, 0), Nothing)]) },
     upstream("keepalive", HTTP, true, &[(ALWAYS, Text("off")), (Version(1, 29, 7), Text("32 local"))]),
     upstream(
         "keepalive_requests",

@@ -38,6 +38,11 @@ impl Dump {
                 contents.pop();
             }
         }
+        Self::of(files)
+    }
+
+    /// A dump of these files, the main file first; `None` without any.
+    pub fn of(files: Vec<(PathBuf, Vec<u8>)>) -> Option<Self> {
         let mut files = files.into_iter();
         let (main, main_bytes) = files.next()?;
         Some(Self { main, main_bytes, rest: files.collect() })
@@ -46,6 +51,12 @@ impl Dump {
     /// The main file: what [`Source`](super::Source) needs.
     pub fn main(&self) -> &Path {
         &self.main
+    }
+
+    /// All files with their texts.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        let rest = self.rest.iter().map(|(path, bytes)| (path.as_path(), bytes.as_slice()));
+        std::iter::once((self.main.as_path(), self.main_bytes.as_slice())).chain(rest)
     }
 }
 

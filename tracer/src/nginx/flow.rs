@@ -5,19 +5,22 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::{
     locate::Name,
-    model::Model,
+    model::{Model, Module},
     pcre::Pattern,
     tree::{Kind, NodeId},
 };
 
 /// Steps that are followed before everything is thought possible; nginx itself gives up after ten redirects.
 const MOST_STEPS: usize = 64;
+/// Longest URI that is followed, bytes, twice what nginx reads from a client by default: one that doubles at each step
+/// would take all memory long before [`MOST_STEPS`].
+const MOST_URI: usize = 16 << 10;
 
 /// Directives that make subrequests of the URI in their first argument.
 const SUBREQUESTS: [&str; 5] = ["auth_request", "mirror", "post_action", "add_before_body", "add_after_body"];
 
 /// Directives by which a request may get anywhere, or nowhere.
-const SCRIPTS: [&str; 14] = [
+const SCRIPTS: [&str; 30] = [
     "rewrite_by_lua",
     "rewrite_by_lua_block",
     "rewrite_by_lua_file",
@@ -29,16 +32,46 @@ const SCRIPTS: [&str; 14] = [
     "content_by_lua",
     "content_by_lua_block",
     "content_by_lua_file",
+    "js_access",
     "js_content",
     "perl",
     "ssi",
+    "random_index",
+    // Third parties' modules that make subrequests or lead elsewhere.
+    "auth_jwt_key_request",
+    "auth_jwt_require",
+    "echo_exec",
+    "echo_location",
+    "echo_location_async",
+    "echo_subrequest",
+    "echo_subrequest_async",
+    "eval",
+    "fancyindex_header",
+    "fancyindex_footer",
+    "nchan_authorize_request",
+    "srcache_fetch",
+    "srcache_store",
+    "zip_subrequest",
 ];
+
+/// Behind a module's prefix: its cache can hold an answer with `X-Accel-Redirect`.
+pub(super) const CACHE: &str = "cache";
+/// Behind a module's prefix: the headers of answers that nginx does not act on.
+pub(super) const IGNORED: &str = "ignore_headers";
 
 /// Whether a directive of this name is looked for here.
 pub(super) fn is_known(name: &[u8]) -> bool {
-    let others = ["internal", "merge_slashes", "try_files"];
+    let others = ["error_page", "index", "internal", "merge_slashes", "try_files"];
+    let of_module = |module: &Module| {
+        name.strip_prefix(module.prefix().as_bytes())
+            .is_some_and(|rest| [CACHE, IGNORED].iter().any(|known| known.as_bytes() == rest))
+    };
     SUBREQUESTS.iter().chain(&SCRIPTS).chain(&others).any(|known| known.as_bytes() == name)
+        || MODULES.iter().any(of_module)
 }
+
+/// The modules whose backends' answers can lead elsewhere.
+const MODULES: [Module; 5] = [Module::Proxy, Module::Fastcgi, Module::Uwsgi, Module::Scgi, Module::Grpc];
 
 /// What the directives of the rewrite module in one block do to a URI.
 #[derive(Debug, Default)]
@@ -53,6 +86,12 @@ struct Rewritten {
     answered: Option<Vec<u8>>,
     /// Whether it can go on with a URI that is not known.
     unknown: bool,
+}
+
+impl Rewritten {
+    fn uris(&self) -> impl Iterator<Item = &[u8]> {
+        self.moves.iter().chain(&self.answered).map(Vec::as_slice)
+    }
 }
 
 /// A place that a request can get to.
@@ -74,17 +113,21 @@ pub(super) struct Flow<'a> {
     passes: BTreeSet<usize>,
     reasons: Vec<&'static str>,
     certain: bool,
+    /// A backend may have answered.
+    answered: bool,
     todo: Vec<Step>,
     seen: HashSet<Step>,
 }
 
 impl<'a> Flow<'a> {
-    pub(super) fn new(model: &'a Model) -> Self {
+    /// `answered`: a backend may have answered the request, or a part of it.
+    pub(super) fn new(model: &'a Model, answered: bool) -> Self {
         Self {
             model,
             passes: BTreeSet::new(),
             reasons: Vec::new(),
             certain: true,
+            answered,
             todo: Vec::new(),
             seen: HashSet::new(),
         }
@@ -106,6 +149,28 @@ impl<'a> Flow<'a> {
             found.push(search.first.filter(|_| certain));
             self.todo.push(Step::Request(server, uri.clone()));
         }
+        self.run(server);
+        match found.as_slice() {
+            [first, rest @ ..] if rest.iter().all(|other| other == first) => *first,
+            _ => None,
+        }
+    }
+
+    /// Follows what the default server of an address does with a request whose headers nginx refuses before it has
+    /// come to the host: only its pages for errors.
+    pub(super) fn refused_early(&mut self, server: usize, uris: &[Option<Vec<u8>>]) {
+        let Some(node) = self.model.servers.get(server).map(|server| server.node) else { return };
+        for uri in uris {
+            match uri {
+                Some(uri) => self.errors(server, node, uri),
+                None => self.anything(server, "uri"),
+            }
+        }
+        self.run(server);
+    }
+
+    /// Takes every step that is left.
+    fn run(&mut self, server: usize) {
         while let Some(step) = self.todo.pop() {
             if self.seen.len() >= MOST_STEPS {
                 self.anything(server, "rewrite");
@@ -115,10 +180,6 @@ impl<'a> Flow<'a> {
             if self.seen.insert(step.clone()) {
                 self.step(step);
             }
-        }
-        match found.as_slice() {
-            [first, rest @ ..] if rest.iter().all(|other| other == first) => *first,
-            _ => None,
         }
     }
 
@@ -166,6 +227,10 @@ impl<'a> Flow<'a> {
         if rewritten.unknown {
             self.anything(server, "rewrite");
         }
+        // A header that nginx refuses, or a `return` in an `if`: the server's own pages hold until a location is found.
+        for uri in std::iter::once(uri).chain(rewritten.uris()) {
+            self.errors(server, node, uri);
+        }
         for moved in &rewritten.moves {
             self.because("rewrite");
             // A rewrite makes a request an internal one.
@@ -173,8 +238,6 @@ impl<'a> Flow<'a> {
         }
         if rewritten.stays {
             self.find(server, uri, external);
-        } else {
-            self.errors(server, node, rewritten.answered.as_deref().unwrap_or(uri));
         }
     }
 
@@ -210,9 +273,11 @@ impl<'a> Flow<'a> {
         if rewritten.unknown {
             self.anything(server, "rewrite");
         }
-        for moved in rewritten.moves {
+        for moved in &rewritten.moves {
             self.because("rewrite");
-            self.todo.push(Step::Rewritten(server, moved));
+            // A `return` may have come before the URI was looked up again.
+            self.errors(server, location, moved);
+            self.todo.push(Step::Rewritten(server, moved.clone()));
         }
         for inner in &rewritten.inner {
             self.inside(server, location, inner, true);
@@ -234,9 +299,19 @@ impl<'a> Flow<'a> {
         let handled = own.iter().any(|(_, direct)| *direct);
         if passes && !own.is_empty() {
             self.passes.extend(own.iter().map(|(index, _)| *index));
-            self.accelerated(server);
+            if own.iter().any(|(index, _)| self.model.may_redirect(*index, self.answered)) {
+                self.anything(server, "X-Accel-Redirect");
+            }
         }
-        self.errors(server, block, uri);
+        let config = self.model.config();
+        let is_part = |id: &NodeId| {
+            config.kind(*id) == Kind::Block && matches!(&*config.name(*id), b"if" | b"limit_except")
+        };
+        let blocks: Vec<NodeId> =
+            std::iter::once(block).chain(config.children(block).filter(is_part)).collect();
+        for block in &blocks {
+            self.errors(server, *block, uri);
+        }
         for name in SUBREQUESTS {
             if let Some(node) = self.model.nearest(Some(block), name) {
                 for target in self.lines_beside(node, name) {
@@ -246,9 +321,9 @@ impl<'a> Flow<'a> {
             }
         }
         for script in SCRIPTS {
-            let found = self.model.nearest(Some(block), script);
             let off = |node: NodeId| self.model.config().arg(node, 0).as_deref() == Some("off");
-            if found.is_some_and(|node| !off(node)) {
+            let mut found = blocks.iter().filter_map(|block| self.model.nearest(Some(*block), script));
+            if found.any(|node| !off(node)) {
                 self.anything(server, script);
             }
         }
@@ -300,23 +375,6 @@ impl<'a> Flow<'a> {
             if let Some(target) = (0..).map_while(|index| self.model.config().arg(line, index)).last() {
                 self.lead(server, &target, uri, "error_page");
             }
-        }
-    }
-
-    /// A backend's answer may lead to locations that are kept for that.
-    fn accelerated(&mut self, server: usize) {
-        let inner: Vec<usize> = self
-            .model
-            .passes
-            .iter()
-            .enumerate()
-            .filter(|(_, pass)| pass.server == Some(server))
-            .filter(|(_, pass)| pass.location.is_some_and(|location| self.model.has(location, "internal")))
-            .map(|(index, _)| index)
-            .collect();
-        if !inner.is_empty() {
-            self.because("internal");
-            self.passes.extend(inner);
         }
     }
 
@@ -476,11 +534,15 @@ enum Flag {
     Break,
 }
 
-/// Puts `$uri` and the groups of an expression into a text; `None` if it has other variables.
+/// Puts `$uri` and the groups of an expression into a text; `None` if it has other variables, or if that is too long to
+/// be followed.
 fn substitute(text: &[u8], uri: &[u8], groups: Option<&[Vec<u8>]>) -> Option<Vec<u8>> {
     let mut made = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.iter().position(|byte| *byte == b'$') {
+        if made.len() > MOST_URI {
+            return None;
+        }
         made.extend_from_slice(rest.get(..at)?);
         let after = rest.get(at + 1..)?;
         if let [digit @ b'1'..=b'9', tail @ ..] = after {
@@ -498,7 +560,7 @@ fn substitute(text: &[u8], uri: &[u8], groups: Option<&[Vec<u8>]>) -> Option<Vec
         rest = tail;
     }
     made.extend_from_slice(rest);
-    Some(made)
+    Some(made).filter(|made| made.len() <= MOST_URI)
 }
 
 impl Model {

@@ -4,12 +4,13 @@
 use std::{collections::HashSet, net::SocketAddr};
 
 use super::{
-    flow::Flow,
+    flow::{self, Flow},
     lookup::Candidate,
-    model::{Layer, Model, Role},
+    model::{Layer, Model, Pass, Role},
     pcre::Pattern,
     tree::NodeId,
     uri,
+    value::Address,
 };
 
 /// Deepest nesting of locations that is followed.
@@ -32,6 +33,20 @@ pub struct Located {
     pub exact: bool,
     /// The directives that can have led it elsewhere, or that cannot be answered, each once.
     pub because: Vec<&'static str>,
+}
+
+/// What is known of the request that a failed attempt was for.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The local address of the client's TCP connection.
+    pub listen: SocketAddr,
+    /// The host that nginx uses; `None` if it is not known, empty if there is none.
+    pub host: Option<&'a str>,
+    /// The URI as sent, from its `/` on, as far as the end of its path at least; `None` if it is not known.
+    pub target: Option<&'a str>,
+    /// A backend may have answered the request, or a part of it, before the attempt began, and `X-Accel-Redirect` have
+    /// led it to any location.
+    pub answered: bool,
 }
 
 /// What a `location` says in front of its block.
@@ -74,11 +89,43 @@ impl Model {
     /// nginx uses (of the URI if that is absolute, else of the header; empty if there is none), `target` the URI as
     /// sent, from its `/` on. What is not known is `None`, and then more is possible.
     ///
-    /// Answers of a backend (`X-Accel-Redirect`) are thought to lead to `internal` locations only.
+    /// No backend is thought to have answered before: see [`Model::locate_attempt`].
     pub fn locate(&self, listen: Option<SocketAddr>, host: Option<&str>, target: &str) -> Located {
+        self.follow(listen, host, target, false)
+    }
+
+    /// Finds what can have made a failed attempt. Where not even the URI is known, that is every pass of the servers
+    /// behind the listen address.
+    #[must_use]
+    pub fn locate_attempt(&self, asked: &Asked<'_>) -> Located {
+        let listen = Some(asked.listen);
+        if self.servers_at(Layer::Http, listen).is_empty() {
+            return self.locate_stream(listen);
+        }
+        if let Some(target) = asked.target {
+            return self.follow(listen, asked.host, target, asked.answered);
+        }
+        let mut servers = self.servers_for(listen, asked.host);
+        // A request that is refused before its host is read stays with the default server.
+        servers.extend(self.default_servers(listen));
+        servers.sort_unstable();
+        servers.dedup();
+        self.any_of(servers)
+    }
+
+    fn follow(
+        &self,
+        listen: Option<SocketAddr>,
+        host: Option<&str>,
+        target: &str,
+        answered: bool,
+    ) -> Located {
         let servers = self.servers_for(listen, host);
-        let mut flow = Flow::new(self);
+        let mut flow = Flow::new(self, answered);
         let mut location = None;
+        for server in self.default_servers(listen).into_iter().filter(|server| !servers.contains(server)) {
+            flow.refused_early(server, &self.uris(listen, server, target));
+        }
         for server in &servers {
             location = flow.request(*server, &self.uris(listen, *server, target));
         }
@@ -97,7 +144,11 @@ impl Model {
 
     /// The same for a connection in `stream`.
     pub fn locate_stream(&self, listen: Option<SocketAddr>) -> Located {
-        let servers = self.servers_at(Layer::Stream, listen);
+        self.any_of(self.servers_at(Layer::Stream, listen))
+    }
+
+    /// Every pass of some servers.
+    fn any_of(&self, servers: Vec<usize>) -> Located {
         let is_there = |server: Option<usize>| server.is_some_and(|server| servers.contains(&server));
         let passes: Vec<usize> = self
             .passes
@@ -113,16 +164,21 @@ impl Model {
     }
 
     /// The candidates that a located request leaves, with the lines of the passes that it can have used. If it leaves
-    /// none, something about the request is not understood: then all remain.
+    /// none, something about the request is not understood: then all remain. One without a pass is no pass of the
+    /// request's, but may stand for a directive that is not known.
     #[must_use]
     pub fn narrow(&self, candidates: &[Candidate], located: &Located) -> Vec<Candidate> {
         let fits = |candidate: &Candidate| {
+            if candidate.passes.is_empty() {
+                return Some(candidate.clone());
+            }
             let passes: Vec<usize> =
                 candidate.passes.iter().filter(|pass| located.passes.contains(pass)).copied().collect();
             (!passes.is_empty()).then(|| self.with_passes(candidate, passes))
         };
         let left: Vec<Candidate> = candidates.iter().filter_map(fits).collect();
-        if left.is_empty() { candidates.to_vec() } else { left }
+        let any = left.iter().any(|candidate| !candidate.passes.is_empty());
+        if any { left } else { candidates.to_vec() }
     }
 
     fn with_passes(&self, candidate: &Candidate, passes: Vec<usize>) -> Candidate {
@@ -136,6 +192,39 @@ impl Model {
         let own = candidate.lines.iter().take_while(|line| line.role != Role::Pass);
         narrowed.lines.splice(0..0, own.cloned());
         narrowed
+    }
+
+    /// Whether an answer that a pass had before the attempt can have led the request elsewhere, which to any location:
+    /// one of a backend, if there can have been any, or of a kind that is not seen (from a cache, over a unix socket).
+    pub(super) fn may_redirect(&self, pass: usize, answered: bool) -> bool {
+        let Some(pass) = self.passes.get(pass) else { return true };
+        let find = |name: &str| {
+            let name = format!("{}{name}", pass.module.prefix());
+            self.nearest(self.config.parent(pass.node), &name)
+        };
+        let words = |node: NodeId| (0..).map_while(move |index| self.config.arg(node, index));
+        if find(flow::IGNORED)
+            .is_some_and(|node| words(node).any(|w| w.eq_ignore_ascii_case("X-Accel-Redirect")))
+        {
+            return false;
+        }
+        let cached =
+            find(flow::CACHE).is_some_and(|node| words(node).next().is_none_or(|word| word != "off"));
+        answered || cached || self.may_be_unix(pass)
+    }
+
+    fn may_be_unix(&self, pass: &Pass) -> bool {
+        let is_unix = |address: &Address| matches!(address, Address::Unix { .. });
+        let upstream = |index: usize| {
+            let upstream = self.upstreams.get(index);
+            upstream.is_none_or(|u| u.balancer.is_some() || u.servers.iter().any(|s| is_unix(&s.address)))
+        };
+        if let Some(index) = pass.upstream {
+            return upstream(index);
+        }
+        let values = pass.values.iter().any(|v| v.upstream.map_or_else(|| is_unix(&v.target), upstream));
+        let unknown = matches!(pass.target, Address::Variable { .. }) && !pass.complete;
+        values || unknown || is_unix(&pass.target)
     }
 
     /// What a `location` says; `None` for what nginx refuses.

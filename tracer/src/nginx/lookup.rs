@@ -19,7 +19,7 @@ pub struct Candidate {
     /// Name of the `upstream`; for a pass that names none, its host and port (nginx makes an upstream of
     /// them), or the socket as `unix:PATH`. `None` where a variable decides.
     pub upstream: Option<String>,
-    /// The server's address as written.
+    /// The server's address as written; empty where nothing tells which of an upstream's it was.
     pub server: String,
     /// The module that connects.
     pub module: Module,
@@ -85,6 +85,22 @@ impl Model {
     /// The same for a unix socket, by the path that nginx uses.
     pub fn candidates_unix(&self, path: &Path) -> Vec<Candidate> {
         self.find(&Peer::Unix(path))
+    }
+
+    /// What a pass leads to where no address is known: the upstream or, if the pass names none, its only server.
+    pub fn of_pass(&self, index: usize) -> Option<Candidate> {
+        let pass = self.passes.get(index)?;
+        let mut candidate = self.candidate(pass.module, vec![index], true);
+        match pass.upstream.and_then(|upstream| self.upstreams.get(upstream)) {
+            Some(upstream) => candidate.upstream = Some(upstream.name.clone()),
+            None => {
+                candidate.upstream = implicit_name(&pass.target);
+                if candidate.upstream.is_some() {
+                    candidate.server.clone_from(&pass.authority);
+                }
+            }
+        }
+        Some(candidate)
     }
 
     fn find(&self, peer: &Peer<'_>) -> Vec<Candidate> {
@@ -299,6 +315,27 @@ fn same_ip(configured: IpAddr, seen: IpAddr) -> bool {
     configured == seen.to_canonical()
 }
 
+fn split_port(pattern: &str) -> (&str, Option<&str>) {
+    let colon = pattern.rfind(':').filter(|at| pattern.rfind(']').is_none_or(|bracket| bracket < *at));
+    match colon {
+        Some(at) => (pattern.get(..at).unwrap_or_default(), pattern.get(at + 1..)),
+        None => (pattern, None),
+    }
+}
+
+/// The host name in front of a port that variables give: `db.test` of `db.test:$port`.
+pub(super) fn host_of_pattern(pattern: &str) -> Option<String> {
+    let (host, _) = split_port(pattern);
+    match value::address(host, None, false) {
+        Address::Name { host, .. } if !host.contains('$') => Some(host),
+        Address::Name { .. }
+        | Address::Ip { .. }
+        | Address::Unix { .. }
+        | Address::Variable { .. }
+        | Address::Invalid => None,
+    }
+}
+
 fn variable_fits(
     pattern: &str,
     default_port: Option<u16>,
@@ -308,11 +345,7 @@ fn variable_fits(
     if pattern.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case("unix:")) {
         return false;
     }
-    let colon = pattern.rfind(':').filter(|at| pattern.rfind(']').is_none_or(|bracket| bracket < *at));
-    let (host, port) = match colon {
-        Some(at) => (pattern.get(..at).unwrap_or_default(), pattern.get(at + 1..)),
-        None => (pattern, None),
-    };
+    let (host, port) = split_port(pattern);
     let port_fits = match (port, default_port) {
         (Some(port), _) => value::pattern_fits(port, &addr.port().to_string()),
         // A variable at the end may hold the port as well; without one the scheme's port holds.

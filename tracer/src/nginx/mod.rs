@@ -11,6 +11,7 @@ use std::{
 };
 
 pub mod binary;
+pub mod choice;
 pub mod directives;
 pub mod dump;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod model;
 pub mod parse;
 mod pcre;
 mod place;
+pub mod running;
 mod servers;
 mod settings;
 pub mod symbols;
@@ -39,7 +41,7 @@ mod walk;
 mod tests;
 
 pub use error::{Error, Problem, SyntaxError};
-pub use locate::Located;
+pub use locate::{Asked, Located};
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};
 pub use parse::{Source, parse, parse_partial};

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, collections::HashMap, path::PathBuf};
 
 use super::{
     error::Error,
+    lookup,
     tree::{Config, NameId, NodeId},
     value::Address,
     version::Platform,
@@ -310,7 +311,7 @@ impl Model {
         let values = self.passes.iter().flat_map(|pass| &pass.values);
         let values = values.filter(|value| value.upstream.is_none()).map(|value| &value.target);
         let names: BTreeSet<_> = servers.chain(direct).chain(values).filter_map(host).collect();
-        names.into_iter().map(str::to_owned).collect()
+        names.into_iter().collect()
     }
 
     /// The TCP ports on which clients come in, sorted.
@@ -328,9 +329,10 @@ impl Model {
     }
 }
 
-fn host(address: &Address) -> Option<&str> {
+fn host(address: &Address) -> Option<String> {
     match address {
-        Address::Name { host, .. } => Some(host),
-        Address::Ip { .. } | Address::Unix { .. } | Address::Variable { .. } | Address::Invalid => None,
+        Address::Name { host, .. } => Some(host.clone()),
+        Address::Variable { pattern, .. } => lookup::host_of_pattern(pattern),
+        Address::Ip { .. } | Address::Unix { .. } | Address::Invalid => None,
     }
 }

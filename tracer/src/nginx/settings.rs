@@ -48,7 +48,7 @@ impl Setting {
 pub struct Effective {
     /// The directive, such as `proxy_connect_timeout`.
     pub name: String,
-    /// Its arguments, joined with spaces (those of several lines with `, `), or the default; `None` where it
+    /// Its arguments, joined with spaces (those of several lines with `, `, unless they are flags), or the default; `None` where it
     /// has none, or where that depends on a version that is not known.
     pub value: Option<String>,
     /// The directives in the configuration, all in one block; none for the default.
@@ -163,14 +163,15 @@ impl Model {
         let full = directive.full_name(module);
         let name = self.config.find_name(full.as_bytes())?;
         let first = *self.settings.get(&(Some(block), name))?;
+        let all = || self.config.children(block).filter(|id| self.config.name_id(*id) == Some(name));
         let nodes: Vec<NodeId> = match directive.inherit {
             Inherit::Value => vec![first],
-            Inherit::AllOrNothing => {
-                self.config.children(block).filter(|id| self.config.name_id(*id) == Some(name)).collect()
-            }
+            Inherit::Last => all().last().into_iter().collect(),
+            Inherit::Flags | Inherit::AllOrNothing => all().collect(),
         };
         let lines: Vec<String> = nodes.iter().map(|node| self.arguments(*node)).collect();
-        Some(Effective { name: full, value: Some(lines.join(", ")), nodes, origin: None })
+        let between = if directive.inherit == Inherit::Flags { " " } else { ", " };
+        Some(Effective { name: full, value: Some(lines.join(between)), nodes, origin: None })
     }
 
     fn default_of(

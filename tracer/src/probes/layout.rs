@@ -171,7 +171,10 @@ pub fn settings(
         nr_write,
         regs_arg2: r.required("pt_regs.dx"),
         packed_regs: 0,
-        _pad2: 0,
+        udp_recv_args: btf
+            .params("udp_recvmsg")
+            .and_then(|params| u32::try_from(params.len()).ok())
+            .unwrap_or(NONE),
         skb_head: r.required("sk_buff.head"),
         skb_data: r.required("sk_buff.data"),
         skb_network_header: r.required("sk_buff.network_header"),

@@ -33,7 +33,7 @@ const CONNTRACK_BTF: &str = "/sys/kernel/btf/nf_conntrack";
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WHY502_BPF_OBJECT_PATH"));
 
 /// The rows of [`PROBES`] that only requests need.
-const REQUEST_PROBES: [&str; 2] = ["client-read", "answer"];
+const REQUEST_PROBES: [&str; 4] = ["client-read", "answer", "dns4", "dns6"];
 
 /// What the command line decides.
 #[derive(Debug, Clone)]

@@ -259,6 +259,26 @@ pub const PROBES: &[Probe] = &[
         ],
     },
     Probe {
+        name: "dns4",
+        tells: "what name servers told nginx that has to resolve a name for a request",
+        lost: "why a name was not resolved: resolver-failed is `likely` at best",
+        required: false,
+        variants: &[
+            on(FULL, "dns4_fexit", Attach::FExit("udp_recvmsg")),
+            on(KPROBE, "dns4_kretprobe", Attach::KRetProbe("udp_recvmsg")),
+        ],
+    },
+    Probe {
+        name: "dns6",
+        tells: "the same of name servers at IPv6 addresses",
+        lost: "why a name was not resolved, if the name server has an IPv6 address",
+        required: false,
+        variants: &[
+            on(FULL, "dns6_fexit", Attach::FExit("udpv6_recvmsg")),
+            on(KPROBE, "dns6_kretprobe", Attach::KRetProbe("udpv6_recvmsg")),
+        ],
+    },
+    Probe {
         name: "icmp4",
         tells: "type, code and sender of ICMP errors",
         lost: "ICMP errors that never reach the socket's error queue",

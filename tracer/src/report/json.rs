@@ -57,7 +57,7 @@ struct Config<'a> {
 
 #[derive(Serialize)]
 struct Attempt {
-    phase: &'static str,
+    phase: Option<&'static str>,
     errno: Option<i32>,
     errno_name: Option<&'static str>,
     duration_us: Option<u64>,
@@ -169,10 +169,11 @@ impl Report for Json {
             config,
             attempt: Attempt {
                 phase: match a.stage {
-                    Stage::Socket => "socket",
-                    Stage::Bind => "bind",
-                    Stage::Connect | Stage::SynSent => "connect",
-                    Stage::Established => "established",
+                    Stage::Socket => Some("socket"),
+                    Stage::Bind => Some("bind"),
+                    Stage::Connect | Stage::SynSent => Some("connect"),
+                    Stage::Established => Some("established"),
+                    Stage::Untried => None,
                 },
                 errno,
                 errno_name: errno.and_then(words::errno_name),

@@ -84,10 +84,10 @@ impl Incident {
         self.agreed(|c| c.upstream.as_deref())
     }
 
-    /// The server as written, if all candidates agree.
+    /// The server as written, if all candidates agree and it is known.
     #[must_use]
     pub fn server(&self) -> Option<&str> {
-        self.agreed(|c| Some(c.server.as_str()))
+        self.agreed(|c| Some(c.server.as_str()).filter(|server| !server.is_empty()))
     }
 
     /// The module, if all candidates agree.

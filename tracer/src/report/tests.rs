@@ -67,7 +67,14 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
     Incident {
         time: UNIX_EPOCH + Duration::from_secs(1_795_356_131),
         mono_ns: 39_000,
-        case: Case { attempt, client_gone: None, reach: Reach::default(), facts: Facts::default(), config },
+        case: Case {
+            attempt,
+            client_gone: None,
+            client_saw: None,
+            reach: Reach::default(),
+            facts: Facts::default(),
+            config,
+        },
         verdict: Verdict::proven(cause, "nothing listens").because("rst", "a RST").fix("start it"),
         container: None,
         bind_lines: Vec::new(),
@@ -106,6 +113,13 @@ fn each_line_is_shown_once_and_names_only_where_all_agree() {
     assert!(twice.only_candidate().is_none());
     let text = plain(&mut Text::new(None), &twice);
     assert!(text.contains("several places of the configuration lead to this address"), "{text}");
+    assert!(!text.contains("one of"), "the two have the same lines: {text}");
+    let mut other = candidate("other");
+    other.lines.push(line(Role::Pass, 30, "proxy_pass http://other;"));
+    let open = incident(Cause::ConnectTimeoutNoAnswer, vec![candidate("backend"), other]);
+    let text = plain(&mut Text::new(None), &open);
+    let says = "one of conf.d/shop.conf:18, conf.d/shop.conf:30: the address alone does not tell which";
+    assert!(text.contains(says), "{text}");
     let same = incident(Cause::ConnectTimeoutNoAnswer, vec![candidate("backend"), candidate("backend")]);
     assert_eq!(same.upstream(), Some("backend"));
     let none = incident(Cause::ConnectTimeoutNoAnswer, Vec::new());

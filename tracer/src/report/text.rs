@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io::{self, Write},
-    net::SocketAddr,
     path::Path,
     time::{Duration, Instant},
 };
@@ -14,6 +13,7 @@ use super::{Incident, Line, Report, Summary, risky, time};
 use crate::{
     diagnose::{Cause, Confidence, words},
     event::Stage,
+    nginx::Role,
 };
 
 /// Label column: two blanks, eight letters, three blanks.
@@ -34,7 +34,7 @@ const FIX: Style = AnsiColor::Green.on_default();
 #[derive(Debug)]
 pub struct Text {
     width: usize,
-    shown: HashMap<(Cause, Option<SocketAddr>, u32), (Instant, u64)>,
+    shown: HashMap<(Cause, String, u32), (Instant, u64)>,
 }
 
 impl Text {
@@ -152,6 +152,7 @@ fn how(i: &Incident) -> String {
         Stage::Bind => "bind failed",
         Stage::Connect | Stage::SynSent => "connect failed",
         Stage::Established => "connection failed",
+        Stage::Untried => "no server was tried",
     };
     let errno = a.errno().map(|e| format!("  {}", words::errno(e))).unwrap_or_default();
     let after = a.duration_us().map(|us| format!("  after {}", words::duration(us))).unwrap_or_default();
@@ -167,10 +168,39 @@ fn attempt(i: &Incident) -> Option<String> {
     Some(format!("{number}{}{end}", how(i)))
 }
 
+/// Which lines it was one of, where that is open.
+fn ambiguity(i: &Incident) -> Option<String> {
+    let mut places: Vec<String> = Vec::new();
+    for candidate in &i.case.config {
+        let passes = candidate.lines.iter().filter(|line| line.role == Role::Pass);
+        // Where no pass is known, the server's line stands for it.
+        let own = candidate.lines.first().filter(|_| candidate.passes.is_empty());
+        for line in passes.chain(own) {
+            let place = format!("{}:{}", short(&line.file), line.line);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+    }
+    match places.as_slice() {
+        [] | [_] => (i.case.config.len() > 1)
+            .then(|| "several places of the configuration lead to this address".to_owned()),
+        all => {
+            let silent = if i.attribution.request.is_some() { "the request" } else { "the address alone" };
+            Some(format!("one of {}: {silent} does not tell which", all.join(", ")))
+        }
+    }
+}
+
 fn upstream(i: &Incident) -> String {
-    let unknown =
-        if i.case.attempt.stage == Stage::Bind { "bind() failed first" } else { "no socket was opened" };
-    let address = i.address().map_or_else(|| format!("(not known: {unknown})"), |a| a.to_string());
+    let unknown = match i.case.attempt.stage {
+        Stage::Untried => "(no server was tried)",
+        Stage::Bind => "(not known: bind() failed first)",
+        Stage::Socket | Stage::Connect | Stage::SynSent | Stage::Established => {
+            "(not known: no socket was opened)"
+        }
+    };
+    let address = i.address().map_or_else(|| unknown.to_owned(), |a| a.to_string());
     match i.upstream() {
         Some(name) if Some(name) != i.address().map(|a| a.to_string()).as_deref() => {
             format!("{} → {address}", safe(name))
@@ -182,7 +212,8 @@ fn upstream(i: &Incident) -> String {
 impl Report for Text {
     fn incident(&mut self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
         let clock = time::clock(i.time);
-        let key = (i.verdict.cause, i.address(), i.case.attempt.netns);
+        let destination = i.address().map_or_else(|| upstream(i), |a| a.to_string());
+        let key = (i.verdict.cause, destination, i.case.attempt.netns);
         if let Some((at, count)) = self.shown.get_mut(&key).filter(|(at, _)| at.elapsed() < REPEAT) {
             *count += 1;
             // In a storm one line in a while says how many there were.
@@ -228,8 +259,8 @@ impl Report for Text {
                 safe(text)
             )?;
         }
-        if i.case.config.len() > 1 {
-            self.paragraph(out, "", LIKELY, "several places of the configuration lead to this address")?;
+        if let Some(text) = ambiguity(i) {
+            self.paragraph(out, "", LIKELY, &text)?;
         }
         for (index, evidence) in i.verdict.evidence.iter().enumerate() {
             self.paragraph(

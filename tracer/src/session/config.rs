@@ -20,6 +20,7 @@ use crate::{
         dump::Dump,
         glob,
         invocation::{self, Invocation},
+        running::{self, Place},
         value::Address,
     },
     sys::{proc, process::Process, rootfs::RootFs},
@@ -47,6 +48,10 @@ pub struct Snapshot {
     pub build: Option<Build>,
     /// The command line was not to be read in full: it may be the wrong configuration.
     pub is_guess: bool,
+    /// The texts are those of a process's memory, not of the disk.
+    pub(super) from_memory: bool,
+    /// Where a process of this nginx keeps them.
+    pub(super) place: Option<Place>,
     /// What each file was on disk.
     versions: Vec<(PathBuf, OnDisk)>,
     /// The files that patterns stood for.
@@ -54,7 +59,7 @@ pub struct Snapshot {
     /// When it was read.
     made: Option<SystemTime>,
     /// The command line that led to it.
-    started: Option<Invocation>,
+    pub(super) started: Option<Invocation>,
     /// The master that it was read for.
     pid: u32,
     /// The master's /etc/hosts.
@@ -186,6 +191,7 @@ impl Snapshot {
         let exe = read_exe(pid).map_err(|e| format!("cannot read nginx's executable (pid {pid}): {e}"))?;
         let defaults = binary::build_defaults(&exe).unwrap_or_default();
         let build = binary::build(&exe);
+        let place = running::place(&exe);
         drop(exe);
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
         let started = match known {
@@ -221,6 +227,7 @@ impl Snapshot {
             main: Some(started.conf_path.clone()),
             build,
             is_guess: cut_off,
+            place,
             versions,
             globs: files.globs.into_inner(),
             made: Some(made),
@@ -229,6 +236,29 @@ impl Snapshot {
             hosts,
             ..Self::default()
         })
+    }
+
+    /// The same nginx with texts that are not those of the disk.
+    pub(super) fn with_texts(&self, model: Model) -> Self {
+        let problems = model.warnings.iter().map(Problem::from).collect();
+        Self {
+            model,
+            problems,
+            main: self.main.clone(),
+            build: self.build.clone(),
+            from_memory: true,
+            place: self.place,
+            made: Some(SystemTime::now()),
+            started: self.started.clone(),
+            pid: self.pid,
+            hosts: self.hosts.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// The files that were read, with their texts.
+    pub(super) fn texts(&self) -> impl Iterator<Item = (&Path, &[u8])> {
+        self.model.config().files().filter(|(path, _)| path.is_absolute())
     }
 
     /// True if a file has changed on disk since.
@@ -288,6 +318,17 @@ impl Snapshot {
     }
 
     fn differences(&self, root: &RootFs) -> Vec<(PathBuf, Change)> {
+        if self.from_memory {
+            let other = |path: &Path, text: &[u8]| root.read(path, MAX_FILE).map_or(true, |now| now != text);
+            return self
+                .texts()
+                .filter(|(path, text)| other(path, text))
+                .map(|(path, _)| {
+                    let changed = changed_at(version(root, path));
+                    (path.to_path_buf(), changed.map_or(Change::Gone, Change::At))
+                })
+                .collect();
+        }
         let now = self.versions.iter().map(|(path, then)| (path, then, version(root, path)));
         let changed = now.filter(|(_, then, now)| now != *then);
         let mut all: Vec<(PathBuf, Change)> = changed
@@ -385,6 +426,18 @@ impl Snapshot {
             Address::Name { host, .. } => Some(host),
             Address::Ip { .. } | Address::Unix { .. } | Address::Variable { .. } | Address::Invalid => None,
         }
+    }
+
+    /// The addresses that a name of the configuration had when the snapshot was made, else has now, and whether nginx
+    /// must have got the same: from its /etc/hosts, say.
+    #[must_use]
+    pub fn addresses(&self, name: &str) -> (Vec<IpAddr>, bool) {
+        let from_file = self.hosts.as_deref().map(|hosts| hosts_file(hosts, name)).unwrap_or_default();
+        if !from_file.is_empty() {
+            return (from_file, true);
+        }
+        let then = self.then(name);
+        (if then.is_empty() { self.resolve(name) } else { then }, false)
     }
 
     fn then(&self, name: &str) -> Vec<IpAddr> {

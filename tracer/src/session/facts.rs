@@ -99,6 +99,7 @@ impl Gatherer {
                     facts.is_local = route::is_local(&ns, attempt.remote.ip()).ok();
                 }
             }
+            Stage::Untried => {}
             Stage::Connect => self.at_once(attempt, &mut facts),
             Stage::SynSent | Stage::Established => self.in_flight(attempt, reach, &mut facts),
         }

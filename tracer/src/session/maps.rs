@@ -19,6 +19,7 @@ const NOBODY: PeerKey = PeerKey { addr: [0; 16], port: 0, _pad: 0 };
 /// Handles to the maps.
 pub(super) struct Maps {
     procs: HashMap<MapData, u32, Proc>,
+    marks: Array<MapData, u32>,
     buckets: Array<MapData, Bucket>,
     conns: HashMap<MapData, u64, Conn>,
     flows: HashMap<MapData, FlowKey, Evidence>,
@@ -40,6 +41,7 @@ impl Maps {
         };
         Ok(Self {
             procs: take("PROCS")?.try_into().context("map PROCS")?,
+            marks: take("MARKS")?.try_into().context("map MARKS")?,
             buckets: take("BUCKETS")?.try_into().context("map BUCKETS")?,
             conns: take("CONNS")?.try_into().context("map CONNS")?,
             flows: take("FLOWS")?.try_into().context("map FLOWS")?,
@@ -59,6 +61,7 @@ impl Maps {
         if self.procs.get(&pid, 0).is_ok_and(|known| known.role == role::NGINX && known.root == root) {
             return Ok(());
         }
+        self.marks.set(pid % tracer_ebpf::MARKS, 1, 0).context("cannot write to the kernel's map MARKS")?;
         self.procs
             .insert(
                 pid,
@@ -68,6 +71,7 @@ impl Maps {
                     last: NOBODY,
                     begun: 0,
                     sk: 0,
+                    connected_ns: 0,
                     turn: Turn::NOTHING,
                     buffer: 0,
                     awaiting: 0,

@@ -3,11 +3,14 @@
 //! One thread, one loop: the ring buffer is emptied ten times a second (records do not wake us; process
 //! events do), and explaining has a time budget per round, so that the buffer never waits for /proc.
 
+mod alone;
 mod config;
 mod facts;
 mod maps;
+mod narrow;
 mod notes;
 mod requests;
+mod running;
 mod said;
 mod watch;
 
@@ -38,6 +41,7 @@ use crate::{
     report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
 };
+use alone::Alone;
 use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
@@ -92,6 +96,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     requests: Requests,
+    alone: Alone,
     uprobes: Uprobes,
     round: u64,
     quiet: u32,
@@ -135,7 +140,9 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let reach = reach(&loaded);
         let watched = loaded.has("client-read") && loaded.has("answer");
-        let uprobes = filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off);
+        let requests = Requests::new(watched);
+        let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
+        let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
             Some(
@@ -159,8 +166,9 @@ impl<'a> Session<'a> {
             report,
             out,
             waiting: VecDeque::new(),
-            requests: Requests::new(watched),
-            uprobes: Uprobes::new(uprobes),
+            requests,
+            alone,
+            uprobes,
             round: 0,
             quiet: 0,
             unread: 0,
@@ -227,24 +235,33 @@ impl<'a> Session<'a> {
                 self.drain()?;
             }
         }
+        more |= self.explain_alone(end)?;
         for incident in self.requests.settled(Instant::now()) {
-            self.place_and_show(incident)?;
+            self.show(incident)?;
             if self.enough() {
                 return Ok(Round::Done);
             }
+        }
+        if self.enough() {
+            return Ok(Round::Done);
         }
         if self.round.is_multiple_of(20) {
             if self.waiting.is_empty() {
                 self.requests.sweep(Instant::now());
             }
             self.gatherer.sweep();
+            self.alone.sweep(monotonic_ns());
             self.watch.sweep();
             self.follow_executables();
         }
         if more {
             return Ok(Round::Busy);
         }
-        if !self.waiting.is_empty() || self.requests.any_waits() || self.logger.is_some() {
+        if !self.waiting.is_empty()
+            || self.requests.any_waits()
+            || self.alone.any_waits()
+            || self.logger.is_some()
+        {
             return Ok(Round::Idle);
         }
         self.quiet = if explained == 0 { self.quiet + 1 } else { 0 };
@@ -272,11 +289,12 @@ impl<'a> Session<'a> {
             }
             self.explain(held)?;
         }
+        while self.explain_alone(Instant::now() + BUDGET)? {}
         for incident in self.requests.all() {
             if self.enough() {
                 break;
             }
-            self.place_and_show(incident)?;
+            self.show(incident)?;
         }
         let summary = Summary {
             time: SystemTime::now(),
@@ -296,7 +314,7 @@ impl<'a> Session<'a> {
     }
 
     fn drain(&mut self) -> Result<()> {
-        while self.waiting.len() < MOST_WAITING {
+        while self.waiting.len() < MOST_WAITING && self.alone.has_room() {
             let Some(record) = self.maps.ring.next() else {
                 break;
             };
@@ -326,8 +344,10 @@ impl<'a> Session<'a> {
                     held.client_gone = Some((client, reset));
                 }
             }
+            Event::Answered(answered) if Alone::is_one(&answered) => self.alone.note(*answered),
             Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
             Event::Said(statement) => self.requests.said(*statement, Instant::now()),
+            Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {
                 if !self.reach.accept_queue {
                     self.gatherer.note_queue(socket, worker, remote);
@@ -389,19 +409,17 @@ impl<'a> Session<'a> {
         }
         let facts = self.gatherer.gather(&attempt, reach);
         let (config, bind_lines) = match attempt.stage {
-            Stage::Socket => (Vec::new(), Vec::new()),
-            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip())),
+            Stage::Socket | Stage::Untried => (Vec::new(), Vec::new()),
+            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip(), None)),
             Stage::Connect | Stage::SynSent | Stage::Established => {
                 (worker.config.candidates(attempt.remote), Vec::new())
             }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let case = Case { attempt, client_gone, reach, facts, config };
+        let case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
         let mut verdict = diagnose::diagnose(&case);
+        self.alone.failed(&case, verdict.cause, &worker);
         notes::add(&mut verdict, &case, &worker);
-        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&verdict.cause) {
-            return Ok(());
-        }
         let incident = Incident {
             time,
             mono_ns,
@@ -413,7 +431,7 @@ impl<'a> Session<'a> {
         };
         let heard = self.uprobes.hear(worker.master);
         match self.requests.attribute(incident, heard, Instant::now()) {
-            Some(incident) => self.place_and_show(incident),
+            Some(incident) => self.show(incident),
             None => Ok(()),
         }
     }
@@ -423,19 +441,20 @@ impl<'a> Session<'a> {
         self.filter.count.is_some_and(|count| self.shown >= count)
     }
 
-    /// Adds what nginx says of an incident's place in the configuration.
-    fn place_and_show(&mut self, mut incident: Incident) -> Result<()> {
-        let worker = self.watch.get(incident.case.attempt.worker);
-        if let (Some(said), Some(worker)) = (self.requests.word(&incident), worker) {
-            said::place(&mut incident, said, &worker.config);
+    fn show(&mut self, mut incident: Incident) -> Result<()> {
+        if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
+            let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
+            narrow::by_request(&mut incident, worker, said.as_ref().and_then(|(_, place)| place.as_ref()));
+            if let Some((said, place)) = &said {
+                incident.verdict.evidence.push(said::evidence(said, place.is_some()));
+            }
         }
-        self.show(&incident)
-    }
-
-    fn show(&mut self, incident: &Incident) -> Result<()> {
+        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&incident.verdict.cause) {
+            return Ok(());
+        }
         *self.incidents.entry(incident.verdict.cause).or_default() += 1;
         self.shown += 1;
-        self.report.incident(&mut *self.out, incident).context("cannot write to stdout")
+        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
     }
 
     /// Notes when dropped packets may have been missed: the kernel skipped both programs that watch them.
@@ -525,11 +544,13 @@ fn serves(pid: u32) -> bool {
     title.is_empty() || process::role_of(&title).serves()
 }
 
-/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for.
-fn bind_lines(config: &Snapshot, ip: std::net::IpAddr) -> Vec<ConfigLine> {
+/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for; `among`: the
+/// passes that come into question, by index, if not all.
+fn bind_lines(config: &Snapshot, ip: std::net::IpAddr, among: Option<&[usize]>) -> Vec<ConfigLine> {
     let model = &config.model;
     let mut lines: Vec<ConfigLine> = Vec::new();
-    for pass in &model.passes {
+    let possible = |index: &usize| among.is_none_or(|among| among.contains(index));
+    for (_, pass) in model.passes.iter().enumerate().filter(|(index, _)| possible(index)) {
         let effective = model.effective(pass, Setting::Bind);
         let value = effective.value.as_deref().unwrap_or_default();
         let names_it = value.contains(&ip.to_string()) || value.contains('$');

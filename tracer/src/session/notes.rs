@@ -5,6 +5,7 @@ use super::{config::Change, watch::Watched};
 use crate::{
     correlate::Case,
     diagnose::{Evidence, Fix, Verdict},
+    event::Stage,
     report::moment,
 };
 
@@ -22,7 +23,8 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
             ),
         });
     }
-    let newer = worker.config.newer_than(worker.started);
+    // Of one whose memory was read it is known what it runs with.
+    let newer = if worker.exact { Vec::new() } else { worker.config.newer_than(worker.started) };
     if let [(path, changed), others @ ..] = newer.as_slice() {
         let others = and_others(others.len());
         verdict.evidence.push(Evidence {
@@ -52,8 +54,17 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
             ),
         });
     }
+    if case.attempt.no_remote {
+        return;
+    }
     let address = case.attempt.remote;
-    let stale = worker.config.stale_names(address, &case.config);
+    let stale = match case.attempt.stage {
+        // Nothing tells the address.
+        Stage::Socket | Stage::Untried => Vec::new(),
+        Stage::Bind | Stage::Connect | Stage::SynSent | Stage::Established => {
+            worker.config.stale_names(address, &case.config)
+        }
+    };
     // Several names can have had the address, and only one of them had.
     let certain = stale.iter().any(|name| name.did);
     for name in stale.iter().filter(|name| name.did || !certain).take(3) {
@@ -88,7 +99,7 @@ pub(super) fn add(verdict: &mut Verdict, case: &Case, worker: &Watched) {
     }
 }
 
-fn and_others(others: usize) -> String {
+pub(super) fn and_others(others: usize) -> String {
     match others {
         0 => String::new(),
         1 => " and 1 other file".to_owned(),

@@ -88,6 +88,12 @@ impl Requests {
         }
     }
 
+    /// The number of a request that is told of at once.
+    pub(super) fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next - 1
+    }
+
     /// Gives an incident its request; None if it waits for it now. `heard`: nginx is expected to say something of it.
     pub(super) fn attribute(
         &mut self,

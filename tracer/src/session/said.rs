@@ -10,15 +10,15 @@ use std::{
 
 use aya::Ebpf;
 
-use super::{config::Snapshot, maps::Maps};
+use super::{config::Snapshot, maps::Maps, watch::Watched};
 use crate::{
     diagnose::Evidence,
     event::{
         Attempt,
         said::{Identity, Statement},
     },
+    nginx::Located,
     probes::uprobes::{self, Attached, File, Mode},
-    report::Incident,
 };
 
 /// How long a statement is kept for its attempt.
@@ -248,33 +248,32 @@ fn reread(statement: &mut Statement) {
     }
 }
 
-/// What nginx says of an incident beside its request: the lines of the one location that it was at, and the words.
-pub(super) fn place(incident: &mut Incident, said: &Statement, config: &Snapshot) {
-    let located = said.place.as_ref().and_then(|p| config.model.place(&p.file, p.line, &p.location));
-    if let Some(located) = &located {
-        incident.case.config = config.model.narrow(&incident.case.config, located);
-    }
-    let place = match (&said.place, &located) {
-        (Some(place), Some(_)) if place.location.is_empty() => {
+/// Where nginx says that the request is, if its worker's configuration has that place.
+pub(super) fn place(said: &Statement, worker: &Watched) -> Option<Located> {
+    let place = said.place.as_ref()?;
+    worker.config.model.place(&place.file, place.line, &place.location)
+}
+
+/// What nginx says, in its words; `known`: the place that it names is one of the configuration.
+pub(super) fn evidence(said: &Statement, known: bool) -> Evidence {
+    let place = match said.place.as_ref().filter(|_| known) {
+        Some(place) if place.location.is_empty() => {
             format!(" at the server of {}:{}", place.file.display(), place.line)
         }
-        (Some(place), Some(_)) => format!(
+        Some(place) => format!(
             " at location {} of the server of {}:{}",
             String::from_utf8_lossy(&place.location).escape_debug(),
             place.file.display(),
             place.line
         ),
-        _ => String::new(),
+        None => String::new(),
     };
     let words = match (said.text(), said.errno) {
         (Some(text), Some(errno)) => format!("“{text}” ({errno})"),
         (Some(text), None) => format!("“{text}”"),
         (None, _) => "that the attempt failed".to_owned(),
     };
-    incident
-        .verdict
-        .evidence
-        .push(Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") });
+    Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{config::Snapshot, maps::Maps};
+use super::{config::Snapshot, maps::Maps, running::Running};
 use crate::{
     nginx::binary,
     sys::{
@@ -33,11 +33,20 @@ pub(super) struct Watched {
     pub(super) container: Option<String>,
     /// The configuration that was on disk when it was born.
     pub(super) config: Rc<Snapshot>,
+    /// Its own memory says so.
+    pub(super) exact: bool,
     /// When it began.
     pub(super) started: SystemTime,
     /// When it ended.
     ended: Option<Instant>,
     serves: bool,
+}
+
+impl Watched {
+    /// True if its configuration was read from its memory, or no file is newer than it is.
+    pub(super) fn runs_as_shown(&self) -> bool {
+        self.exact || self.config.newer_than(self.started).is_empty()
+    }
 }
 
 /// All watched processes.
@@ -99,6 +108,7 @@ impl Watch {
                 continue;
             }
             let known = self.processes.get(&instance.master.pid).filter(|p| p.ended.is_none()).cloned();
+            let is_new = known.is_none();
             let config = match known {
                 Some(known) => known.config,
                 None => {
@@ -111,6 +121,10 @@ impl Watch {
             };
             for process in family() {
                 self.add(maps, process, instance.master.pid, &config)?;
+            }
+            let unread = self.processes.get(&instance.master.pid).and_then(|master| master.config.unread());
+            if let Some(unread) = unread.filter(|_| is_new) {
+                problems.push(format!("nginx (pid {}): {unread}", instance.master.pid));
             }
         }
         for orphan in &scan.orphans {
@@ -127,19 +141,48 @@ impl Watch {
             return Ok(());
         }
         maps.watch(process.pid, master)?;
+        let (config, exact) = if config.newer_than(process.started).is_empty() {
+            (Rc::clone(config), false)
+        } else {
+            self.own(process.pid, master, config)
+        };
         self.processes.insert(
             process.pid,
             Watched {
                 master,
                 netns: process.netns,
                 container: process.container.as_ref().map(ToString::to_string),
-                config: Rc::clone(config),
+                config,
+                exact,
                 started: process.started,
                 ended: None,
                 serves: process.role.serves(),
             },
         );
         Ok(())
+    }
+
+    /// The configuration that a process runs with, and whether its memory has said so.
+    fn own(&self, pid: u32, master: u32, config: &Rc<Snapshot>) -> (Rc<Snapshot>, bool) {
+        // Those of its siblings first: they share one.
+        let mut known = vec![config];
+        for process in self.processes.values().filter(|process| process.master == master) {
+            if !known.iter().any(|other| Rc::ptr_eq(other, &process.config)) {
+                known.push(&process.config);
+            }
+        }
+        let mut other = None;
+        for snapshot in known {
+            match snapshot.running(pid) {
+                Some(Running::Same) => return (Rc::clone(snapshot), true),
+                Some(Running::Other(own)) => other = other.or(Some(*own)),
+                None => {}
+            }
+        }
+        match other {
+            Some(own) => (with_names(own), true),
+            None => (Rc::clone(config), false),
+        }
     }
 
     /// A watched process has a new child; the kernel watches it already, unless it was forked before its parent
@@ -155,7 +198,11 @@ impl Watch {
         // A child of the master after a reload runs with what is on disk now.
         let mut problems = Vec::new();
         let replaces = self.lost.is_replaced(parent, Instant::now());
-        let config = if known.master == parent && !replaces && known.config.is_stale(parent) {
+        let is_stale = known.master == parent && known.config.is_stale(parent);
+        let remembered = if is_stale { Some(self.own(pid, parent, &known.config)) } else { None };
+        let (config, exact) = if let Some((config, true)) = remembered {
+            (config, true)
+        } else if is_stale && !replaces {
             let fresh = self
                 .finder
                 .examine(parent)
@@ -165,9 +212,9 @@ impl Watch {
             if let Some(fresh) = &fresh {
                 problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
             }
-            fresh.unwrap_or_else(|| Rc::clone(&known.config))
+            (fresh.unwrap_or_else(|| Rc::clone(&known.config)), false)
         } else {
-            Rc::clone(&known.config)
+            (Rc::clone(&known.config), false)
         };
         if let Some(master) = self.processes.get_mut(&parent).filter(|_| known.master == parent) {
             master.config = Rc::clone(&config);
@@ -180,6 +227,7 @@ impl Watch {
                 netns,
                 container: known.container,
                 config,
+                exact,
                 started: SystemTime::now(),
                 ended: None,
                 serves: true,

@@ -13,6 +13,7 @@ pub mod fib;
 pub mod kallsyms;
 pub mod link;
 pub mod listen;
+pub mod memory;
 mod netlink;
 pub mod netns;
 pub mod owners;

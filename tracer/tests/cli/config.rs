@@ -4,7 +4,6 @@ use std::{
     fs::{self, File},
     path::Path,
     process::{Command, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -191,20 +190,57 @@ fn a_running_nginx() {
 fn a_file_that_changed_after_the_worker_started() {
     let Some(nginx) = Nginx::start("a_file_that_changed_after_the_worker_started") else { return };
     let pid = nginx.pid_arg();
-    let evidence = || {
+    let incident = || {
         let live = Live::start(&mut why502(&["-o", "json", "-c", "1", "-p", &pid])).watching();
         assert_eq!(nginx.get("/refused"), 502);
         let ended = live.end();
         ended.code(0);
         let first: Value = serde_json::from_str(ended.stdout.lines().next().unwrap()).unwrap();
-        first["evidence"].as_array().unwrap().iter().find(|one| one["kind"] == "config-changed").cloned()
+        let evidence = first["evidence"].as_array().unwrap();
+        let found = evidence.iter().find(|one| one["kind"] == "config-changed").cloned();
+        let lines = first["config"].as_array().unwrap().iter().filter(|line| line["role"] == "pass");
+        (lines.map(|line| line["line"].as_u64().unwrap()).collect::<Vec<_>>(), found)
     };
-    assert_eq!(evidence(), None);
-    thread::sleep(Duration::from_millis(300));
+    assert_eq!(incident().1, None);
+    let started = fs::metadata(format!("/proc/{}", nginx.pid())).unwrap().modified().unwrap();
     let conf = fs::read_to_string(nginx.conf()).unwrap();
-    fs::write(nginx.conf(), format!("# new\n{conf}")).unwrap();
-    let found = evidence().expect("a note about the change");
+    // Start times are known to a hundredth of a second: the edit must be clearly later.
+    let is_later = || {
+        fs::write(nginx.conf(), format!("# new\n{conf}")).unwrap();
+        let changed = fs::metadata(nginx.conf()).unwrap().modified().unwrap();
+        changed.duration_since(started).is_ok_and(|since| since > Duration::from_millis(300))
+    };
+    assert!(crate::program::poll(is_later), "the file does not get newer");
+    let (lines, found) = incident();
+    let found = found.expect("a note about the change");
     assert!(found["text"].as_str().unwrap().contains("nginx.conf changed on disk"), "{found}");
+    let line = |of: &str| {
+        let at = conf.lines().position(|line| line.contains(of)).unwrap() + 1;
+        u64::try_from(at).unwrap()
+    };
+    let shown = run(&mut why502(&["config", "-o", "json", "-p", &nginx.pid_arg()]));
+    let shown_line = json(&shown)["nginx"][0]["passes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|pass| pass.to_string().contains("127.0.0.1:3999"))
+        .and_then(|pass| pass["line"].as_u64());
+    if keeps_its_texts() {
+        // Not a line further, as the file has it now.
+        assert_eq!(lines, [line("location = /refused {")], "the lines are those that run");
+        assert!(found["text"].as_str().unwrap().contains("as they were before"), "{found}");
+        assert_eq!(shown_line, Some(line("location = /refused {")), "{shown}");
+        assert!(shown.stderr.contains("is not what nginx runs with"), "{shown}");
+    } else {
+        assert_eq!(lines, [line("location = /refused {") + 1]);
+        assert!(found["text"].as_str().unwrap().contains("may differ"), "{found}");
+    }
+}
+
+/// Whether the installed nginx was built so that its memory holds the texts of its configuration.
+fn keeps_its_texts() -> bool {
+    let ended = run(Command::new("/usr/sbin/nginx").arg("-V"));
+    ended.stderr.contains("--with-debug")
 }
 
 #[test]

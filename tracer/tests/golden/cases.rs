@@ -10,10 +10,12 @@ use std::{
 use tracer::{
     correlate::{
         Case, ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
+        no_attempt,
+        no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said},
     },
     diagnose::Cause,
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
-    nginx::{self, ConfigLine, Files, Model, Platform, Problem, Role, Setting, Source},
+    nginx::{self, Candidate, ConfigLine, Files, Model, Platform, Problem, Role, Setting, Source},
     probes::Tier,
     report::{Occupancy, ProgramCost, Summary},
 };
@@ -123,7 +125,7 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
     let remote: SocketAddr = remote.parse().unwrap();
     let local = if remote.is_ipv4() { "10.0.0.1" } else { "fd00::1" };
     let config = match stage {
-        Stage::Socket | Stage::Bind => Vec::new(),
+        Stage::Socket | Stage::Bind | Stage::Untried => Vec::new(),
         Stage::Connect | Stage::SynSent | Stage::Established => model().candidates(remote, &|_| Vec::new()),
     };
     let case = Case {
@@ -136,7 +138,7 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             end_ns: 900_000_038_000,
             local: SocketAddr::new(if remote.ip().is_loopback() { remote.ip() } else { ip(local) }, 45_678),
             remote,
-            no_remote: stage == Stage::Socket,
+            no_remote: matches!(stage, Stage::Socket | Stage::Untried),
             syn_state: stage == Stage::SynSent,
             ret: 0,
             sk_err: 0,
@@ -149,14 +151,15 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
             exiting: false,
             retransmits: 0,
             evidence_gap: false,
+            missed_end: false,
             icmp: None,
             drop: None,
             overflow: None,
-            missed_end: false,
             request: None,
             number: None,
         },
         client_gone: None,
+        client_saw: None,
         reach: FULL,
         facts: Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() },
         config,
@@ -221,6 +224,7 @@ pub(crate) fn all() -> Vec<Sample> {
     all.extend(timeouts());
     all.extend(networks());
     all.extend(calls());
+    all.extend(untried());
     all
 }
 
@@ -402,6 +406,108 @@ fn calls() -> Vec<Sample> {
         sample("unexplained-cgroup-or-seccomp", Cause::Unexplained, "unexplained", Connect, "192.0.2.7:4000")
             .fails(libc::EPERM)
             .on(TRACEPOINT),
+    ]
+}
+
+/// Requests for which nginx tried nobody.
+fn untried() -> Vec<Sample> {
+    let model = model();
+    let pass = model.passes.iter().find(|pass| pass.upstream.is_some()).unwrap();
+    let upstream = &model.upstreams[pass.upstream.unwrap()];
+    let servers = || upstream.servers.iter().map(|server| model.line(Role::Server, server.node));
+    let line = model.line(Role::Pass, pass.node);
+    let none = |choice, waited_us| NoAttempt {
+        source: no_attempt::Source::Answer { at_once: true, crowded: false },
+        waited_us,
+        certain: true,
+        others: Vec::new(),
+        pass: line.clone(),
+        choice,
+    };
+    let make = |name, cause, no_attempt: NoAttempt, upstream: &str, lines: Vec<ConfigLine>| {
+        let mut made = sample(name, cause, "proven", Stage::Untried, "0.0.0.0:0");
+        made.case.attempt.end_ns = 900_000_000_000 + no_attempt.waited_us * 1000;
+        made.case.attempt.local = made.case.attempt.remote;
+        made.case.config = vec![Candidate {
+            upstream: Some(upstream.to_owned()),
+            server: String::new(),
+            module: pass.module,
+            lines: lines.into_iter().chain([line.clone()]).collect(),
+            connect_timeouts: Vec::new(),
+            exact: true,
+            upstream_server: None,
+            passes: vec![0],
+        }];
+        made.case.facts.no_attempt = Some(Box::new(no_attempt));
+        made
+    };
+    let failure = |at_ns| Failure { worker: 133, at_ns, cause: "connect-refused-no-listener", sure: true };
+    let peers = upstream.servers.iter().zip(servers()).map(|(server, line)| Peer {
+        server: server.text.clone(),
+        address: server.text.parse().ok(),
+        sure: true,
+        line,
+        down: false,
+        backup: false,
+        unix: false,
+        max_fails: server.max_fails,
+        fail_timeout_s: server.fail_timeout_s,
+        max_conns: 0,
+        failures: vec![failure(896_000_000_000), failure(897_500_000_000), failure(899_000_000_000)],
+    });
+    let group = Group { name: "backend".to_owned(), shared: true, known: true, peers: peers.collect() };
+    let directive = |line, text: &str| ConfigLine {
+        role: Role::Directive,
+        file: "/etc/nginx/nginx.conf".into(),
+        line,
+        text: text.to_owned(),
+    };
+    let resolver = directive(7, "resolver 10.0.0.53;");
+    let look_up = |resolver: Option<&ConfigLine>, replies| LookUp {
+        name: Some("app.example.com".to_owned()),
+        sure: true,
+        resolver: resolver.cloned(),
+        timeout_ms: Some(30_000),
+        timeout_text: "resolver_timeout 30s (default)".to_owned(),
+        watched: true,
+        replies,
+    };
+    let reply = Reply {
+        server: "10.0.0.53:53".parse().unwrap(),
+        before_us: 140,
+        what: Said::Code(3),
+        name: Some("app.example.com".to_owned()),
+    };
+    let name = "app.example.com";
+    vec![
+        make(
+            "no-live-upstreams",
+            Cause::NoLiveUpstreams,
+            none(Choice::Group(group), 180),
+            "backend",
+            servers().collect(),
+        ),
+        make(
+            "no-resolver",
+            Cause::NoResolver,
+            none(Choice::Name(look_up(None, Vec::new())), 95),
+            name,
+            Vec::new(),
+        ),
+        make(
+            "resolver-failed-nxdomain",
+            Cause::ResolverFailed,
+            none(Choice::Name(look_up(Some(&resolver), vec![reply])), 2_350),
+            name,
+            vec![resolver.clone()],
+        ),
+        make(
+            "resolver-failed-timeout",
+            Cause::ResolverFailed,
+            none(Choice::Name(look_up(Some(&resolver), Vec::new())), 30_001_200),
+            name,
+            vec![resolver.clone()],
+        ),
     ]
 }
 

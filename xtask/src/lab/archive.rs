@@ -62,9 +62,13 @@ impl Archive {
         Ok(debian::newest_kernel(&packages, series))
     }
 
-    /// The newest versions of `names` in the root file system's suites; names that have none are left out.
-    pub(super) fn newest_versions(&self, names: &[&str]) -> Result<BTreeMap<String, String>> {
-        let packages = self.packages(ROOT_SUITES, |name| names.contains(&name))?;
+    /// The newest versions of `names` in `suites`; names that have none are left out.
+    pub(super) fn newest_versions(
+        &self,
+        names: &[&str],
+        suites: &[&str],
+    ) -> Result<BTreeMap<String, String>> {
+        let packages = self.packages(suites, |name| names.contains(&name))?;
         Ok(debian::newest_versions(&packages))
     }
 

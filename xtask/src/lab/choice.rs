@@ -12,6 +12,7 @@ use super::archive::{Archive, ROOT_SUITES};
 use super::cache::Cache;
 use super::debian::KernelBuild;
 use super::images::{INITRD_PACKAGE, ROOT_PACKAGES};
+use super::nginx;
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(24 * 3600);
 const FILE: &str = "choice.json";
@@ -26,6 +27,9 @@ pub(super) struct Choice {
     /// Package → version.
     pub(super) root: BTreeMap<String, String>,
     pub(super) busybox: String,
+    /// Package → version of the current nginx; empty if the archive lacks one. None: not looked up.
+    #[serde(default)]
+    pub(super) nginx: Option<BTreeMap<String, String>>,
     /// What apt complained about; empty if nothing.
     pub(super) complaints: String,
 }
@@ -41,7 +45,7 @@ impl Choice {
     pub(super) fn is_fresh(&self) -> bool {
         let now = seconds_now();
         // A clock that was set back must not keep a choice for ever.
-        self.looked_up <= now && now - self.looked_up < LOOK_UP_EVERY.as_secs()
+        self.nginx.is_some() && self.looked_up <= now && now - self.looked_up < LOOK_UP_EVERY.as_secs()
     }
 
     /// Asks the archive. Without network an older choice goes on being used, with a warning.
@@ -49,6 +53,7 @@ impl Choice {
         eprintln!("lab: looking for the newest guest packages (once a day)");
         let mut suites = ROOT_SUITES.to_vec();
         suites.extend(SERIES.iter().flat_map(|series| series.suites.iter().copied()));
+        suites.extend(nginx::SUITES);
         suites.sort_unstable();
         suites.dedup();
         let archive = Archive::open(cache, &suites)?;
@@ -64,9 +69,13 @@ impl Choice {
         }
         let mut names = ROOT_PACKAGES.to_vec();
         names.push(INITRD_PACKAGE);
-        let mut root = archive.newest_versions(&names)?;
+        let mut root = archive.newest_versions(&names, ROOT_SUITES)?;
         let busybox = root.remove(INITRD_PACKAGE).unwrap_or_default();
-        let new = Choice { looked_up: seconds_now(), kernels, root, busybox, complaints };
+        let mut nginx = archive.newest_versions(nginx::PACKAGES, nginx::SUITES)?;
+        if !nginx::is_complete(&nginx) {
+            nginx.clear();
+        }
+        let new = Choice { looked_up: seconds_now(), kernels, root, busybox, nginx: Some(nginx), complaints };
         let choice = new.or_older(Choice::cached(cache))?;
         choice.save(cache)?;
         Ok(choice)
@@ -76,11 +85,16 @@ impl Choice {
     /// kernel that has been built is still good.
     fn or_older(self, older: Option<Choice>) -> Result<Choice> {
         match older {
-            Some(older) if !self.is_complete() => Ok(Choice { looked_up: self.looked_up, ..older }),
+            Some(older) if !self.is_complete() => {
+                let nginx = older.nginx.or(self.nginx);
+                Ok(Choice { looked_up: self.looked_up, nginx, ..older })
+            }
             Some(older) => {
                 let mut kernels = older.kernels;
                 kernels.extend(self.kernels);
-                Ok(Choice { kernels, ..self })
+                let found = self.nginx.filter(|nginx| !nginx.is_empty());
+                let nginx = found.or(older.nginx).or(Some(BTreeMap::new()));
+                Ok(Choice { kernels, nginx, ..self })
             }
             None if self.is_complete() => Ok(self),
             None => bail!(
@@ -126,6 +140,7 @@ mod tests {
                 .collect(),
             root: ROOT_PACKAGES.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect(),
             busybox: "1".into(),
+            nginx: Some(BTreeMap::from([("nginx".to_owned(), "1".to_owned())])),
             complaints: String::new(),
         }
     }
@@ -136,6 +151,21 @@ mod tests {
         let merged = choice(&[("6.1", "6.1.0-2")]).or_older(Some(older)).unwrap();
         assert_eq!(merged.kernels["7.2"].release, "7.2.1");
         assert_eq!(merged.kernels["6.1"].release, "6.1.0-2");
+    }
+
+    #[test]
+    fn an_nginx_that_is_gone_from_the_archive_is_kept() {
+        let older = choice(&[]);
+        let mut new = choice(&[]);
+        new.nginx = Some(BTreeMap::new());
+        assert_eq!(new.clone().or_older(Some(older.clone())).unwrap().nginx, older.nginx);
+        new.root.clear();
+        assert_eq!(new.clone().or_older(Some(older.clone())).unwrap().nginx, older.nginx);
+        // What an earlier xtask has written knows of none.
+        let text = serde_json::to_string(&older).unwrap().replace("\"nginx\":", "\"something\":");
+        let older: Choice = serde_json::from_str(&text).unwrap();
+        assert!(older.nginx.is_none() && !older.is_fresh());
+        assert_eq!(new.or_older(Some(older)).unwrap().nginx, Some(BTreeMap::new()));
     }
 
     #[test]

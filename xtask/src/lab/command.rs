@@ -11,7 +11,7 @@ use clap::Subcommand;
 use super::cache::Cache;
 use super::choice::Choice;
 use super::{
-    GuestRun, Job, Lsm, Prepared, SERIES, Series, Stream, images, prepare, prepare_one, run, series,
+    GuestRun, Job, Lsm, Prepared, SERIES, Series, Stream, images, nginx, prepare, prepare_one, run, series,
 };
 
 /// Arguments of `cargo xtask lab`.
@@ -94,9 +94,13 @@ fn list() -> Result<ExitCode> {
     let cache = Cache::open()?;
     let choice = Choice::cached(&cache);
     println!("cache: {}", cache.dir().display());
-    let root = choice.as_ref().map(|choice| images::root_name(&choice.root));
+    let versions = choice.as_ref().and_then(|choice| choice.nginx.clone()).unwrap_or_default();
+    let nginx = nginx::unpacked(&cache, &versions);
+    let root = choice.as_ref().map(|choice| images::root_name(&choice.root, nginx.as_ref()));
     let root = root.is_some_and(|name| images::root(&cache, &name).is_some());
     println!("{:<7} {:<32} {}", "root", "bookworm", state(root));
+    let version = versions.get("nginx").map_or("not looked up", String::as_str);
+    println!("{:<7} {version:<32} {}", "nginx", state(nginx.is_some()));
     for series in SERIES {
         let build = choice.as_ref().and_then(|choice| choice.kernels.get(series.name));
         let ready = build.is_some_and(|build| images::kernel(&cache, &images::kernel_name(build)).is_some());
@@ -121,7 +125,11 @@ fn build(names: &[String], refresh: bool) -> Result<ExitCode> {
     } else {
         names.iter().map(|name| series(name)).collect::<Result<_>>()?
     };
-    let Prepared { kernels, skipped } = prepare(&wanted, refresh)?;
+    let Prepared { kernels, skipped, nginx } = prepare(&wanted, refresh)?;
+    match &nginx {
+        Ok(nginx) => println!("{:<7} {:<32} ready", "nginx", nginx.version),
+        Err(error) => println!("{:<7} skipped: {error:#}", "nginx"),
+    }
     for kernel in &kernels {
         println!("{:<7} {:<32} ready", kernel.series, kernel.release);
     }
@@ -130,7 +138,7 @@ fn build(names: &[String], refresh: bool) -> Result<ExitCode> {
     }
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("lab: {} kernels ready, {} skipped, {seconds:.1} s", kernels.len(), skipped.len());
-    Ok(if skipped.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if skipped.is_empty() && nginx.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_one(args: &RunArgs) -> Result<ExitCode> {

@@ -4,6 +4,7 @@
 # Static busybox where it will do: starting a dynamic program costs an emulated guest about 0.1 s.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LANG=C.UTF-8 TERM=dumb
+export WHY502_LAB_CACHE=/opt/why502-lab # what of the lab's cache a guest has: the current nginx
 bb=/run/lab/busybox
 
 $bb mount -t proc proc /proc

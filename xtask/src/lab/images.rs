@@ -12,6 +12,7 @@ use super::archive::{self, Archive, ROOT_SUITES};
 use super::cache::{self, Cache};
 use super::debian::KernelBuild;
 use super::disk;
+use super::nginx::{self, CurrentNginx};
 use crate::process;
 
 /// Goes up when the way images are made changes, so that cached ones are made again.
@@ -67,10 +68,13 @@ pub(super) struct KernelFiles {
     pub(super) boot_modules: PathBuf,
 }
 
-pub(super) fn root_name(versions: &BTreeMap<String, String>) -> String {
+/// The name of the root file system with these packages, and with this current nginx if there is one.
+pub(super) fn root_name(versions: &BTreeMap<String, String>, nginx: Option<&CurrentNginx>) -> String {
     let listed: Vec<String> = versions.iter().map(|(name, version)| format!("{name}={version}")).collect();
     let mut parts = vec![RECIPE];
     parts.extend(listed.iter().map(String::as_str));
+    let nginx = nginx.and_then(|nginx| nginx.dir.file_name()).map(|name| name.to_string_lossy());
+    parts.extend(nginx.as_deref());
     format!("root-{}", cache::stamp(&parts))
 }
 
@@ -97,7 +101,13 @@ pub(super) fn kernel(cache: &Cache, name: &str) -> Option<KernelFiles> {
 }
 
 /// Makes the root file system under the cache's lock. Takes about a minute.
-pub(super) fn build_root(cache: &Cache, archive: &Archive, name: &str, busybox: &str) -> Result<()> {
+pub(super) fn build_root(
+    cache: &Cache,
+    archive: &Archive,
+    name: &str,
+    busybox: &str,
+    nginx: Option<&CurrentNginx>,
+) -> Result<()> {
     let work = cache.scratch("build-root")?;
     let (rootfs, out) = (work.join("rootfs"), work.join("out"));
     fs::create_dir(&out).with_context(|| format!("cannot create {}", out.display()))?;
@@ -125,6 +135,9 @@ pub(super) fn build_root(cache: &Cache, archive: &Archive, name: &str, busybox: 
     for dir in ["usr/lib/modules", "lab"] {
         let path = rootfs.join(dir);
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    if let Some(nginx) = nginx {
+        nginx::install(nginx, &rootfs)?;
     }
     // setfiles looks at /proc/mounts; a mount namespace of its own leaves nothing behind.
     process::output(
@@ -259,7 +272,9 @@ kernel/fs/other-fs.ko.xz:
     fn names_follow_versions() {
         let one = BTreeMap::from([("nginx-full".to_owned(), "1".to_owned())]);
         let two = BTreeMap::from([("nginx-full".to_owned(), "2".to_owned())]);
-        assert_ne!(root_name(&one), root_name(&two));
+        assert_ne!(root_name(&one, None), root_name(&two, None));
+        let nginx = CurrentNginx { version: "1".into(), dir: "/x/nginx-1".into() };
+        assert_ne!(root_name(&one, None), root_name(&one, Some(&nginx)));
         let build = |version: &str| KernelBuild {
             release: "6.1.0-9-cloud-amd64".into(),
             version: version.into(),

@@ -12,10 +12,11 @@ mod debian;
 mod disk;
 mod guest;
 mod images;
+mod nginx;
 
 use std::fs::File;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use archive::Archive;
 use cache::Cache;
@@ -23,6 +24,7 @@ use choice::Choice;
 pub(crate) use command::{Args, main};
 pub(crate) use guest::{GuestRun, Job, Lsm, Stream, run};
 use images::{KernelFiles, Root};
+pub(crate) use nginx::CurrentNginx;
 
 use crate::process;
 
@@ -64,6 +66,8 @@ pub(crate) struct Skipped {
 pub(crate) struct Prepared {
     pub(crate) kernels: Vec<Kernel>,
     pub(crate) skipped: Vec<Skipped>,
+    /// The current nginx in the guests, or why they have none.
+    pub(crate) nginx: Result<CurrentNginx>,
 }
 
 /// Finds a series by its name, such as `6.12`.
@@ -86,22 +90,10 @@ pub(crate) fn series(name: &str) -> Result<&'static Series> {
 pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepared> {
     let cache = Cache::open()?;
     let mut lock = None;
-    let choice = match Choice::cached(&cache) {
-        Some(choice) if !refresh && (choice.is_fresh() || !process::is_root()) => choice,
-        _ => {
-            need_root()?;
-            lock = Some(cache.lock()?);
-            cache.share_runs()?;
-            // Another process may have looked while this one waited for the lock.
-            match Choice::cached(&cache) {
-                Some(choice) if choice.is_fresh() && !refresh => choice,
-                _ => Choice::look_up(&cache)?,
-            }
-        }
-    };
-
-    let root = ready_root(&cache, &choice, &mut lock)?;
-    let mut prepared = Prepared { kernels: Vec::new(), skipped: Vec::new() };
+    let choice = choose(&cache, refresh, &mut lock)?;
+    let nginx = ready_nginx(&cache, &choice, &mut lock);
+    let root = ready_root(&cache, &choice, nginx.as_ref().ok(), &mut lock)?;
+    let mut prepared = Prepared { kernels: Vec::new(), skipped: Vec::new(), nginx };
     for series in wanted {
         match ready_kernel(&cache, &choice, series, &mut lock) {
             Ok((release, files)) => prepared.kernels.push(Kernel {
@@ -119,6 +111,39 @@ pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepa
     Ok(prepared)
 }
 
+/// Makes the current nginx ready to run on this machine: like [`prepare`], and without guests. With `offline` only one
+/// that has been unpacked will do.
+///
+/// # Errors
+/// If it cannot be had.
+pub(crate) fn current_nginx(offline: bool) -> Result<CurrentNginx> {
+    let cache = Cache::open()?;
+    if offline {
+        let versions = Choice::cached(&cache).and_then(|choice| choice.nginx).unwrap_or_default();
+        return nginx::unpacked(&cache, &versions).context("it has not been unpacked");
+    }
+    let mut lock = None;
+    let choice = choose(&cache, false, &mut lock)?;
+    ready_nginx(&cache, &choice, &mut lock)
+}
+
+/// The versions in use: those of the cache, or the archive's if those are old and this is root.
+fn choose(cache: &Cache, refresh: bool, lock: &mut Option<File>) -> Result<Choice> {
+    match Choice::cached(cache) {
+        Some(choice) if !refresh && (choice.is_fresh() || !process::is_root()) => Ok(choice),
+        _ => {
+            need_root()?;
+            hold(cache, lock)?;
+            cache.share_runs()?;
+            // Another process may have looked while this one waited for the lock.
+            match Choice::cached(cache) {
+                Some(choice) if choice.is_fresh() && !refresh => Ok(choice),
+                _ => Choice::look_up(cache),
+            }
+        }
+    }
+}
+
 /// Makes one kernel ready to boot; that it cannot be had is an error.
 pub(crate) fn prepare_one(name: &str) -> Result<Kernel> {
     let mut prepared = prepare(&[series(name)?], false)?;
@@ -129,14 +154,42 @@ pub(crate) fn prepare_one(name: &str) -> Result<Kernel> {
     }
 }
 
-fn ready_root(cache: &Cache, choice: &Choice, lock: &mut Option<File>) -> Result<Root> {
-    let name = images::root_name(&choice.root);
+fn ready_nginx(cache: &Cache, choice: &Choice, lock: &mut Option<File>) -> Result<CurrentNginx> {
+    let versions = choice.nginx.as_ref().filter(|versions| nginx::is_complete(versions));
+    let Some(versions) = versions else {
+        bail!("{} have no nginx now; {}", nginx::SUITES.join(" and "), or_none(&choice.complaints));
+    };
+    if nginx::unpacked(cache, versions).is_none() {
+        need_root()?;
+        hold(cache, lock)?;
+        if nginx::unpacked(cache, versions).is_none() {
+            eprintln!("lab: unpacking a current nginx beside the installed one");
+            nginx::unpack(cache, versions)?;
+        }
+    }
+    let ready = nginx::unpacked(cache, versions).context("the new nginx vanished: try again")?;
+    if process::is_root() && !nginx::is_linked(cache, &ready) {
+        hold(cache, lock)?;
+        nginx::link(cache, &ready)?;
+    }
+    cache.mark_used(&nginx::folder(cache, versions));
+    Ok(ready)
+}
+
+fn ready_root(
+    cache: &Cache,
+    choice: &Choice,
+    nginx: Option<&CurrentNginx>,
+    lock: &mut Option<File>,
+) -> Result<Root> {
+    let name = images::root_name(&choice.root, nginx);
     if images::root(cache, &name).is_none() {
         need_root()?;
         hold(cache, lock)?;
         if images::root(cache, &name).is_none() {
             eprintln!("lab: building the guests' root file system (about a minute)");
-            images::build_root(cache, &Archive::open(cache, archive::ROOT_SUITES)?, &name, &choice.busybox)?;
+            let archive = Archive::open(cache, archive::ROOT_SUITES)?;
+            images::build_root(cache, &archive, &name, &choice.busybox, nginx)?;
             cache.prune("root-", &name);
         }
     }

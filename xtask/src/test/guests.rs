@@ -56,6 +56,9 @@ pub(super) fn run(session: &mut Session) -> Result<Counts> {
         println!("skip kernel {}: {}", skipped.series, skipped.reason);
         total.add(Counts::one_skipped());
     }
+    if let Err(error) = &prepared.nginx {
+        println!("skip the current nginx in every guest: {error:#}");
+    }
     let queue: Mutex<VecDeque<&Kernel>> = Mutex::new(prepared.kernels.iter().collect());
     let sum = Mutex::new(total);
     let session = &*session;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use super::{Counts, Session, cargo, guests, live};
+use crate::lab;
 use crate::setup::{self, Purpose};
 
 /// One stage.
@@ -32,6 +33,7 @@ const LIVE: Stage = Stage { needs: &["build"], root: true, ..STAGE };
 #[rustfmt::skip] // a table
 pub(super) const STAGES: &[Stage] = &[
     Stage { name: "setup", about: "what the tests need is here", needs: &[], run: set_up, ..STAGE },
+    Stage { name: "nginx", about: "a current nginx beside the installed one", run: nginx, ..STAGE },
     Stage { name: "fmt", about: "cargo fmt --check", run: cargo::fmt, ..STAGE },
     Stage { name: "clippy", about: "cargo clippy, warnings denied", run: cargo::clippy, ..STAGE },
     Stage { name: "unit", about: "cargo test: units, command line, golden data", run: cargo::unit, ..STAGE },
@@ -50,4 +52,18 @@ fn set_up(session: &mut Session) -> Result<Counts> {
         if session.host_only { &[Purpose::Build, Purpose::Test] } else { &[Purpose::All] };
     setup::ensure(purposes, session.no_install)?;
     Ok(Counts::one_passed())
+}
+
+/// Without it the fault lab skips its cases by name, and the tests of the configuration ask the installed one alone.
+fn nginx(session: &mut Session) -> Result<Counts> {
+    Ok(match lab::current_nginx(session.no_install) {
+        Ok(nginx) => {
+            println!("nginx {} in {}", nginx.version, nginx.dir.display());
+            Counts::one_passed()
+        }
+        Err(error) => {
+            println!("skip all tests with a current nginx: {error:#}");
+            Counts::one_skipped()
+        }
+    })
 }

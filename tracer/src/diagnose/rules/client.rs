@@ -20,7 +20,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             ),
         ),
         // Where something here kept the handshake from succeeding, that is the better answer.
-        (GaveUp::Early, _) if a.drop.is_none() && a.overflow.is_none() => {
+        (GaveUp::Early, _) if a.drop.is_none() && a.overflow.is_none() && case.client_saw.is_none() => {
             (false, "nginx closed the attempt without an error from the network".to_owned())
         }
         _ => return None,

@@ -10,9 +10,11 @@ mod host;
 mod listener;
 mod network;
 mod no_answer;
+mod no_live;
 mod peer;
 mod ports;
 mod queue;
+mod resolver;
 mod table;
 pub(super) mod unexplained;
 
@@ -31,4 +33,7 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::ConnectTimeoutBacklogFull], check: queue::check },
     Rule { causes: &[Cause::ClientAborted], check: client::check },
     Rule { causes: &[Cause::ConnectTimeoutNoAnswer], check: no_answer::check },
+    Rule { causes: &[Cause::NoLiveUpstreams], check: no_live::check },
+    Rule { causes: &[Cause::NoResolver], check: resolver::none },
+    Rule { causes: &[Cause::ResolverFailed], check: resolver::failed },
 ];

@@ -16,7 +16,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     match case.attempt.stage {
         Stage::Connect if !case.attempt.syn_state => at_once(case),
         Stage::SynSent => by_icmp(case),
-        Stage::Socket | Stage::Bind | Stage::Connect | Stage::Established => None,
+        Stage::Socket | Stage::Bind | Stage::Connect | Stage::Established | Stage::Untried => None,
     }
 }
 

@@ -10,10 +10,13 @@ use crate::{
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let a = &case.attempt;
     let how = case.gave_up()?;
-    if matches!(how, GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early)
-        || a.drop.is_some()
-        || a.overflow.is_some()
-    {
+    // A client that was answered had not left.
+    let ended_otherwise = match how {
+        GaveUp::ClientGone | GaveUp::WorkerEnded => true,
+        GaveUp::Early => case.client_saw.is_none(),
+        GaveUp::Timer | GaveUp::Kernel => false,
+    };
+    if ended_otherwise || a.drop.is_some() || a.overflow.is_some() {
         return None;
     }
     // Not even the next hop answers: see `host`.
@@ -40,6 +43,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         "a full accept queue: the upstream is on this machine and this tier does not see its queue"
     } else if here {
         "a backend of this machine that is stopped or lost the packet"
+    } else if case.client_saw.is_some() {
+        "nginx ended the attempt for another reason than its timer (a script, another part of the request)"
     } else {
         "a client that left: no connect timeout is known for this upstream"
     };

@@ -20,6 +20,7 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
         }
         (Stage::Socket, ..) => format!("socket() failed ({})", words::errno(errno.unwrap_or(0))),
         (Stage::Bind, ..) => format!("bind({}) failed ({})", a.remote, words::errno(errno.unwrap_or(0))),
+        (Stage::Untried, ..) => "nginx answered without trying a server".to_owned(),
         (Stage::SynSent, _, Some(GaveUp::WorkerEnded)) => {
             format!("the worker process ended while it was connecting to {}", a.remote)
         }

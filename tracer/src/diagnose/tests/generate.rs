@@ -292,10 +292,20 @@ fn no_combination_breaks_an_invariant() {
         for what in invariants::broken(&case, &verdict) {
             failures.add(&what, || format!("{case:#?}\n{verdict:#?}"));
         }
+        for (saw, number) in [(504, Some(1)), (504, None), (200, Some(1))] {
+            let mut answered = case.clone();
+            (answered.client_saw, answered.attempt.number) = (Some(saw), number);
+            let verdict = diagnose(&answered);
+            for what in invariants::broken(&answered, &verdict) {
+                failures.add(&what, || format!("{answered:#?}\n{verdict:#?}"));
+            }
+        }
     });
     failures.finish();
     println!("{cases} cases: {named:?}");
-    for cause in RULES.iter().flat_map(|rule| rule.causes) {
+    // Those of requests without any attempt have a table of their own.
+    let untried = [Cause::NoLiveUpstreams, Cause::NoResolver, Cause::ResolverFailed];
+    for cause in RULES.iter().flat_map(|rule| rule.causes).filter(|cause| !untried.contains(cause)) {
         let reached =
             [Confidence::Likely, Confidence::Proven].into_iter().any(|c| named.contains_key(&(*cause, c)));
         assert!(reached, "no case was called {cause}");

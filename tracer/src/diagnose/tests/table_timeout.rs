@@ -160,6 +160,13 @@ fn no_answer() {
     ]);
 }
 
+fn answered(case: Build, status: u16, number: Option<u32>) -> Build {
+    case.edit(|c| {
+        c.client_saw = Some(status);
+        c.attempt.number = number;
+    })
+}
+
 #[test]
 fn clients_that_left() {
     let early = || timed_out(FAR).lasts_ms(300);
@@ -180,6 +187,21 @@ fn clients_that_left() {
             early().client_gone(false).edit(|c| c.attempt.start_ns = None),
             ClientAborted,
             Likely,
+        ),
+        ("nginx closed early, and answered its client", answered(early(), 504, Some(1)), NoAnswer, Proven),
+        ("which attempt that was is open", answered(early(), 504, None), NoAnswer, Likely),
+        ("another status", answered(early(), 502, Some(1)), NoAnswer, Likely),
+        (
+            "a client that closed its half and was answered",
+            answered(timed_out(FAR).lasts_ms(995).client_gone(false), 504, Some(2)),
+            NoAnswer,
+            Proven,
+        ),
+        (
+            "no timer is known, and 504",
+            answered(early().edit(|c| c.config.clear()), 504, Some(1)),
+            NoAnswer,
+            Proven,
         ),
         ("refused, and the client left", refused(FAR).client_gone(true), Cause::ConnectRefusedByPeer, Likely),
         (

@@ -1,13 +1,13 @@
 //! What a real nginx sends to its backend must be what the model says is in force: inheritance and defaults.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use super::{
     Random,
-    live::{Nginx, ask, installed},
+    live::{Nginx, ask, asks_each_nginx, version},
     read, seed,
 };
-use crate::nginx::{Model, Platform, binary, model::Pass};
+use crate::nginx::{Model, Platform, model::Pass};
 
 const HEADERS: [&str; 3] = ["X-A", "X-B", "X-C"];
 
@@ -49,13 +49,11 @@ fn expected(model: &Model, pass: &Pass) -> String {
     format!("{} HTTP/{}", headers.join(" "), value("http_version").unwrap())
 }
 
-#[test]
-fn values_in_force_are_those_of_nginx() {
+asks_each_nginx!(values_in_force_are_those_of_nginx);
+
+fn values_in_force_are_those_of_nginx(nginx: &Path) {
     const SERVERS: usize = 150;
-    let Some(version) = installed().and_then(|path| binary::build(&std::fs::read(path).unwrap())?.core())
-    else {
-        return;
-    };
+    let version = version(nginx);
     let mut random = Random(seed(0x0001_4e17));
     let top = "proxy_set_header X-A top; proxy_set_header X-B top;\n";
     let mut all = format!(
@@ -78,7 +76,7 @@ fn values_in_force_are_those_of_nginx() {
         all.push_str(&text);
         servers.push(text);
     }
-    let nginx = Nginx::start(&all).expect("nginx takes the generated directives");
+    let nginx = Nginx::start(nginx, &all).expect("nginx takes the generated directives");
     for (server, text) in servers.iter().enumerate() {
         let text = format!("http {{ {top} {text} }}").replace("SOCKET", "unix:/s");
         let model =

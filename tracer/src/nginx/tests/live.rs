@@ -1,28 +1,73 @@
 //! Requests to a real nginx: the server and the location that it chooses must be those that the model names.
 
 use std::{
+    env,
     fmt::Write as _,
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use super::{Random, read, seed};
-use crate::nginx::{Model, tree::NodeId};
+use crate::nginx::{Model, Version, binary, tree::NodeId};
 
 /// Path of the installed nginx; else says why the test is skipped.
-pub(super) fn installed() -> Option<&'static Path> {
+pub(super) fn installed() -> Option<PathBuf> {
     let paths = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/local/nginx/sbin/nginx"];
-    let found = paths.into_iter().map(Path::new).find(|path| path.exists());
+    let found = paths.into_iter().map(PathBuf::from).find(|path| path.exists());
     if found.is_none() {
         println!("skipped: nginx is not installed, so that there is nothing to compare with");
     }
     found
 }
+
+/// Path of the current nginx that `cargo xtask setup` unpacks beside the installed one; else says why the test is
+/// skipped. The lab's cache is found as xtask finds it (xtask/src/lab/cache.rs).
+pub(super) fn current() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("WHY502_LAB_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("why502/lab")))
+        .or_else(|| Some(set("HOME")?.join(".cache/why502/lab")));
+    let found = cache.map(|cache| cache.join("current-nginx/nginx")).filter(|path| path.exists());
+    if found.is_none() {
+        println!("skipped: there is no current nginx to compare with; `cargo xtask setup` fetches one");
+    }
+    found
+}
+
+/// The version of one of them.
+pub(super) fn version(nginx: &Path) -> Version {
+    let build = binary::build(&std::fs::read(nginx).unwrap());
+    build.and_then(|build| build.core()).expect("nginx tells its version")
+}
+
+/// Makes two tests of each function: one asks the installed nginx, one the current one.
+macro_rules! asks_each_nginx {
+    ($($test:ident),+) => { $(
+        mod $test {
+            use crate::nginx::tests::live;
+
+            #[test]
+            fn installed() {
+                if let Some(nginx) = live::installed() {
+                    super::$test(&nginx);
+                }
+            }
+
+            #[test]
+            fn current() {
+                if let Some(nginx) = live::current() {
+                    super::$test(&nginx);
+                }
+            }
+        }
+    )+ };
+}
+pub(super) use asks_each_nginx;
 
 /// A running nginx of one process; ended with the value.
 pub(super) struct Nginx {
@@ -39,8 +84,7 @@ impl Drop for Nginx {
 
 impl Nginx {
     /// Starts one with these servers; `None` if it does not come up.
-    pub(super) fn start(servers: &str) -> Option<Self> {
-        let nginx = installed()?;
+    pub(super) fn start(nginx: &Path, servers: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
             .iter()
@@ -178,12 +222,10 @@ fn server_of(model: &Model, answer: &Answer) -> Option<usize> {
     model.servers.iter().position(|server| id(model, server.node) == answer.id)
 }
 
-#[test]
-fn servers_are_those_of_nginx() {
+asks_each_nginx!(servers_are_those_of_nginx, addresses_are_those_of_nginx);
+
+fn servers_are_those_of_nginx(nginx: &Path) {
     const GROUPS: usize = 100;
-    if installed().is_none() {
-        return;
-    }
     let mut random = Random(seed(0x05e7_77e7));
     let (mut all, mut groups) = (String::new(), Vec::new());
     for group in 0..GROUPS {
@@ -200,7 +242,7 @@ fn servers_are_those_of_nginx() {
         groups.push(text);
     }
     all.push_str("server { listen SOCKET; return 200; }");
-    let nginx = Nginx::start(&all).expect("nginx takes the generated names");
+    let nginx = Nginx::start(nginx, &all).expect("nginx takes the generated names");
     let (mut asked, mut certain) = (0, 0);
     for (group, text) in groups.iter().enumerate() {
         let model = Model::new(read(format!("http {{ {text} }}")).unwrap());
@@ -219,12 +261,8 @@ fn servers_are_those_of_nginx() {
     assert!(certain * 10 > asked * 8, "{certain} of {asked} can be said");
 }
 
-#[test]
-fn addresses_are_those_of_nginx() {
+fn addresses_are_those_of_nginx(nginx: &Path) {
     const GROUPS: usize = 30;
-    if installed().is_none() {
-        return;
-    }
     // A port may be taken by others between our choice and nginx's start.
     for attempt in 0..3 {
         let mut random = Random(seed(0xadd7 + attempt));
@@ -264,7 +302,7 @@ fn addresses_are_those_of_nginx() {
             groups.push((port, text));
         }
         all.push_str("server { listen SOCKET; return 200; }");
-        let Some(_nginx) = Nginx::start(&all) else { continue };
+        let Some(_nginx) = Nginx::start(nginx, &all) else { continue };
         let mut asked = 0;
         for (port, text) in &groups {
             let model = Model::new(read(format!("http {{ {text} }}")).unwrap());

@@ -1,7 +1,7 @@
 //! From requests to passes, and from there to fewer candidates; the URI that locations see.
 
 use super::{Random, read};
-use crate::nginx::{Candidate, Model, pcre::Pattern, uri};
+use crate::nginx::{Asked, Candidate, Model, pcre::Pattern, uri};
 
 const SHOP: &str = r"http {
     upstream app { server 127.0.0.1:3000; }
@@ -56,6 +56,74 @@ fn a_request_leaves_fewer_candidates() {
     assert_eq!(narrowed(Some("10.0.0.1:9999"), Some("shop.test"), "/").0, lines(&all));
     let stream = model.locate_stream(Some("10.0.0.1:90".parse().unwrap()));
     assert_eq!((stream.passes, stream.exact), (vec![7], true));
+}
+
+/// Passes 0 to 3 in this order; the request is for `/a`.
+#[track_caller]
+fn leads(in_server: &str, in_a: &str, answered: bool, passes: &[usize]) {
+    let text = format!(
+        "http {{ upstream u {{ server unix:/u; }} server {{ listen 80; {in_server}\n location /a {{ {in_a} proxy_pass \
+         http://127.0.0.1:1; }} location /b {{ proxy_pass http://127.0.0.1:1; }} location @c {{ proxy_pass \
+         http://127.0.0.1:1; }} location /d {{ proxy_pass http://127.0.0.1:1; }} }} \
+         server {{ listen 81; location / {{ proxy_pass http://127.0.0.1:1; }} }} }}"
+    );
+    let model = Model::new(read(&text).unwrap());
+    let listen = "10.0.0.1:80".parse().unwrap();
+    let asked = Asked { listen, host: Some("x"), target: Some("/a"), answered };
+    assert_eq!(model.locate_attempt(&asked).passes, passes, "{text}");
+}
+
+#[test]
+fn what_an_attempt_can_have_come_from() {
+    leads("", "", false, &[0]);
+    leads("", "", true, &[0, 1, 2, 3]);
+    leads("proxy_ignore_headers Expires x-accel-redirect;", "", true, &[0]);
+    leads("", "proxy_cache z;", false, &[0, 1, 2, 3]);
+    leads("proxy_cache z;", "proxy_cache off;", false, &[0]);
+    leads("", "if ($x) { error_page 503 @c; return 503; }", false, &[0, 2]);
+    leads("error_page 418 @c; if ($x) { return 418; }", "error_page 500 /d;", false, &[0, 2, 3]);
+    leads("error_page 400 /b;", "error_page 404 /none;", false, &[0, 1]);
+    leads("", "if ($x) { ssi on; }", false, &[0, 1, 2, 3]);
+    leads("", "echo_location /b;", false, &[0, 1, 2, 3]);
+    leads("", "auth_request /d;", false, &[0, 3]);
+    leads("", "rewrite ^ /b last;", false, &[1]);
+}
+
+#[test]
+fn an_answer_over_a_unix_socket_is_not_seen() {
+    let model = Model::new(
+        read(
+            "http { upstream u { server unix:/u; } server { listen 80;
+             location /a { auth_request /auth; proxy_pass http://127.0.0.1:1; }
+             location = /auth { proxy_pass http://u; } location /b { proxy_pass http://127.0.0.1:1; } } }",
+        )
+        .unwrap(),
+    );
+    let listen = "10.0.0.1:80".parse().unwrap();
+    let of = |target: Option<&str>| {
+        model.locate_attempt(&Asked { listen, host: Some("x"), target, answered: false }).passes
+    };
+    assert_eq!(of(Some("/a")), [0, 1, 2]);
+    assert_eq!(of(Some("/b")), [2]);
+    assert_eq!(of(None), [0, 1, 2]);
+}
+
+#[test]
+fn without_a_target_the_listen_address_tells() {
+    let model = shop();
+    let of = |listen: &str, host: Option<&str>| {
+        let listen = listen.parse().unwrap();
+        model.locate_attempt(&Asked { listen, host, target: None, answered: false }).passes
+    };
+    assert_eq!(of("10.0.0.1:80", None), [0, 1, 2, 3, 4]);
+    assert_eq!(
+        of("10.0.0.1:80", Some("admin7.test")),
+        [0, 1, 2, 3, 4],
+        "the default server may have refused it"
+    );
+    assert_eq!(of("127.0.0.1:81", None), [5, 6]);
+    assert_eq!(of("127.0.0.1:90", None), [7]);
+    assert!(of("127.0.0.1:9999", None).is_empty());
 }
 
 #[test]
@@ -220,5 +288,16 @@ fn nothing_panics() {
             let _ = model.effective_in(upstream);
         }
         let _ = (model.users_by_upstream(), model.locate_stream(listen));
+    }
+}
+
+/// Found by the fuzzer: two to the power of the steps.
+#[test]
+fn a_uri_that_doubles_ends() {
+    for lead in ["rewrite ^(.*)$ $1$1 last;", "try_files /none $uri$uri;", "error_page 404 = $uri$uri$uri;"] {
+        let text = format!("http {{ server {{ location / {{ {lead} proxy_pass http://127.0.0.1:1; }} }} }}");
+        let model = Model::new(read(text).unwrap());
+        let located = model.locate(None, Some("a.test"), "/abc");
+        assert_eq!((located.passes.as_slice(), located.exact), (&[0][..], false), "{lead}");
     }
 }

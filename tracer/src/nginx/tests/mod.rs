@@ -1,5 +1,6 @@
 //! Tests of the nginx module. Configurations are given as texts through [`Memory`].
 
+mod choice;
 mod inheritance;
 mod live;
 mod locate;
@@ -10,6 +11,7 @@ mod places;
 mod process;
 mod settings;
 mod syntax;
+mod versions;
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! The installed nginx as the judge: for damaged configurations, `nginx -t` and the parser must agree on
+//! A real nginx as the judge, the installed one and a current one: for damaged configurations, `nginx -t` and the parser must agree on
 //! what is wrong and where.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Config, Error, Memory, Random, Source,
-    live::{Nginx, ask, installed},
+    live::{Nginx, ask, asks_each_nginx},
     long, parse, read, seed,
 };
 
@@ -83,24 +83,25 @@ fn generate(random: &mut Random) -> String {
     text
 }
 
-#[test]
-fn agrees_with_nginx() {
-    let Some(nginx) = installed() else { return };
+asks_each_nginx!(agrees_with_nginx, words_are_read_as_nginx_reads_them);
+
+fn agrees_with_nginx(nginx: &Path) {
     let cases = CASES * long();
-    let workers: Vec<_> =
-        (0..2).map(|half| thread::spawn(move || compare_all(nginx, half, cases / 2))).collect();
     let (mut refused, mut accepted) = (0, 0);
-    for worker in workers {
-        let (no, yes) = worker.join().unwrap();
-        refused += no;
-        accepted += yes;
-    }
+    thread::scope(|scope| {
+        let workers = [0, 1].map(|half| scope.spawn(move || compare_all(nginx, half, cases / 2)));
+        for worker in workers {
+            let (no, yes) = worker.join().unwrap();
+            refused += no;
+            accepted += yes;
+        }
+    });
     println!("{refused} refused and {accepted} accepted alike");
     assert!(refused > cases / 4, "the mutations damage too little to show anything");
     assert!(accepted > cases / 8, "too little is accepted to show anything");
 }
 
-/// What both the installed nginx and we say about a part of the cases; how many were refused and accepted.
+/// What both nginx and we say about a part of the cases; how many were refused and accepted.
 fn compare_all(nginx: &Path, half: u64, cases: usize) -> (usize, usize) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nginx.conf");
@@ -144,12 +145,8 @@ fn compare_all(nginx: &Path, half: u64, cases: usize) -> (usize, usize) {
 }
 
 /// Words that nginx sends back as it reads them.
-#[test]
-fn words_are_read_as_nginx_reads_them() {
+fn words_are_read_as_nginx_reads_them(nginx: &Path) {
     const WORDS: usize = 3000;
-    if installed().is_none() {
-        return;
-    }
     let mut random = Random(seed(0x0030_30d5));
     let mut locations = String::new();
     let mut kept = 0;
@@ -170,7 +167,7 @@ fn words_are_read_as_nginx_reads_them() {
     }
     let server = format!("server {{ listen SOCKET.0;\n{locations} }}");
     let config = read(format!("http {{ {server} }}")).unwrap();
-    let nginx = Nginx::start(&format!("{server} server {{ listen SOCKET; return 200; }}"))
+    let nginx = Nginx::start(nginx, &format!("{server} server {{ listen SOCKET; return 200; }}"))
         .expect("nginx takes the words");
     let mut stream = nginx.connect(0);
     let returns = config.all().filter(|id| &*config.name(*id) == b"return");

@@ -1,10 +1,10 @@
 //! Locations and the ways between them, as a real nginx takes them.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::Path};
 
 use super::{
     Random,
-    live::{Answer, Nginx, ask, id, installed},
+    live::{Answer, Nginx, ask, asks_each_nginx, id},
     read, seed,
 };
 use crate::nginx::{Located, Model};
@@ -140,8 +140,9 @@ fn compare(model: &Model, located: &Located, answer: &Answer, what: &str) -> usi
     1
 }
 
-#[test]
-fn locations_are_those_of_nginx() {
+asks_each_nginx!(locations_are_those_of_nginx, passes_are_among_those_of_the_model);
+
+fn locations_are_those_of_nginx(nginx: &Path) {
     const SETS: usize = 400;
     const URIS: usize = 25;
     let mut random = Random(seed(0x0010_ca7e));
@@ -155,11 +156,8 @@ fn locations_are_those_of_nginx() {
         all.push_str(&server);
         sets.push(server);
     }
-    if installed().is_none() {
-        return;
-    }
     all.push_str("server { listen SOCKET; return 200; }");
-    let nginx = Nginx::start(&all).expect("nginx takes the generated locations");
+    let nginx = Nginx::start(nginx, &all).expect("nginx takes the generated locations");
     let (mut asked, mut certain) = (0, 0);
     for (set, server) in sets.iter().enumerate() {
         let mut stream = nginx.connect(set);
@@ -243,12 +241,8 @@ fn flows(random: &mut Random) -> String {
     text
 }
 
-#[test]
-fn passes_are_among_those_of_the_model() {
+fn passes_are_among_those_of_the_model(nginx: &Path) {
     const SETS: usize = 300;
-    if installed().is_none() {
-        return;
-    }
     let mut random = Random(seed(0xf103));
     let (mut all, mut sets) = (String::new(), Vec::new());
     for set in 0..SETS {
@@ -257,7 +251,7 @@ fn passes_are_among_those_of_the_model() {
         sets.push(server);
     }
     all.push_str("server { listen SOCKET; return 200; }");
-    let nginx = Nginx::start(&all).expect("nginx takes the generated servers");
+    let nginx = Nginx::start(nginx, &all).expect("nginx takes the generated servers");
     let (mut failed, mut exact) = (0, 0);
     for (set, server) in sets.iter().enumerate() {
         let model = Model::new(read(format!("http {{ {server} }}")).unwrap());

@@ -84,6 +84,27 @@ fn every_value_has_its_line_or_its_origin() {
 }
 
 #[test]
+fn names_in_front_of_a_variable_port_are_known() {
+    let text = "http { server { location / { proxy_pass http://db.test:$port; } location /u { proxy_pass \
+                http://$host.test:80; } location /v { proxy_pass http://10.0.0.1:$port; } } }";
+    assert_eq!(model(text, None).names(), ["db.test"]);
+}
+
+#[test]
+fn flags_of_several_lines_add_up_and_of_zones_the_last_counts() {
+    let text = "http { upstream u { zone a 1m; server 127.0.0.1:1; zone b 2m; } proxy_next_upstream off; server {\nproxy_next_upstream error;\nproxy_next_upstream http_502 timeout;\n\
+                proxy_ssl_protocols TLSv1.2;\nproxy_ssl_protocols TLSv1.3; location / { proxy_pass http://127.0.0.1:1; } } }";
+    let model = model(text, None);
+    assert_eq!(value(&model, &model.passes[0], "next_upstream"), "error http_502 timeout @ 2 3");
+    assert_eq!(value(&model, &model.passes[0], "ssl_protocols"), "TLSv1.2 TLSv1.3 @ 4 5");
+    let all = model.effective_in(&model.upstreams[0]);
+    assert_eq!(
+        all.iter().find(|(directive, _)| directive.name == "zone").unwrap().1.value.as_deref(),
+        Some("b 2m")
+    );
+}
+
+#[test]
 fn defaults_follow_the_version() {
     let text = "http { upstream u { server 127.0.0.1:1; } server { location / { proxy_pass http://u; } } }";
     let of = |version: Option<&str>, name: &str| {
@@ -151,7 +172,7 @@ fn the_table_is_in_order() {
         let versions: Vec<_> = directive.defaults.iter().map(|(since, _)| since).collect();
         assert!(versions.is_sorted() && !versions.is_empty(), "{}", directive.name);
         if let Owner::Upstream(_) = directive.owner {
-            assert_eq!(directive.inherit, Inherit::Value, "{}", directive.name);
+            assert!(matches!(directive.inherit, Inherit::Value | Inherit::Last), "{}", directive.name);
         }
     }
     for module in [Module::Proxy, Module::Stream, Module::Grpc] {

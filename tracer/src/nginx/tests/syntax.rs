@@ -309,7 +309,7 @@ fn a_large_configuration_is_read_quickly() {
     let built = start.elapsed() - parsed;
     let start = Instant::now();
     let listen = Some("10.0.0.1:443".parse().unwrap());
-    let located = model.locate(listen, Some("shop7.example.com"), "/x/index.php");
+    let located = model.locate(listen, Some("shop7.example.com"), "/x/index.html");
     let located_in = start.elapsed();
     assert!(located.exact && located.passes.len() == 1, "{located:?}");
     println!("10 MB: parsed in {parsed:?}, modelled in {built:?}; a request located in {located_in:?}");

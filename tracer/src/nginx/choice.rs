@@ -1,0 +1,230 @@
+//! What nginx has to choose from when a request comes to a pass, and what else in a configuration answers with 502.
+
+use super::{
+    locate::Located,
+    model::{ConfigLine, Model, Pass, Role},
+    tree::{Kind, NodeId},
+    value::{self, Address},
+};
+
+/// Where a pass leads a request, as far as nginx has to choose or to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// An `upstream`, by index in [`Model::upstreams`].
+    Group(usize),
+    /// A host that nginx resolved when it read its configuration: its addresses are a group as well.
+    Host {
+        /// The name.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A name that has to be looked up while the request waits.
+    Resolve {
+        /// The name; `None` where the request decides in a way that is not followed.
+        name: Option<String>,
+        /// False if it may be the name of an `upstream`.
+        sure: bool,
+    },
+}
+
+/// Modules of nginx's own distribution that can be loaded and that answer no request by themselves with 502.
+const OWN_MODULES: [&str; 10] = [
+    "ngx_stream",
+    "ngx_mail",
+    "ngx_http_geoip",
+    "ngx_stream_geoip",
+    "ngx_http_image_filter",
+    "ngx_http_xslt_filter",
+    "ngx_http_brotli",
+    "ngx_http_headers_more",
+    "ngx_http_echo",
+    "ngx_http_js",
+];
+
+impl Model {
+    /// Where a pass leads. `variable` gives the value that a variable has for the request at hand, by its name in
+    /// lower case. `None`: to an address, so that there is nothing to choose; or that cannot be told.
+    #[must_use]
+    pub fn destination(
+        &self,
+        index: usize,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Option<Destination> {
+        let pass = self.passes.get(index)?;
+        if let Some(upstream) = pass.upstream {
+            return Some(Destination::Group(upstream));
+        }
+        let default_port = match &pass.target {
+            Address::Name { host, port, .. } => {
+                return port.map(|port| Destination::Host { host: host.clone(), port });
+            }
+            Address::Variable { default_port, .. } => *default_port,
+            Address::Ip { .. } | Address::Unix { .. } | Address::Invalid => return None,
+        };
+        if let ([value], true) = (pass.values.as_slice(), pass.complete) {
+            return match (value.upstream, &value.target) {
+                (Some(upstream), _) => Some(Destination::Group(upstream)),
+                (None, Address::Name { host, .. }) => self.look_up(host),
+                (None, _) => None,
+            };
+        }
+        if let Some(text) = evaluate(&pass.authority, variable) {
+            let authority = text.split_once("://").map_or(text.as_str(), |(_, rest)| rest);
+            return match value::address(authority, default_port, false) {
+                Address::Name { host, explicit_port, .. } => {
+                    let own = |upstream: &super::model::Upstream| {
+                        upstream.layer == pass.module.layer() && upstream.name.eq_ignore_ascii_case(&host)
+                    };
+                    match self.upstreams.iter().position(own).filter(|_| !explicit_port) {
+                        Some(upstream) => Some(Destination::Group(upstream)),
+                        None => self.look_up(&host),
+                    }
+                }
+                Address::Ip { .. } | Address::Unix { .. } | Address::Variable { .. } | Address::Invalid => {
+                    None
+                }
+            };
+        }
+        let is_name = |value: &super::model::PassValue| {
+            matches!(value.target, Address::Name { .. }) && value.upstream.is_none()
+        };
+        let known = pass.values.iter().filter(|value| !value.text.is_empty());
+        let names = known.clone().all(is_name);
+        let group = self.users_by_upstream().iter().any(|users| users.contains(&index));
+        let fixed = self.has_static_hosts(pass);
+        (names || !pass.complete)
+            .then_some(Destination::Resolve { name: None, sure: names && !group && !fixed })
+    }
+
+    /// A host of another pass is known to nginx without asking anybody.
+    fn look_up(&self, host: &str) -> Option<Destination> {
+        let known = self.passes.iter().any(|pass| match &pass.target {
+            Address::Name { host: other, .. } => pass.upstream.is_none() && other.eq_ignore_ascii_case(host),
+            Address::Ip { .. } | Address::Unix { .. } | Address::Variable { .. } | Address::Invalid => false,
+        });
+        (!known).then(|| Destination::Resolve { name: Some(host.to_ascii_lowercase()), sure: true })
+    }
+
+    fn has_static_hosts(&self, pass: &Pass) -> bool {
+        self.passes.iter().any(|other| {
+            other.module.layer() == pass.module.layer()
+                && other.upstream.is_none()
+                && matches!(other.target, Address::Name { .. })
+        })
+    }
+
+    /// Every directive that can have answered a located request with 502 in place of the pass: `return`, pages for
+    /// errors, a cache, scripts, and modules that are not nginx's own.
+    #[must_use]
+    pub fn other_bad_gateways(&self, located: &Located) -> Vec<ConfigLine> {
+        let config = &self.config;
+        let server = located.server.and_then(|server| self.servers.get(server)).map(|server| server.node);
+        let mut found: Vec<NodeId> = Vec::new();
+        let mut caches: Vec<Vec<u8>> = Vec::new();
+        let mut at = located.location.or(server);
+        while let Some(block) = at {
+            for id in config.children(block) {
+                let name = config.name(id);
+                if name.ends_with(b"_cache") && is_pass_prefix(&name) {
+                    // The innermost one holds.
+                    if caches.iter().any(|known| **known == *name) {
+                        continue;
+                    }
+                    caches.push(name.into_owned());
+                }
+                self.note_bad_gateway(id, &mut found);
+            }
+            at = config.parent(block);
+        }
+        for id in config.top() {
+            self.note_bad_gateway(id, &mut found);
+        }
+        // Where the request can have been led elsewhere, anything in the server counts.
+        if let Some(server) = server.filter(|_| !located.because.is_empty()) {
+            let mut todo: Vec<NodeId> = config.children(server).collect();
+            while let Some(id) = todo.pop() {
+                self.note_bad_gateway(id, &mut found);
+                if config.kind(id) == Kind::Block {
+                    todo.extend(config.children(id));
+                }
+            }
+        }
+        found.sort_unstable_by_key(|id| id.0);
+        found.dedup();
+        found.into_iter().map(|id| self.line(Role::Directive, id)).collect()
+    }
+
+    fn note_bad_gateway(&self, id: NodeId, found: &mut Vec<NodeId>) {
+        let config = &self.config;
+        let name = config.name(id);
+        let first = || config.arg(id, 0).unwrap_or_default();
+        let mut words = config.args(id);
+        let is_one = match &*name {
+            b"return" | b"limit_req_status" | b"limit_conn_status" => first() == "502",
+            b"error_page" => words.any(|word| matches!(&*word, b"=502" | b"=")),
+            b"try_files" => words.last().as_deref() == Some(b"=502"),
+            b"ssi" => first() == "on",
+            b"js_content" | b"js_access" | b"js_header_filter" | b"js_body_filter" | b"perl" => true,
+            b"load_module" => {
+                let path = first();
+                let file = path.rsplit('/').next().unwrap_or_default();
+                !OWN_MODULES.iter().any(|own| file.starts_with(own))
+            }
+            b"if" | b"limit_except" => {
+                let inner: Vec<NodeId> = config.children(id).collect();
+                inner.into_iter().for_each(|id| self.note_bad_gateway(id, found));
+                false
+            }
+            _ if name.ends_with(b"_cache") && is_pass_prefix(&name) => first() != "off",
+            _ if name.starts_with(b"modsecurity") => first() != "off",
+            _ => {
+                let lua = name.windows(7).any(|part| part == b"_by_lua");
+                lua && !name.starts_with(b"init_") && !name.starts_with(b"ssl_")
+            }
+        };
+        if is_one {
+            found.push(id);
+        }
+    }
+}
+
+/// `proxy_cache` and its like, but not `open_file_cache`.
+fn is_pass_prefix(name: &[u8]) -> bool {
+    let modules: [&[u8]; 4] = [b"proxy_cache", b"fastcgi_cache", b"uwsgi_cache", b"scgi_cache"];
+    modules.contains(&name)
+}
+
+/// Puts values into a text; `None` if one of its variables has none.
+fn evaluate(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let mut made = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('$') {
+        made.push_str(before);
+        let (name, tail) = match after.strip_prefix('{') {
+            Some(braced) => braced.split_once('}')?,
+            None => {
+                let end = after.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
+                after.split_at_checked(end)?
+            }
+        };
+        made.push_str(&variable(&name.to_ascii_lowercase())?);
+        rest = tail;
+    }
+    made.push_str(rest);
+    (!made.is_empty()).then_some(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_get_the_values_of_a_request() {
+        let value = |name: &str| (name == "host").then(|| "shop.example.com".to_owned());
+        assert_eq!(evaluate("$host:8080", &value).as_deref(), Some("shop.example.com:8080"));
+        assert_eq!(evaluate("a.${host}", &value).as_deref(), Some("a.shop.example.com"));
+        assert_eq!(evaluate("$other.$host", &value), None);
+        assert_eq!(evaluate("", &value), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! What nginx has to choose from, and what else answers with 502.
+
+use super::read;
+use crate::nginx::{Located, Model, choice::Destination};
+
+const SHOP: &str = r"http {
+    upstream app { server 127.0.0.1:3000; }
+    upstream api { server 127.0.0.1:3001; }
+    error_page 500 502 /50x.html;
+    server {
+        listen 80;
+        proxy_cache kept;
+        location /app { proxy_cache off; proxy_pass http://app; }
+        location /if { proxy_cache off; if ($arg_x) { return 502; } proxy_pass http://app; }
+        location /cached { proxy_pass http://app; }
+        location /set { proxy_cache off; set $to app.test; proxy_pass http://$to:1; }
+        location /group { proxy_cache off; set $to api; proxy_pass http://$to; }
+        location /host { proxy_cache off; proxy_pass http://$host:1; }
+        location /cookie { proxy_cache off; proxy_pass http://$cookie_to; }
+        location /name { proxy_cache off; proxy_pass http://localhost:3000; }
+        location /ip { proxy_cache off; proxy_pass http://127.0.0.1:1; }
+        location /return { return 502; }
+        location = /50x.html { return 200; }
+    }
+}
+";
+
+#[test]
+fn destinations_and_other_answers() {
+    let model = Model::new(read(SHOP).unwrap());
+    assert!(model.warnings.is_empty(), "{:?}", model.warnings);
+    let variable = |name: &str| (name == "host").then(|| "Shop.test".to_owned());
+    let resolve =
+        |name: Option<&str>, sure| Some(Destination::Resolve { name: name.map(str::to_owned), sure });
+    let host = Destination::Host { host: "localhost".to_owned(), port: 3000 };
+    // The page for errors leads elsewhere, so that every line of the server counts.
+    for (target, destination, near) in [
+        ("/app", Some(Destination::Group(0)), vec![]),
+        ("/if", Some(Destination::Group(0)), vec![9]),
+        ("/cached", Some(Destination::Group(0)), vec![7]),
+        ("/set", resolve(Some("app.test"), true), vec![]),
+        ("/group", Some(Destination::Group(1)), vec![]),
+        ("/host", resolve(Some("shop.test"), true), vec![]),
+        ("/cookie", resolve(None, false), vec![]),
+        ("/name", Some(host), vec![]),
+        ("/ip", None, vec![]),
+    ] {
+        let mut located = model.locate(None, Some("shop.test"), target);
+        let [pass] = located.passes.as_slice() else { panic!("{target}: {located:?}") };
+        assert_eq!(model.destination(*pass, &variable), destination, "{target}");
+        let lines = |located: &Located| {
+            let found = model.other_bad_gateways(located);
+            found.iter().map(|line| line.line).collect::<Vec<_>>()
+        };
+        assert_eq!(located.because, ["error_page"], "{target}");
+        let all = lines(&located);
+        assert!(all.contains(&17) && all.contains(&9), "{target}: {all:?}");
+        located.because.clear();
+        assert_eq!(lines(&located), near, "{target}");
+    }
+    assert!(model.locate(None, Some("shop.test"), "/return").passes.is_empty());
+}

@@ -1,0 +1,490 @@
+//! Requests that nginx answered with 502 without trying a server: what it had to choose from, and what this run has
+//! seen of that before.
+//!
+//! Failures are kept with their worker and group for as long as they can take a server out, in bounded numbers; name
+//! servers' replies for as long as a request can have waited for them.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    rc::{Rc, Weak},
+    time::Instant,
+};
+
+use anyhow::Result;
+use tracer_ebpf::request::client_flag;
+
+use super::{Session, complain, config::Snapshot, notes, wall_clock, watch::Watched};
+use crate::{
+    correlate::{
+        Case, Facts, GaveUp,
+        no_attempt::{self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said, Source},
+        request::{Attribution, Head},
+    },
+    diagnose::{self, Cause},
+    event::{Answered, Attempt, Dns, Stage},
+    nginx::{Candidate, ConfigLine, Located, Role, choice::Destination, tree::NodeId, uri, value},
+    report::Incident,
+};
+
+/// Answers that wait for the attempts before them to be explained; beyond it the kernel's buffer holds the rest.
+const MOST_PENDING: usize = 8192;
+/// Servers whose failures are kept.
+const MOST_SERVERS: usize = 4096;
+/// Failures that are kept of each: what `max_fails` can ask for, of many workers.
+const MOST_FAILURES: usize = 256;
+/// Replies of name servers that are kept.
+const MOST_REPLIES: usize = 4096;
+/// Longest `fail_timeout` that is followed.
+const KEEP_NS: u64 = 3600 * 1_000_000_000;
+
+/// The parameters of a group that nginx makes of a name (ngx_http_upstream_init_round_robin).
+const DEFAULT_MAX_FAILS: u64 = 1;
+const DEFAULT_FAIL_TIMEOUT_S: u64 = 10;
+
+/// Failures of one server, each with the configuration that its worker ran with.
+type Past = VecDeque<(Failure, Weak<Snapshot>)>;
+
+/// What is known so far of servers and names.
+#[derive(Debug, Default)]
+pub(super) struct Alone {
+    pending: VecDeque<Answered>,
+    /// By group and address.
+    failures: HashMap<(String, SocketAddr), Past>,
+    replies: VecDeque<Dns>,
+    /// The hooks that tell of name servers are there.
+    watched: bool,
+}
+
+impl Alone {
+    pub(super) fn new(watched: bool) -> Self {
+        Self { watched, ..Self::default() }
+    }
+
+    /// True if the record tells of a request that nginx answered by itself.
+    pub(super) fn is_one(answered: &Answered) -> bool {
+        answered.flags & client_flag::ALONE != 0
+    }
+
+    /// False if no further record should be read now.
+    pub(super) fn has_room(&self) -> bool {
+        self.pending.len() < MOST_PENDING
+    }
+
+    /// Takes such a record.
+    pub(super) fn note(&mut self, answered: Answered) {
+        self.pending.push_back(answered);
+    }
+
+    /// Takes what a name server told.
+    pub(super) fn heard(&mut self, dns: Dns) {
+        if self.replies.len() >= MOST_REPLIES {
+            self.replies.pop_front();
+        }
+        self.replies.push_back(dns);
+    }
+
+    /// True if answers wait.
+    pub(super) fn any_waits(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Notes a failure that nginx counts against the server.
+    pub(super) fn failed(&mut self, case: &Case, cause: Cause, worker: &Watched) {
+        let attempt = &case.attempt;
+        let counts = match attempt.stage {
+            Stage::Connect => true,
+            Stage::SynSent => {
+                !matches!(case.gave_up(), Some(GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early))
+            }
+            // socket() and bind() end the request; of what stood, nothing is said here.
+            Stage::Socket | Stage::Bind | Stage::Established | Stage::Untried => false,
+        };
+        if !counts || cause == Cause::ClientAborted || attempt.no_remote {
+            return;
+        }
+        let only = case.config.len() == 1;
+        for candidate in &case.config {
+            let Some(upstream) = &candidate.upstream else { continue };
+            let key = (upstream.clone(), attempt.remote);
+            if self.failures.len() >= MOST_SERVERS && !self.failures.contains_key(&key) {
+                return;
+            }
+            let known = self.failures.entry(key).or_default();
+            if known.len() >= MOST_FAILURES {
+                known.pop_front();
+            }
+            let failure = Failure {
+                worker: attempt.worker,
+                at_ns: attempt.end_ns,
+                cause: cause.name(),
+                sure: only && candidate.exact,
+            };
+            known.push_back((failure, Rc::downgrade(&worker.config)));
+        }
+    }
+
+    /// Forgets what is too old to matter.
+    pub(super) fn sweep(&mut self, now_ns: u64) {
+        let recent = |at_ns: u64| now_ns.saturating_sub(at_ns) < KEEP_NS;
+        self.failures.retain(|_, known| {
+            known.retain(|(failure, _)| recent(failure.at_ns));
+            !known.is_empty()
+        });
+        while self.replies.front().is_some_and(|dns| !recent(dns.time_ns)) {
+            self.replies.pop_front();
+        }
+    }
+
+    /// The failures of a server, in the memory that a worker goes by.
+    fn failures_of(
+        &self,
+        group: &str,
+        address: SocketAddr,
+        worker: u32,
+        shared: Option<&Rc<Snapshot>>,
+    ) -> Vec<Failure> {
+        let Some(known) = self.failures.get(&(group.to_owned(), address)) else {
+            return Vec::new();
+        };
+        let mut own: Vec<Failure> = known
+            .iter()
+            .filter(|(failure, config)| match shared {
+                // A reload begins with new memory.
+                Some(snapshot) => std::ptr::eq(config.as_ptr(), Rc::as_ptr(snapshot)),
+                None => failure.worker == worker,
+            })
+            .map(|(failure, _)| failure.clone())
+            .collect();
+        own.sort_by_key(|failure| failure.at_ns);
+        own
+    }
+
+    fn replies_to(&self, answered: &Answered, name: Option<&str>) -> Vec<Reply> {
+        let during = |dns: &&Dns| {
+            dns.worker == answered.worker && (answered.request..=answered.time_ns).contains(&dns.time_ns)
+        };
+        let told = |dns: &Dns| {
+            let (what, asked) = match dns.errno {
+                0 => no_attempt::reply(&dns.bytes)?,
+                errno => (Said::Error(errno), None),
+            };
+            let before_us = answered.time_ns.saturating_sub(dns.time_ns) / 1000;
+            let fits = asked.is_none() || name.is_none() || asked.as_deref() == name;
+            fits.then_some(Reply { server: dns.server, before_us, what, name: asked })
+        };
+        self.replies.iter().filter(during).filter_map(told).collect()
+    }
+}
+
+impl Session<'_> {
+    /// Explains what nginx answered by itself, as far as all attempts before it are explained. True if more is left.
+    pub(super) fn explain_alone(&mut self, end: Instant) -> Result<bool> {
+        while let Some(next) = self.alone.pending.front() {
+            let before = self.waiting.front().is_some_and(|held| held.attempt.end_ns <= next.time_ns);
+            if before || self.enough() {
+                return Ok(false);
+            }
+            if Instant::now() >= end {
+                return Ok(true);
+            }
+            let Some(answered) = self.alone.pending.pop_front() else { break };
+            if let Some(incident) = self.incident_of(&answered)? {
+                self.show(incident)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn incident_of(&mut self, answered: &Answered) -> Result<Option<Incident>> {
+        if self.watch.get(answered.worker).is_none() {
+            complain(&self.watch.scan(&mut self.maps)?);
+        }
+        let Some(worker) = self.watch.get(answered.worker).cloned() else {
+            self.unread += 1;
+            return Ok(None);
+        };
+        let attribution = Attribution::of(answered, self.requests.number());
+        let head = attribution.request.as_ref().and_then(|request| request.head.as_ref());
+        let Some(head) = head.filter(|head| !head.truncated) else {
+            return Ok(None);
+        };
+        let Some((no_attempt, candidate)) = self.choice(answered, head, &worker) else {
+            return Ok(None);
+        };
+        let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
+        let attempt = untried(answered, worker.netns.unwrap_or(0));
+        let client_saw = answered.status;
+        let case = Case {
+            attempt,
+            client_gone: None,
+            client_saw,
+            reach: self.reach,
+            facts,
+            config: vec![candidate],
+        };
+        let mut verdict = diagnose::diagnose(&case);
+        if verdict.cause == Cause::Unexplained {
+            // Whoever made that answer, no rule of choosing a server did.
+            return Ok(None);
+        }
+        notes::add(&mut verdict, &case, &worker);
+        Ok(Some(Incident {
+            time: wall_clock(answered.time_ns),
+            mono_ns: answered.time_ns,
+            case,
+            verdict,
+            container: worker.container.clone(),
+            bind_lines: Vec::new(),
+            attribution,
+        }))
+    }
+
+    /// What nginx had to choose from for a request; None if that is not told by the configuration.
+    fn choice(&self, answered: &Answered, head: &Head, worker: &Watched) -> Option<(NoAttempt, Candidate)> {
+        let snapshot = &worker.config;
+        let model = &snapshot.model;
+        let host = head.host.as_deref().unwrap_or_default();
+        let target = path_of(&head.target);
+        let located = model.locate(Some(answered.local), Some(host), target);
+        let variable = |name: &str| variable(name, host, target);
+        let (pass, destination) = one_destination(&located, |pass| model.destination(pass, &variable))?;
+        let has = |bit: u32| answered.flags & bit != 0;
+        let others = model.other_bad_gateways(&located);
+        let place = |line: &ConfigLine| format!("{}:{} ({})", line.file.display(), line.line, line.text);
+        let line = model.line(Role::Pass, model.passes.get(pass)?.node);
+        let (choice, mut lines, name) = match destination {
+            Destination::Group(index) => self.group(answered, worker, index)?,
+            Destination::Host { host, port } => self.host(answered, worker, &line, &host, port),
+            Destination::Resolve { name, sure } => self.look_up(answered, worker, pass, name, sure)?,
+        };
+        lines.push(line.clone());
+        let no_attempt = NoAttempt {
+            source: Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) },
+            waited_us: answered.time_ns.saturating_sub(answered.request) / 1000,
+            certain: located.exact && !snapshot.is_guess && worker.runs_as_shown(),
+            others: others.iter().map(place).collect(),
+            pass: line,
+            choice,
+        };
+        let candidate = Candidate {
+            upstream: name,
+            server: String::new(),
+            module: model.passes.get(pass)?.module,
+            lines,
+            connect_timeouts: Vec::new(),
+            exact: no_attempt.certain,
+            upstream_server: None,
+            passes: vec![pass],
+        };
+        Some((no_attempt, candidate))
+    }
+
+    fn group(
+        &self,
+        answered: &Answered,
+        worker: &Watched,
+        index: usize,
+    ) -> Option<(Choice, Vec<ConfigLine>, Option<String>)> {
+        let model = &worker.config.model;
+        let upstream = model.upstreams.get(index)?;
+        let config = model.config();
+        let zone = config.find_name(b"zone");
+        let shared =
+            zone.is_some() && config.children(upstream.node).any(|id: NodeId| config.name_id(id) == zone);
+        let memory = shared.then_some(&worker.config);
+        let mut peers = Vec::new();
+        let mut lines = Vec::new();
+        for server in &upstream.servers {
+            let line = model.line(Role::Server, server.node);
+            let (addresses, unix, mut sure) = match &server.address {
+                value::Address::Ip { ip, port } => {
+                    (vec![SocketAddr::new(*ip, port.unwrap_or(80))], false, true)
+                }
+                value::Address::Name { host, port, .. } => {
+                    let (ips, sure) = worker.config.addresses(host);
+                    (ips.into_iter().map(|ip| SocketAddr::new(ip, port.unwrap_or(80))).collect(), false, sure)
+                }
+                value::Address::Unix { .. } => (Vec::new(), true, true),
+                value::Address::Variable { .. } | value::Address::Invalid => (Vec::new(), false, false),
+            };
+            sure &= !server.resolve && server.service.is_none() && !server.drain;
+            let none = addresses.is_empty();
+            let each = addresses.into_iter().map(Some).chain(none.then_some(None));
+            for address in each {
+                peers.push(Peer {
+                    server: server.text.clone(),
+                    address,
+                    sure,
+                    line: line.clone(),
+                    down: server.down,
+                    backup: server.backup,
+                    unix,
+                    max_fails: server.max_fails,
+                    fail_timeout_s: server.fail_timeout_s,
+                    max_conns: server.max_conns,
+                    failures: address.map_or_else(Vec::new, |address| {
+                        self.alone.failures_of(&upstream.name, address, answered.worker, memory)
+                    }),
+                });
+            }
+            lines.push(line);
+        }
+        let method = upstream.method.map(|node| config.name(node).into_owned());
+        let own: [&[u8]; 5] = [b"least_conn", b"ip_hash", b"hash", b"random", b"least_time"];
+        let known = upstream.balancer.is_none() && method.is_none_or(|name| own.contains(&name.as_slice()));
+        let name = upstream.name.clone();
+        Some((Choice::Group(Group { name: name.clone(), shared, known, peers }), lines, Some(name)))
+    }
+
+    /// The group that nginx made of a name's addresses when it read its configuration.
+    fn host(
+        &self,
+        answered: &Answered,
+        worker: &Watched,
+        pass: &ConfigLine,
+        host: &str,
+        port: u16,
+    ) -> (Choice, Vec<ConfigLine>, Option<String>) {
+        let (addresses, sure) = worker.config.addresses(host);
+        let name = format!("{host}:{port}");
+        let peers = addresses.into_iter().map(|ip| {
+            let address = SocketAddr::new(ip, port);
+            Peer {
+                server: name.clone(),
+                address: Some(address),
+                sure,
+                line: pass.clone(),
+                down: false,
+                backup: false,
+                unix: false,
+                max_fails: DEFAULT_MAX_FAILS,
+                fail_timeout_s: DEFAULT_FAIL_TIMEOUT_S,
+                max_conns: 0,
+                failures: self.alone.failures_of(&name, address, answered.worker, None),
+            }
+        });
+        let group = Group { name: name.clone(), shared: false, known: true, peers: peers.collect() };
+        (Choice::Group(group), Vec::new(), Some(name))
+    }
+
+    fn look_up(
+        &self,
+        answered: &Answered,
+        worker: &Watched,
+        pass: usize,
+        name: Option<String>,
+        sure: bool,
+    ) -> Option<(Choice, Vec<ConfigLine>, Option<String>)> {
+        let model = &worker.config.model;
+        let pass = model.passes.get(pass)?;
+        let line_of = |name| {
+            let node = model.effective_of(pass, name)?.node()?;
+            Some(model.line(Role::Directive, node))
+        };
+        let resolver = line_of("resolver");
+        let timeout_line = line_of("resolver_timeout").filter(|_| resolver.is_some());
+        let timeout = model.effective_of(pass, "resolver_timeout")?;
+        let text = timeout.value.unwrap_or_default();
+        let look_up = LookUp {
+            replies: self.alone.replies_to(answered, name.as_deref()),
+            name: name.clone(),
+            sure,
+            resolver: resolver.clone(),
+            timeout_ms: value::milliseconds(&text),
+            timeout_text: match &timeout_line {
+                Some(line) => format!("{} ({}:{})", line.text, line.file.display(), line.line),
+                None => format!("resolver_timeout {text} (default)"),
+            },
+            watched: self.alone.watched,
+        };
+        Some((Choice::Name(look_up), resolver.into_iter().chain(timeout_line).collect(), name))
+    }
+}
+
+/// Where all passes of a request lead, with the first of them; None if that differs.
+fn one_destination(
+    located: &Located,
+    of: impl Fn(usize) -> Option<Destination>,
+) -> Option<(usize, Destination)> {
+    let (first, rest) = located.passes.split_first()?;
+    let destination = of(*first)?;
+    rest.iter().all(|pass| of(*pass).as_ref() == Some(&destination)).then_some((*first, destination))
+}
+
+/// The path and query of a target, without scheme and host.
+fn path_of(target: &str) -> &str {
+    let after = target.split_once("://").filter(|(scheme, _)| !scheme.contains('/')).map(|(_, rest)| rest);
+    match after {
+        Some(rest) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
+        None => target,
+    }
+}
+
+/// The value of a variable that the request alone decides.
+fn variable(name: &str, host: &str, target: &str) -> Option<String> {
+    match name {
+        "host" => uri::host_name(host).map(|name| name.to_ascii_lowercase()),
+        "http_host" => Some(host.to_owned()),
+        "scheme" => Some("http".to_owned()),
+        _ => {
+            let wanted = name.strip_prefix("arg_")?;
+            let (_, query) = target.split_once('?')?;
+            let pair = |part: &str| {
+                let (key, value) = part.split_once('=')?;
+                key.eq_ignore_ascii_case(wanted).then(|| value.to_owned())
+            };
+            query.split('&').find_map(pair)
+        }
+    }
+}
+
+/// The attempt that was none.
+fn untried(answered: &Answered, netns: u32) -> Attempt {
+    let nobody =
+        if answered.local.is_ipv6() { SocketAddr::from(([0; 16], 0)) } else { SocketAddr::from(([0; 4], 0)) };
+    Attempt {
+        stage: Stage::Untried,
+        worker: answered.worker,
+        socket: 0,
+        netns,
+        start_ns: Some(answered.request),
+        end_ns: answered.time_ns,
+        local: nobody,
+        remote: nobody,
+        no_remote: true,
+        syn_state: false,
+        ret: 0,
+        sk_err: 0,
+        sk_err_soft: 0,
+        security: None,
+        reset: false,
+        reset_ns: 0,
+        reset_ttl: None,
+        app_closed: false,
+        exiting: false,
+        retransmits: 0,
+        evidence_gap: false,
+        missed_end: false,
+        icmp: None,
+        drop: None,
+        overflow: None,
+        request: Some(answered.request),
+        number: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_and_variables() {
+        assert_eq!(path_of("/a?b=http://c/d"), "/a?b=http://c/d");
+        assert_eq!(path_of("http://shop.example.com/a"), "/a");
+        assert_eq!(path_of("http://shop.example.com"), "/");
+        assert_eq!(variable("arg_to", "h", "/x?a=1&to=app").as_deref(), Some("app"));
+        assert_eq!(variable("host", "Shop.example.com:8080", "/").as_deref(), Some("shop.example.com"));
+        assert_eq!(variable("cookie_x", "h", "/"), None);
+    }
+}

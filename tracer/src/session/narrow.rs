@@ -1,0 +1,87 @@
+//! What the request, once it is known, adds to an explained incident: which of the configuration's lines were meant,
+//! and that its client was still there. Nothing is gathered again; the verdict is made anew of the same facts.
+
+use super::{bind_lines, notes, watch::Watched};
+use crate::{
+    correlate::{Case, request::Request},
+    diagnose,
+    event::Stage,
+    nginx::{Asked, Candidate, Located},
+    report::Incident,
+};
+
+/// Leaves of an incident's candidates those that its request can have led to; `place`: where nginx says that the request
+/// is.
+pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Option<&Located>) {
+    let Some(request) = &incident.attribution.request else { return };
+    let case = &mut incident.case;
+    let mut narrowed = false;
+    if is_open(case) && is_certain(case, worker) {
+        let located = place.cloned().unwrap_or_else(|| locate(case, request, worker));
+        match case.attempt.stage {
+            Stage::Bind => {
+                let ip = case.attempt.remote.ip();
+                let lines = bind_lines(&worker.config, ip, Some(&located.passes));
+                if !lines.is_empty() {
+                    incident.bind_lines = lines;
+                }
+            }
+            // No address tells anything, so it must be certain.
+            Stage::Socket => {
+                case.config.extend(only_pass(&located, worker));
+                narrowed = !case.config.is_empty();
+            }
+            // The worker's PID may have passed on to one with another configuration.
+            Stage::Connect | Stage::SynSent | Stage::Established
+                if worker.config.candidates(case.attempt.remote) == case.config =>
+            {
+                let left = worker.config.model.narrow(&case.config, &located);
+                narrowed = left != case.config;
+                case.config = left;
+            }
+            Stage::Connect | Stage::SynSent | Stage::Established | Stage::Untried => {}
+        }
+    }
+    case.client_saw = request.status;
+    // In a storm most verdicts stay as they are.
+    if !narrowed && case.gave_up().is_none() {
+        return;
+    }
+    incident.verdict = diagnose::diagnose(case);
+    notes::add(&mut incident.verdict, case, worker);
+}
+
+/// True if there is more than one pass to choose from.
+fn is_open(case: &Case) -> bool {
+    match case.attempt.stage {
+        Stage::Socket | Stage::Bind => true,
+        Stage::Untried => false,
+        Stage::Connect | Stage::SynSent | Stage::Established => {
+            case.config.iter().map(|candidate| candidate.passes.len()).sum::<usize>() > 1
+        }
+    }
+}
+
+/// True if the model is all that the worker runs: what is missing, or may be another, can hold any location.
+fn is_certain(case: &Case, worker: &Watched) -> bool {
+    let config = &worker.config;
+    if config.is_guess || config.problems.iter().any(|problem| problem.missing) {
+        return false;
+    }
+    // A single process may have read its files again.
+    let keeps = worker.master != case.attempt.worker || config.edited().is_empty();
+    keeps && worker.runs_as_shown()
+}
+
+fn locate(case: &Case, request: &Request, worker: &Watched) -> Located {
+    let (target, host) = request.head.as_ref().map_or((None, None), |head| head.place());
+    // An attempt has a number if all that came since the request was read was failed attempts.
+    let answered = case.attempt.number.is_none();
+    worker.config.model.locate_attempt(&Asked { listen: request.local, host, target, answered })
+}
+
+/// The pass that the request leads to, if nothing else is possible.
+fn only_pass(located: &Located, worker: &Watched) -> Option<Candidate> {
+    let pass = located.passes.first().filter(|_| located.exact)?;
+    worker.config.model.of_pass(*pass)
+}
