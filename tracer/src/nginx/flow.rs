@@ -54,6 +54,9 @@ const SCRIPTS: [&str; 30] = [
     "zip_subrequest",
 ];
 
+/// Why a request may be anywhere: a backend's answer can lead it there.
+pub const REDIRECT: &str = "X-Accel-Redirect";
+
 /// Behind a module's prefix: its cache can hold an answer with `X-Accel-Redirect`.
 pub(super) const CACHE: &str = "cache";
 /// Behind a module's prefix: the headers of answers that nginx does not act on.
@@ -300,7 +303,7 @@ impl<'a> Flow<'a> {
         if passes && !own.is_empty() {
             self.passes.extend(own.iter().map(|(index, _)| *index));
             if own.iter().any(|(index, _)| self.model.may_redirect(*index, self.answered)) {
-                self.anything(server, "X-Accel-Redirect");
+                self.anything(server, REDIRECT);
             }
         }
         let config = self.model.config();

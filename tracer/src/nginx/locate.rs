@@ -208,9 +208,14 @@ impl Model {
         {
             return false;
         }
-        let cached =
-            find(flow::CACHE).is_some_and(|node| words(node).next().is_none_or(|word| word != "off"));
-        answered || cached || self.may_be_unix(pass)
+        answered || self.is_cached(pass) || self.may_be_unix(pass)
+    }
+
+    /// Whether a pass may answer from a cache.
+    pub fn is_cached(&self, pass: &Pass) -> bool {
+        let node =
+            self.nearest(self.config.parent(pass.node), &format!("{}{}", pass.module.prefix(), flow::CACHE));
+        node.is_some_and(|node| self.config.arg(node, 0).is_none_or(|word| word != "off"))
     }
 
     fn may_be_unix(&self, pass: &Pass) -> bool {

@@ -41,6 +41,7 @@ mod walk;
 mod tests;
 
 pub use error::{Error, Problem, SyntaxError};
+pub use flow::REDIRECT;
 pub use locate::{Asked, Located};
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};

@@ -23,7 +23,7 @@ use crate::{
     },
     diagnose::{self, Cause},
     event::{Answered, Attempt, Dns, Stage},
-    nginx::{Candidate, ConfigLine, Located, Role, choice::Destination, tree::NodeId, uri, value},
+    nginx::{Candidate, ConfigLine, Located, REDIRECT, Role, choice::Destination, tree::NodeId, uri, value},
     report::Incident,
 };
 
@@ -253,6 +253,13 @@ impl Session<'_> {
         let others = model.other_bad_gateways(&located);
         let place = |line: &ConfigLine| format!("{}:{} ({})", line.file.display(), line.line, line.text);
         let line = model.line(Role::Pass, model.passes.get(pass)?.node);
+        // By a backend's answer it can only have been led elsewhere from this pass, which has asked no backend: it was to
+        // look a name up.
+        let only_redirect = located.passes == [pass]
+            && !located.because.is_empty()
+            && located.because.iter().all(|reason| *reason == REDIRECT)
+            && !matches!(destination, Destination::Group(_))
+            && model.passes.get(pass).is_some_and(|pass| !model.is_cached(pass));
         let (choice, mut lines, name) = match destination {
             Destination::Group(index) => self.group(answered, worker, index)?,
             Destination::Host { host, port } => self.host(answered, worker, &line, &host, port),
@@ -262,7 +269,7 @@ impl Session<'_> {
         let no_attempt = NoAttempt {
             source: Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) },
             waited_us: answered.time_ns.saturating_sub(answered.request) / 1000,
-            certain: located.exact && !snapshot.is_guess && worker.runs_as_shown(),
+            certain: (located.exact || only_redirect) && !snapshot.is_guess && worker.runs_as_shown(),
             others: others.iter().map(place).collect(),
             pass: line,
             choice,

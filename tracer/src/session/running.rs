@@ -52,15 +52,16 @@ impl Snapshot {
     /// What to say where the files on disk are not what runs.
     #[must_use]
     pub fn unread(&self) -> Option<String> {
+        if !self.from_memory {
+            return None;
+        }
         let edited = self.edited();
         let [(path, _), others @ ..] = edited.as_slice() else { return None };
-        self.from_memory.then(|| {
-            let others = super::notes::and_others(others.len());
-            format!(
-                "{}{others} on disk is not what nginx runs with, which has not been reloaded since: its lines are those \
-                 of its memory",
-                path.display()
-            )
-        })
+        let others = super::notes::and_others(others.len());
+        Some(format!(
+            "{}{others} on disk is not what nginx runs with, which has not been reloaded since: its lines are those of \
+             its memory",
+            path.display()
+        ))
     }
 }

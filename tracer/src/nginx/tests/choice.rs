@@ -46,16 +46,20 @@ fn destinations_and_other_answers() {
         ("/ip", None, vec![]),
     ] {
         let mut located = model.locate(None, Some("shop.test"), target);
-        let [pass] = located.passes.as_slice() else { panic!("{target}: {located:?}") };
-        assert_eq!(model.destination(*pass, &variable), destination, "{target}");
+        let pass = model.passes.iter().position(|pass| pass.location == located.location).unwrap();
+        assert_eq!(model.destination(pass, &variable), destination, "{target}");
+        // What is cached, or may be a unix socket's answer, can lead anywhere.
+        let redirects = ["/cached", "/host", "/cookie"].contains(&target);
+        assert_eq!(located.passes.contains(&pass) && located.passes.len() > 1, redirects, "{located:?}");
         let lines = |located: &Located| {
             let found = model.other_bad_gateways(located);
             found.iter().map(|line| line.line).collect::<Vec<_>>()
         };
-        assert_eq!(located.because, ["error_page"], "{target}");
+        assert!(located.because.contains(&"error_page"), "{target}: {located:?}");
         let all = lines(&located);
         assert!(all.contains(&17) && all.contains(&9), "{target}: {all:?}");
         located.because.clear();
+        located.passes = vec![pass];
         assert_eq!(lines(&located), near, "{target}");
     }
     assert!(model.locate(None, Some("shop.test"), "/return").passes.is_empty());

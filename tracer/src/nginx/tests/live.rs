@@ -109,7 +109,8 @@ impl Nginx {
         let mut nginx = Self { child, folder };
         let end = Instant::now() + Duration::from_secs(20);
         while Instant::now() < end && nginx.child.try_wait().unwrap().is_none() {
-            if UnixStream::connect(&socket).is_ok() {
+            // Written when all of them listen (main, src/core/nginx.c).
+            if nginx.folder.path().join("pid").exists() && UnixStream::connect(&socket).is_ok() {
                 return Some(nginx);
             }
             thread::sleep(Duration::from_millis(5));
