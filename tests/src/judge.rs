@@ -460,7 +460,9 @@ mod tests {
         let of = |watched| judge(&expect(more), "tracepoint", watched, &incidents, &markers).0;
         assert!(of(false).is_empty(), "{:?}", of(false));
         assert_eq!(of(true).len(), 2, "{:?}", of(true));
-        assert!(requests(&expect(more), "tracepoint", false, false, &[], &incidents, &BTreeMap::new()).is_empty());
+        assert!(
+            requests(&expect(more), "tracepoint", false, false, &[], &incidents, &BTreeMap::new()).is_empty()
+        );
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(crate) struct Trace {
     pub requests: Requests,
     /// Ask nginx itself, through uprobes on its executable, which request and location a failed attempt belongs to;
     /// `auto` where it costs healthy requests nothing, `on` at the end of every upstream attempt as well.
-    #[arg(long, value_enum, default_value_t = Uprobes::Auto)]
+    #[arg(long, value_enum, default_value_t = Uprobes::Off)]
     pub uprobes: Uprobes,
     /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
     #[arg(long)]
