@@ -152,6 +152,35 @@ pub(crate) struct Expect {
     pub(crate) full: Option<TierExpect>,
     pub(crate) kprobe: Option<TierExpect>,
     pub(crate) tracepoint: Option<TierExpect>,
+    /// What else holds if nginx itself is asked (`--why502-arg=--uprobes=on`).
+    pub(crate) uprobes: Option<UprobeExpect>,
+}
+
+impl Expect {
+    /// What is expected where nginx itself is asked: its word on the lines counts more than what a request leaves open.
+    pub(crate) fn told(&self) -> Self {
+        let mut told = self.clone();
+        if let Some(lines) = self.uprobes.as_ref().and_then(|uprobes| uprobes.lines.clone()) {
+            told.lines = lines;
+            told.only_lines = true;
+        }
+        told
+    }
+}
+
+/// What nginx itself tells.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UprobeExpect {
+    /// nginx logs so little that `--uprobes=auto` asks it as well.
+    #[serde(default)]
+    pub(crate) auto: bool,
+    pub(crate) request: RequestExpect,
+    /// Markers of the lines that every incident names, all of them and no other.
+    pub(crate) lines: Option<Vec<String>>,
+    /// Targets of requests that a step sends: `GET`, for the case's host.
+    #[serde(default)]
+    pub(crate) sent: Vec<String>,
 }
 
 /// The lines where requests are not watched: what one address leads to is all that is known.

@@ -132,15 +132,19 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
     if let Some(watch) = setup.watch {
         outcome.incidents = watch.incidents(&seen.pids);
         let watched = judge::watched(&watch.tier, sys::kernel());
+        let told = watched && case.expect.uprobes.as_ref().is_some_and(|uprobes| watch.asks(uprobes.auto));
+        let expect = if told { case.expect.told() } else { case.expect.clone() };
         let (failures, score) =
-            judge::judge(&case.expect, &watch.tier, watched, &outcome.incidents, &scene.markers);
+            judge::judge(&expect, &watch.tier, watched, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
         outcome.failures.extend(judge::requests(
-            &case.expect,
+            &expect,
             &watch.tier,
             watched,
+            told,
             &case.request,
             &outcome.incidents,
+            &scene.markers,
         ));
         outcome.score = score;
     }

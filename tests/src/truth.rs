@@ -232,8 +232,9 @@ fn judge(sent: &BTreeMap<u64, Sent>, incidents: &[Value]) -> Vec<String> {
         count[0] += 1;
         let client = text(incident, "/request/client");
         let target = text(incident, "/request/target");
-        if target.is_empty() {
-            *notes.entry(text(incident, "/request/note")).or_default() += 1;
+        let note = text(incident, "/request/note");
+        if !note.is_empty() {
+            *notes.entry(note).or_default() += 1;
         }
         let owner = owners.get(&(ip.to_owned(), port));
         if let Some(manner) = owner.and_then(|id| sent.get(id)).map(|s| s.manner)
@@ -316,7 +317,8 @@ fn wrong(sent: &BTreeMap<u64, Sent>, fate: usize, owner: Option<&u64>, incident:
     if client != named.client {
         return Some(format!("the client was {}", named.client));
     }
-    if saw != Some(u64::from(named.status)) {
+    let unseen = saw.is_none() && !text(incident, "/request/note").is_empty();
+    if !unseen && saw != Some(u64::from(named.status)) {
         return Some(format!("the client saw {}", named.status));
     }
     None

@@ -28,6 +28,8 @@ pub(crate) struct Watch {
     child: Child,
     stream: Arc<Mutex<Stream>>,
     pub(crate) tier: String,
+    /// `--uprobes`, if it is given.
+    uprobes: Option<String>,
 }
 
 /// How to start why502.
@@ -56,6 +58,15 @@ pub(crate) struct End {
 }
 
 impl Watch {
+    /// Whether nginx itself is asked in a case for which `auto` suffices, or does not.
+    pub(crate) fn asks(&self, auto: bool) -> bool {
+        match self.uprobes.as_deref() {
+            Some("on") => true,
+            Some("auto") => auto,
+            _ => false,
+        }
+    }
+
     /// Starts why502 and waits for its line `why502: watching`.
     pub(crate) fn start(program: &Program, bound: Duration) -> Result<Start> {
         let mut command = Command::new(&program.path);
@@ -78,7 +89,8 @@ impl Watch {
         if let Some(err) = child.stderr.take() {
             follow(err, &stream, |stream, line| stream.stderr.push(line));
         }
-        let mut watch = Self { child, stream, tier: program.tier.clone() };
+        let uprobes = program.extra.iter().find_map(|arg| arg.strip_prefix("--uprobes=")).map(str::to_owned);
+        let mut watch = Self { child, stream, tier: program.tier.clone(), uprobes };
         let mut exit = None;
         let attached = sys::poll_until(bound, || {
             exit = watch.child.try_wait().ok().flatten();

@@ -132,9 +132,6 @@ pub(crate) fn link(last: &Turn) {
 /// Remembers a failed attempt until the worker closes its socket.
 #[inline(always)]
 pub(crate) fn failed(sk: u64, conn: &Conn) {
-    if conn.client == 0 {
-        return;
-    }
     let Some(slot) = FAILED.get_ptr_mut(place(sk) & (FAILED_PLACES - 1)) else {
         return;
     };
@@ -147,6 +144,7 @@ pub(crate) fn failed(sk: u64, conn: &Conn) {
         }
         (*slot).sk = sk;
         (*slot).id = conn.client;
+        (*slot).start_ns = if conn.flags & flag::UNKNOWN_START == 0 { conn.start_ns } else { 0 };
         (*slot).tgid = conn.tgid;
         (*slot).number = u32::from(conn.number);
         (*slot).check = sum::<FAILED_WORDS>(slot.cast());
@@ -180,6 +178,23 @@ pub(crate) fn closed(sk: u64) {
         if whole && let Some(proc) = PROCS.get_ptr_mut(tgid) {
             gave_up(proc, id, number);
         }
+    }
+}
+
+/// When the attempt of that socket began; 0 if it is not known (any more).
+#[inline(always)]
+pub(crate) fn began(sk: u64, tgid: u32) -> u64 {
+    // SAFETY: elements of pre-allocated maps, plain integers; the sum tells what is torn.
+    unsafe {
+        if let Some(conn) = conns::find(sk) {
+            return if (*conn).flags & flag::UNKNOWN_START == 0 { (*conn).start_ns } else { 0 };
+        }
+        let Some(slot) = FAILED.get_ptr_mut(place(sk) & (FAILED_PLACES - 1)) else {
+            return 0;
+        };
+        let whole =
+            (*slot).sk == sk && (*slot).tgid == tgid && (*slot).check == sum::<FAILED_WORDS>(slot.cast());
+        if whole { (*slot).start_ns } else { 0 }
     }
 }
 
@@ -290,5 +305,45 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
         (*slot).flags = flags;
         seal(slot);
         id
+    }
+}
+
+/// How long an answer is waited for: nginx's time-outs are a minute each.
+const AWAIT_S: u32 = 300;
+
+/// Seconds of CLOCK_MONOTONIC.
+#[inline(always)]
+pub(crate) fn seconds() -> u32 {
+    (crate::emit::now_ns() / 1_000_000_000) as u32
+}
+
+/// nginx says that an attempt of the request failed which this client waits for: its answer is to be reported, under
+/// the number that is returned; 0 if it cannot be told from others. `main`: no header of the answer is out.
+#[inline(always)]
+pub(crate) fn await_answer(sk: u64, tgid: u32, proc: *mut Proc, main: bool) -> u64 {
+    let Some(slot) = slot(sk) else {
+        return 0;
+    };
+    // SAFETY: live elements of plain integers, as in `heard`.
+    unsafe {
+        if !holds(slot, sk, tgid) || (*slot).flags & client_flag::HTTP == 0 {
+            return 0;
+        }
+        let written: u32 = read(sk, setting!(write_seq));
+        let since = written.wrapping_sub((*slot).write_seq);
+        if (*slot).flags & client_flag::ANSWERED != 0 || (since != 0 && since != CONTINUE) {
+            // Of several requests that came together the first has been answered. The record's bytes were its own.
+            if !main {
+                return 0;
+            }
+            (*slot).id = crate::emit::now_ns();
+            (*slot).write_seq = written;
+            (*slot).received = 0;
+            (*slot).flags = client_flag::HTTP;
+        }
+        (*slot).flags |= client_flag::AWAITED | client_flag::LINKED;
+        seal(slot);
+        (*proc).awaiting = seconds() + AWAIT_S;
+        (*slot).id
     }
 }

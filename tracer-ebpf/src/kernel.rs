@@ -156,10 +156,11 @@ pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64) -> u32 {
     if length > 0 { length as u32 - 1 } else { 0 }
 }
 
+const IPPROTO_TCP: u16 = 6;
+
 /// The TCP socket behind a file descriptor of the current task; 0 if it is none.
 #[inline(always)]
 pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
-    const IPPROTO_TCP: u16 = 6;
     sock_of_fd(fd, IPPROTO_TCP)
 }
 
@@ -181,15 +182,22 @@ pub(crate) fn sock_of_fd(fd: u32, protocol: u16) -> u64 {
     }
     let socket: u64 = read(file, setting!(file_private));
     let sk: u64 = read(socket, setting!(socket_sk));
-    if sk == 0 {
-        return 0;
-    }
-    let proto = if setting!(sk_protocol_size) == 2 {
+    if sk != 0 && protocol_of(sk) == protocol { sk } else { 0 }
+}
+
+/// True for a socket of TCP: not a log, a name server or a unix socket.
+#[inline(always)]
+pub(crate) fn is_tcp(sk: u64) -> bool {
+    protocol_of(sk) == IPPROTO_TCP
+}
+
+#[inline(always)]
+fn protocol_of(sk: u64) -> u16 {
+    if setting!(sk_protocol_size) == 2 {
         read::<u16>(sk, setting!(sk_protocol))
     } else {
         u16::from(read::<u8>(sk, setting!(sk_protocol)))
-    };
-    if proto == protocol { sk } else { 0 }
+    }
 }
 
 pub(crate) const TH_SYN: u8 = 0x02;

@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod request;
+pub mod said;
 mod settings;
 
 pub use settings::{NONE, Settings};
@@ -43,6 +44,8 @@ pub mod kind {
     pub const REQUEST: u32 = 5;
     /// A [`Dns`](super::request::Dns): a name server's reply without an answer, read by a worker.
     pub const DNS: u32 = 6;
+    /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes.
+    pub const SAID: u32 = 8;
 }
 
 /// Where an attempt ended.
@@ -450,8 +453,8 @@ pub struct Proc {
     pub turn: request::Turn,
     /// Length of the buffer that it reads the beginning of a request into; 0 unknown.
     pub buffer: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Until when an answer is waited for that nothing but a uprobe tells of, seconds (CLOCK_MONOTONIC); 0: none is.
+    pub awaiting: u32,
 }
 
 /// Per-CPU counters; user space sums them.
@@ -520,6 +523,7 @@ mod pod {
     use super::{
         Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
         request::{Client, Failed},
+        said::Layout,
     };
 
     macro_rules! pod {
@@ -531,5 +535,8 @@ mod pod {
             )+
         };
     }
-    pod!(Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared);
+    pod!(
+        Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
+        Layout
+    );
 }

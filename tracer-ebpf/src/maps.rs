@@ -7,6 +7,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     Bucket, Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
     request::{self, Client, Failed},
+    said::{self, Layout},
 };
 
 /// Facts of the running kernel; written by the loader before the program is verified, so that the
@@ -97,3 +98,7 @@ pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILE
 /// A place to copy the beginning of a request to, only to see whether there is a NUL in it.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<[u8; request::CLEAN]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where fields lie in the nginx of each master (or single process); user space fills it.
+#[map]
+pub(crate) static LAYOUTS: HashMap<u32, Layout> = HashMap::with_max_entries(said::LAYOUTS, 0);

@@ -50,6 +50,8 @@ pub mod client_flag {
     pub const PROXY: u32 = 1 << 4;
     /// An upstream connection was begun, or one that was kept was written to, right after it was read.
     pub const LINKED: u32 = 1 << 5;
+    /// nginx has said that an attempt of it failed: its answer is to be reported.
+    pub const AWAITED: u32 = 1 << 6;
     /// Another client was written to: two requests could be meant.
     pub const MISMATCH: u32 = 1 << 8;
     /// The connection was closed without an answer.
@@ -124,6 +126,8 @@ pub struct Failed {
     pub check: u64,
     /// The request.
     pub id: u64,
+    /// [`Conn::start_ns`](crate::Conn::start_ns).
+    pub start_ns: u64,
     /// The worker.
     pub tgid: u32,
     /// [`Conn::number`](crate::Conn::number).
@@ -191,7 +195,7 @@ const _: () = {
     assert!(size_of::<Turn>() == 24);
     assert!(size_of::<Dns>() == 48);
     assert!(size_of::<Client>() == 64);
-    assert!(size_of::<Failed>() == 32);
+    assert!(size_of::<Failed>() == 40);
     assert!(size_of::<Request>() == 80);
     assert!(CLIENTS.is_power_of_two() && FAILED.is_power_of_two());
 };

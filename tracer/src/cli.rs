@@ -82,6 +82,10 @@ pub(crate) struct Trace {
     /// Tell which client's request failed. `off` attaches nothing to what nginx reads and writes.
     #[arg(long, value_enum, default_value_t = Requests::Auto)]
     pub requests: Requests,
+    /// Ask nginx itself, through uprobes on its executable, which request and location a failed attempt belongs to;
+    /// `auto` where it costs healthy requests nothing, `on` at the end of every upstream attempt as well.
+    #[arg(long, value_enum, default_value_t = Uprobes::Off)]
+    pub uprobes: Uprobes,
     /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
     #[arg(long)]
     pub stats: bool,
@@ -157,6 +161,17 @@ pub(crate) enum Format {
 pub(crate) enum Requests {
     /// Where the kernel allows it.
     Auto,
+    /// Never.
+    Off,
+}
+
+/// `--uprobes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Uprobes {
+    /// Functions that healthy requests do not call, where the executable can be probed.
+    Auto,
+    /// Also one that every upstream attempt ends with, for logs that hide errors; says why if it cannot.
+    On,
     /// Never.
     Off,
 }

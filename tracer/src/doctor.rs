@@ -1,6 +1,8 @@
 //! `why502 doctor`: what this kernel allows.
 
 use std::{
+    collections::HashSet,
+    fs,
     io::{self, Write},
     process::ExitCode,
 };
@@ -12,8 +14,12 @@ use crate::{
     run::{check_privileges, kernel_options},
 };
 use tracer::{
-    probes::load::{self, State},
-    sys::caps,
+    nginx::binary,
+    probes::{
+        load::{self, Loaded, State},
+        uprobes::{self, Mode},
+    },
+    sys::{caps, process::Finder},
 };
 
 /// Loads and attaches everything for a moment, and says what became of each hook.
@@ -36,7 +42,7 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
     };
     written(writeln!(out, "privileges {held}"))?;
     check_privileges()?;
-    let loaded = load::load(&kernel_options(&options.kernel))?;
+    let mut loaded = load::load(&kernel_options(&options.kernel))?;
     written(writeln!(
         out,
         "tier       {}{}\n",
@@ -62,5 +68,47 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
     }
     let attached = loaded.probes.iter().filter(|s| matches!(s.state, State::Attached(_))).count();
     written(writeln!(out, "\n{attached} of {} hooks attached", loaded.probes.len()))?;
+    executables(&mut out, &mut loaded)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether the executables of the running nginxes can be probed: each for a moment.
+fn executables(out: &mut impl Write, loaded: &mut Loaded) -> Result<()> {
+    let written = |r: io::Result<()>| r.context("cannot write to stdout");
+    let found = Finder::new(binary::is_nginx_binary).find_nginx();
+    let found = found.context("cannot list the processes of this host (/proc)")?;
+    let mut seen = HashSet::new();
+    for master in found.instances.iter().map(|instance| instance.master.pid) {
+        if !uprobes::file_of(master).is_ok_and(|file| seen.insert(file)) {
+            continue;
+        }
+        let path = fs::read_link(format!("/proc/{master}/exe")).unwrap_or_default();
+        let path = path.display();
+        match uprobes::attach(&mut loaded.ebpf, master, Mode::On) {
+            Ok(attached) => {
+                let functions = attached.functions.join(", ");
+                written(writeln!(
+                    out,
+                    "\nuprobes on {path}\n  ok       {functions}\n           tell  {}",
+                    uprobes::TELLS
+                ))?;
+                for text in &attached.left_out {
+                    written(writeln!(out, "  -        {text}"))?;
+                }
+                uprobes::detach(&mut loaded.ebpf, attached);
+            }
+            Err(error) => written(writeln!(
+                out,
+                "\nuprobes on {path}\n  MISSING  {error}\n           lost  {}",
+                uprobes::LOST
+            ))?,
+        }
+    }
+    if seen.is_empty() {
+        written(writeln!(
+            out,
+            "\nno nginx is running: whether uprobes are possible is seen at its executable"
+        ))?;
+    }
+    Ok(())
 }

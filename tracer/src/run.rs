@@ -12,11 +12,12 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use crate::cli::{Color, Format, Kernel, Requests, Trace};
+use crate::cli::{Color, Format, Kernel, Requests, Trace, Uprobes};
 use tracer::{
     probes::{
         Tier,
         load::{self, Loaded, Options, State},
+        uprobes::Mode,
     },
     report::{self, Report, Summary, json::Json, text::Text},
     session::{self, Filter, POLL, Round, Session},
@@ -129,6 +130,11 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
         causes: options.causes.clone(),
         count: options.count,
         stats: options.stats,
+        uprobes: Some(match options.uprobes {
+            Uprobes::Auto => Mode::Auto,
+            Uprobes::On => Mode::On,
+            Uprobes::Off => Mode::Off,
+        }),
     };
     let mut session = Session::new(
         loaded,

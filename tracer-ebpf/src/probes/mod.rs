@@ -8,4 +8,5 @@ mod listen;
 mod proc;
 mod request;
 mod reset;
+mod said;
 mod state;

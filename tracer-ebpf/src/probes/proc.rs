@@ -51,7 +51,7 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
             connected_ns: 0,
             turn: Turn::NOTHING,
             buffer: 0,
-            _pad: 0,
+            awaiting: 0,
         },
     );
     emit::proc_event(proc_change::EXEC, tgid, 0, comm, true);

@@ -77,14 +77,18 @@ fn on_send(sk: u64, done: u32, size: u32) {
         return;
     };
     let last = clients::take(proc);
-    if last.kind < turn::READ_UPSTREAM {
-        unserved(sk, tgid, proc, &last, done, size);
-        return;
-    }
-    if last.retry == 0 {
-        return;
-    }
     // SAFETY: a live map element that only this worker's thread writes.
+    let awaiting = unsafe { (*proc).awaiting };
+    if last.kind < turn::READ_UPSTREAM || last.retry == 0 {
+        if awaiting != 0 && awaited(sk, tgid, done, size) != 0 {
+            return;
+        }
+        if last.kind < turn::READ_UPSTREAM {
+            unserved(sk, tgid, proc, &last, done, size);
+        }
+        return;
+    }
+    // SAFETY: as above.
     unsafe {
         // Kept where `answer` finds it.
         (*proc).turn.kind = last.kind;
@@ -104,7 +108,7 @@ fn unserved(mut sk: u64, tgid: u32, proc: *mut Proc, last: &Turn, done: u32, siz
     // SAFETY: a live array element of plain integers.
     unsafe {
         if (*slot).sk != sk || (*slot).tgid != tgid {
-            if last.kind == turn::READ_CLIENT && last.sk != sk && is_tcp(sk) {
+            if last.kind == turn::READ_CLIENT && last.sk != sk && kernel::is_tcp(sk) {
                 clients::link(last);
             }
             return;
@@ -153,18 +157,6 @@ fn alone(sk: u64, tgid: u32, done: u32, how: u32) {
     }
 }
 
-/// A log, a name server, a unix socket: neither client nor upstream.
-#[inline(always)]
-fn is_tcp(sk: u64) -> bool {
-    const IPPROTO_TCP: u16 = 6;
-    let protocol = if setting!(sk_protocol_size) == 2 {
-        read::<u16>(sk, setting!(sk_protocol))
-    } else {
-        u16::from(read::<u8>(sk, setting!(sk_protocol)))
-    };
-    protocol == IPPROTO_TCP
-}
-
 /// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
 #[inline(never)]
 fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
@@ -173,7 +165,7 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
     let Some(proc) = PROCS.get_ptr_mut(tgid) else {
         return;
     };
-    if !is_tcp(sk) {
+    if !kernel::is_tcp(sk) {
         return;
     }
     let last = clients::take(proc);
@@ -192,14 +184,54 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
     };
     // SAFETY: a live array element of plain integers.
     unsafe {
-        if !clients::holds(slot, sk, tgid) || (*slot).id != last.id {
+        let holds = clients::holds(slot, sk, tgid);
+        if !holds || (*slot).id != last.id {
             forget(last.sk);
             emit_request(sk, tgid, last.id, core::ptr::null(), client_flag::MISMATCH, 0);
+            if holds && (*slot).flags & client_flag::AWAITED != 0 {
+                begin_answer(sk, tgid, slot, done, size);
+            }
             return;
         }
+        if begin_answer(sk, tgid, slot, done, size) != 0 {
+            forget(last.sk);
+        }
+    }
+}
+
+/// The worker writes what nothing ties to a failed attempt, while an answer is waited for that nginx itself has tied
+/// to one. Returns 1 if it is that answer.
+#[inline(never)]
+fn awaited(mut sk: u64, tgid: u32, done: u32, size: u32) -> u32 {
+    // As in `answer`.
+    kernel::forget(&mut sk);
+    let (Some(proc), Some(slot)) = (PROCS.get_ptr_mut(tgid), clients::slot(sk)) else {
+        return 0;
+    };
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        if (*proc).awaiting < clients::seconds() {
+            (*proc).awaiting = 0;
+        }
+        if (*slot).flags & client_flag::AWAITED != 0 && kernel::is_tcp(sk) && clients::holds(slot, sk, tgid) {
+            begin_answer(sk, tgid, slot, done, size);
+            return 1;
+        }
+    }
+    0
+}
+
+/// The first bytes to the client of a whole record. Returns 1 if its request is done with.
+#[inline(never)]
+fn begin_answer(sk: u64, tgid: u32, slot: *mut Client, done: u32, size: u32) -> u32 {
+    if slot.is_null() {
+        return 0;
+    }
+    // SAFETY: a live array element of plain integers.
+    unsafe {
         if (*slot).flags & client_flag::ANSWERED != 0 {
             // The rest of the answer.
-            return;
+            return 0;
         }
         let mut flags = (*slot).flags;
         let written = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done);
@@ -215,14 +247,15 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
                 // Not yet the answer.
                 (*slot).write_seq = written.wrapping_add(size);
                 clients::seal(slot);
-                return;
+                return 0;
             }
         }
         (*slot).flags |= client_flag::ANSWERED;
         clients::seal(slot);
-        forget(last.sk);
-        emit_request(sk, tgid, last.id, slot, flags, status);
+        let id = (*slot).id;
+        emit_request(sk, tgid, id, slot, flags, status);
     }
+    1
 }
 
 /// All is said about the request that this upstream connection serves.

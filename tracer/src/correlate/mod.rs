@@ -3,6 +3,7 @@
 
 pub mod no_attempt;
 pub mod request;
+pub mod said;
 
 use std::net::{IpAddr, SocketAddr};
 

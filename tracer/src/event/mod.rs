@@ -2,6 +2,8 @@
 //!
 //! Pure, and total: a record of unknown kind or wrong length is an error to be counted, never a panic.
 
+pub mod said;
+
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use bytes::Bytes;
@@ -373,6 +375,8 @@ pub enum Event {
     Answered(Box<Answered>),
     /// A worker heard from a name server.
     Dns(Box<Dns>),
+    /// nginx itself says what has failed.
+    Said(Box<said::Statement>),
 }
 
 /// A name server's reply without an answer, or a read from it that failed.
@@ -418,6 +422,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
             })
         }
         kind::REQUEST => answered(record),
+        kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
         kind::DNS => dns(record),
         other => Err(DecodeError::Kind(other)),
     }
@@ -431,6 +436,7 @@ impl Wire for wire::Hint {}
 impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
 impl Wire for wire::request::Request {}
+impl Wire for wire::said::Said {}
 impl Wire for wire::request::Dns {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {

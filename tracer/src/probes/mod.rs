@@ -6,6 +6,7 @@
 pub mod ask;
 pub mod layout;
 pub mod load;
+pub mod uprobes;
 
 use std::fmt;
 

@@ -7,7 +7,9 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, request::Turn, role};
+use tracer_ebpf::{
+    Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, request::Turn, role, said::Layout,
+};
 
 use crate::{event, report::Occupancy};
 
@@ -23,6 +25,7 @@ pub(super) struct Maps {
     flows: HashMap<MapData, FlowKey, Evidence>,
     counters: PerCpuArray<MapData, Counters>,
     reader: Array<MapData, u32>,
+    layouts: HashMap<MapData, u32, Layout>,
     /// Records.
     pub(super) ring: RingBuf<MapData>,
 }
@@ -44,6 +47,7 @@ impl Maps {
             flows: take("FLOWS")?.try_into().context("map FLOWS")?,
             counters: take("COUNTERS")?.try_into().context("map COUNTERS")?,
             reader: take("READER")?.try_into().context("map READER")?,
+            layouts: take("LAYOUTS")?.try_into().context("map LAYOUTS")?,
             ring: take("EVENTS")?.try_into().context("map EVENTS")?,
         })
     }
@@ -70,7 +74,7 @@ impl Maps {
                     connected_ns: 0,
                     turn: Turn::NOTHING,
                     buffer: 0,
-                    _pad: 0,
+                    awaiting: 0,
                 },
                 0,
             )
@@ -81,6 +85,22 @@ impl Maps {
     pub(super) fn unwatch(&mut self, pid: u32) {
         // Gone already: the kernel removed it when it ended.
         let _ = self.procs.remove(&pid);
+    }
+
+    /// Tells the kernel side where fields lie in the nginx of a master and its workers.
+    ///
+    /// # Errors
+    /// If the map is full.
+    pub(super) fn set_layout(&mut self, master: u32, layout: Layout) -> Result<()> {
+        self.layouts
+            .insert(master, layout, 0)
+            .with_context(|| format!("no uprobes for nginx (pid {master}): the table of layouts is full"))
+    }
+
+    /// The master is gone.
+    pub(super) fn forget_layout(&mut self, master: u32) {
+        // Not there if it could not be probed.
+        let _ = self.layouts.remove(&master);
     }
 
     /// Packet-level evidence of a flow that came too late for its record; it is taken out of the map.

@@ -11,6 +11,7 @@ mod narrow;
 mod notes;
 mod requests;
 mod running;
+mod said;
 mod watch;
 
 use std::{
@@ -35,6 +36,7 @@ use crate::{
     probes::{
         Tier, ask,
         load::{Loaded, give_memory_back},
+        uprobes::Mode,
     },
     report::{Incident, ProgramCost, Report, Summary},
     sys::{proc, process},
@@ -43,6 +45,7 @@ use alone::Alone;
 use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
+use said::Uprobes;
 use watch::Watch;
 
 /// How often the ring buffer is emptied. At 10,000 failures a second 100 ms are a third of its size.
@@ -70,6 +73,8 @@ pub struct Filter {
     pub count: Option<u64>,
     /// The kernel counts run times for this run.
     pub stats: bool,
+    /// Which functions of nginx are probed (default: none); none where requests are not watched.
+    pub uprobes: Option<Mode>,
 }
 
 struct Held {
@@ -92,6 +97,7 @@ pub struct Session<'a> {
     waiting: VecDeque<Held>,
     requests: Requests,
     alone: Alone,
+    uprobes: Uprobes,
     round: u64,
     quiet: u32,
     unread: u64,
@@ -133,7 +139,9 @@ impl<'a> Session<'a> {
         debug: bool,
     ) -> Result<Self> {
         let reach = reach(&loaded);
-        let requests = Requests::new(loaded.has("client-read") && loaded.has("answer"));
+        let watched = loaded.has("client-read") && loaded.has("answer");
+        let requests = Requests::new(watched);
+        let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
@@ -160,6 +168,7 @@ impl<'a> Session<'a> {
             waiting: VecDeque::new(),
             requests,
             alone,
+            uprobes,
             round: 0,
             quiet: 0,
             unread: 0,
@@ -172,6 +181,7 @@ impl<'a> Session<'a> {
             logger,
         };
         session.note_namespaces();
+        session.follow_executables();
         give_memory_back();
         Ok(session)
     }
@@ -242,6 +252,7 @@ impl<'a> Session<'a> {
             self.gatherer.sweep();
             self.alone.sweep(monotonic_ns());
             self.watch.sweep();
+            self.follow_executables();
         }
         if more {
             return Ok(Round::Busy);
@@ -335,6 +346,7 @@ impl<'a> Session<'a> {
             }
             Event::Answered(answered) if Alone::is_one(&answered) => self.alone.note(*answered),
             Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
+            Event::Said(statement) => self.requests.said(*statement, Instant::now()),
             Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {
                 if !self.reach.accept_queue {
@@ -346,8 +358,11 @@ impl<'a> Session<'a> {
                 self.note_namespaces();
             }
             Event::Exec { pid } => {
-                complain(&self.watch.executed(&mut self.maps, pid)?);
+                let news = self.watch.executed(&mut self.maps, pid)?;
                 self.note_namespaces();
+                // Who waits for the news may send requests at once.
+                self.follow_executables();
+                complain(&news);
             }
             Event::Exit { pid } => {
                 // Its entry may have been written again after the kernel removed it.
@@ -356,6 +371,10 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    fn follow_executables(&mut self) {
+        complain(&self.uprobes.follow(&mut self.ebpf, &mut self.maps, self.watch.families()));
     }
 
     fn note_namespaces(&mut self) {
@@ -413,7 +432,8 @@ impl<'a> Session<'a> {
             bind_lines,
             attribution: Attribution::default(),
         };
-        match self.requests.attribute(incident, Instant::now()) {
+        let heard = self.uprobes.hear(worker.master);
+        match self.requests.attribute(incident, heard, Instant::now()) {
             Some(incident) => self.show(incident),
             None => Ok(()),
         }
@@ -426,7 +446,11 @@ impl<'a> Session<'a> {
 
     fn show(&mut self, mut incident: Incident) -> Result<()> {
         if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
-            narrow::by_request(&mut incident, worker);
+            let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
+            narrow::by_request(&mut incident, worker, said.as_ref().and_then(|(_, place)| place.as_ref()));
+            if let Some((said, place)) = &said {
+                incident.verdict.evidence.push(said::evidence(said, place.is_some()));
+            }
         }
         if !self.filter.causes.is_empty() && !self.filter.causes.contains(&incident.verdict.cause) {
             return Ok(());

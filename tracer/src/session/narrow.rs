@@ -10,13 +10,14 @@ use crate::{
     report::Incident,
 };
 
-/// Leaves of an incident's candidates those that its request can have led to.
-pub(super) fn by_request(incident: &mut Incident, worker: &Watched) {
+/// Leaves of an incident's candidates those that its request can have led to; `place`: where nginx says that the request
+/// is.
+pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Option<&Located>) {
     let Some(request) = &incident.attribution.request else { return };
     let case = &mut incident.case;
     let mut narrowed = false;
     if is_open(case) && is_certain(case, worker) {
-        let located = locate(case, request, worker);
+        let located = place.cloned().unwrap_or_else(|| locate(case, request, worker));
         match case.attempt.stage {
             Stage::Bind => {
                 let ip = case.attempt.remote.ip();

@@ -314,6 +314,12 @@ impl Watch {
         self.processes.iter().filter(|(pid, p)| p.ended.is_none() && p.master == **pid).count()
     }
 
+    /// Running masters, and single processes, with what they run with.
+    pub(super) fn families(&self) -> Vec<(u32, Rc<Snapshot>)> {
+        let live = self.processes.iter().filter(|(pid, p)| p.ended.is_none() && p.master == **pid);
+        live.map(|(pid, p)| (*pid, Rc::clone(&p.config))).collect()
+    }
+
     fn is_master(&self, pid: u32) -> bool {
         self.processes.iter().any(|(other, p)| p.master == pid && *other != pid && p.ended.is_none())
     }

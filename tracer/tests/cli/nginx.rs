@@ -73,6 +73,17 @@ impl Nginx {
         self.dir.path().join("nginx.conf")
     }
 
+    /// Writes its configuration anew, clearly later than it started: start times are known to a hundredth of a second.
+    pub(crate) fn edit(&self, text: &str) {
+        let started = fs::metadata(format!("/proc/{}", self.pid())).unwrap().modified().unwrap();
+        let is_later = || {
+            fs::write(self.conf(), text).unwrap();
+            let changed = fs::metadata(self.conf()).unwrap().modified().unwrap();
+            changed.duration_since(started).is_ok_and(|since| since > Duration::from_millis(300))
+        };
+        assert!(poll(is_later), "the file does not get newer");
+    }
+
     /// Sends a request and returns the status; the upstream's failure is nginx's 502.
     pub(crate) fn get(&self, path: &str) -> u16 {
         self.try_get(path).unwrap_or_else(|| panic!("no answer to {path}\n{}", self.log()))
@@ -112,6 +123,12 @@ impl Nginx {
             fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
         pids.filter(|pid| parent(*pid) == Some(self.pid())).collect()
     }
+}
+
+/// Whether the installed nginx was built so that its memory holds the texts of its configuration.
+pub(crate) fn keeps_its_texts() -> bool {
+    let version = Command::new(NGINX).arg("-V").output().unwrap();
+    String::from_utf8_lossy(&version.stderr).contains("--with-debug")
 }
 
 impl Drop for Nginx {

@@ -36,6 +36,17 @@ pub(super) fn requests(session: &mut Session) -> Result<Counts> {
     run(&faultlab(session, &["requests", "--requests", requests])?, "requests")
 }
 
+/// The same with nginx itself asked, and the cases of requests.
+pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
+    const ASKED: &str = "--why502-arg=--uprobes=on";
+    let mut command = faultlab(session, &["--jobs", "4", "--case", "request-", ASKED])?;
+    command.arg("--cases").arg(binaries::root().join("tests/data"));
+    let mut counts = run(&command, "uprobes")?;
+    let requests = if session.quick { "3000" } else { "20000" };
+    counts.add(run(&faultlab(session, &["requests", "--requests", requests, ASKED])?, "uprobes")?);
+    Ok(counts)
+}
+
 fn faultlab(session: &Session, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(session.binaries.get("faultlab")?);
     command.args(args).arg("--why502").arg(session.binaries.get("why502")?);

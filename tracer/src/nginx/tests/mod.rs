@@ -6,6 +6,7 @@ mod live;
 mod locate;
 mod model;
 mod oracle;
+mod place;
 mod places;
 mod process;
 mod settings;

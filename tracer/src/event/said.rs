@@ -1,0 +1,216 @@
+//! What nginx itself says of a failed attempt, read by uprobes.
+//!
+//! Every byte comes out of nginx's memory, and most of them from the network before: lengths are checked, texts are
+//! kept as bytes, and what is not understood is [`Said::Other`].
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+};
+
+use tracer_ebpf::said::{self as wire, said_flag};
+
+use super::ip;
+
+/// A text of nginx's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Words {
+    /// As much of it as there was room for.
+    pub bytes: Vec<u8>,
+    /// It goes on.
+    pub truncated: bool,
+}
+
+impl Words {
+    fn of(room: &[u8], length: u16) -> Self {
+        let most = room.len().saturating_sub(1);
+        let length = usize::from(length);
+        Self { bytes: room.get(..length.min(most)).unwrap_or_default().to_vec(), truncated: length > most }
+    }
+
+    /// For people: what is no UTF-8 is replaced.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::from_utf8_lossy(&self.bytes).into_owned();
+        if self.truncated {
+            text.push('…');
+        }
+        text
+    }
+}
+
+/// What it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Said {
+    /// All servers of an upstream are down, have failed or are busy: no socket was opened.
+    NoLiveUpstreams {
+        /// The upstream's name.
+        upstream: String,
+    },
+    /// A name could not be resolved: no socket was opened.
+    NotResolved {
+        /// The name.
+        name: String,
+        /// A DNS rcode (RFC 1035, 4.1.1), or ETIMEDOUT.
+        state: u64,
+    },
+    /// A variable led to a name, and there is no `resolver`.
+    NoResolver {
+        /// The name.
+        name: String,
+    },
+    /// Anything else.
+    Other,
+}
+
+/// Where a request is in the configuration, as nginx's memory has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// File of the `server`.
+    pub file: PathBuf,
+    /// Line of its `{`, from 1.
+    pub line: u32,
+    /// Name of the `location`, without its modifier; empty at the level of the `server`.
+    pub location: Vec<u8>,
+}
+
+/// A request's name among those of one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The worker.
+    pub worker: u32,
+    /// Where it lies in the worker's memory, which the next one may use within the same millisecond.
+    address: u64,
+    /// When it began: seconds, milliseconds.
+    began: [u64; 2],
+    client: Option<SocketAddr>,
+    /// As [`Statement::answer`].
+    answer: u64,
+}
+
+/// One statement of nginx.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statement {
+    /// Worker's PID in the initial PID namespace.
+    pub worker: u32,
+    /// When, CLOCK_MONOTONIC ns.
+    pub time_ns: u64,
+    /// The attempt that it is about: its socket and its [`start_ns`](super::Attempt::start_ns).
+    pub attempt: Option<(u64, u64)>,
+    /// True if nginx had an upstream connection at all.
+    pub connected: bool,
+    /// The errno in it.
+    pub errno: Option<i32>,
+    /// The client's request.
+    pub request: Identity,
+    /// The number under which the answer to it is reported ([`Answered::request`](super::Answered::request)).
+    pub answer: Option<u64>,
+    /// The client, and the address that it connected to; None if its connection is not TCP.
+    pub client: Option<(SocketAddr, SocketAddr)>,
+    /// The request line, as nginx keeps it for clients of any protocol.
+    pub line: Words,
+    /// The Host header; empty if there is none.
+    pub host: Words,
+    /// Where in the configuration.
+    pub place: Option<Place>,
+    /// The upstream server's address, if nginx has chosen one.
+    pub peer: Option<SocketAddr>,
+    /// nginx's log does not show it.
+    pub silent: bool,
+    /// Its text without the arguments; empty if it could not be read.
+    pub format: Vec<u8>,
+    /// Where the text lies in the worker; 0 if there is none.
+    pub format_at: u64,
+    subject: Words,
+    number: u64,
+    peer_name: Words,
+}
+
+impl Statement {
+    /// Reads a record.
+    pub(super) fn of(said: &wire::Said) -> Self {
+        let has = |bit: u32| said.flags & bit != 0;
+        let [format, file, location, line, host, subject, peer_name] = said.lens;
+        let words = |room: &[u8], length| Words::of(room, length);
+        let (file, location) = (words(&said.file, file), words(&said.location, location));
+        // A text that ends with a NUL and fills its room may go on.
+        let whole = file.bytes.len() + 1 < wire::FILE && file.bytes.starts_with(b"/") && !location.truncated;
+        let place =
+            u32::try_from(said.server_line).ok().filter(|line| whole && *line > 0).map(|line| Place {
+                file: PathBuf::from(std::ffi::OsStr::from_bytes(&file.bytes)),
+                line,
+                location: location.bytes,
+            });
+        let client = has(said_flag::CLIENT).then(|| {
+            let local = SocketAddr::new(ip(&said.local), said.local_port);
+            (SocketAddr::new(ip(&said.client), said.client_port), local)
+        });
+        Self {
+            worker: said.tgid,
+            time_ns: said.time_ns,
+            attempt: (said.upstream_sk != 0 && said.upstream_start_ns != 0)
+                .then_some((said.upstream_sk, said.upstream_start_ns)),
+            connected: has(said_flag::UPSTREAM),
+            errno: (said.err > 0).then_some(said.err),
+            request: Identity {
+                worker: said.tgid,
+                address: said.request,
+                began: said.began,
+                client: client.map(|(client, _)| client),
+                answer: said.id,
+            },
+            answer: (said.id != 0).then_some(said.id),
+            client,
+            line: words(&said.line, line),
+            host: words(&said.host, host),
+            place,
+            peer: socket_address(&said.peer),
+            silent: has(said_flag::SILENT),
+            format: words(&said.format, format).bytes,
+            format_at: said.format_at,
+            subject: words(&said.subject, subject),
+            number: said.number,
+            peer_name: words(&said.peer_name, peer_name),
+        }
+    }
+
+    /// What it is about, by its text (src/http/ngx_http_upstream.c, 1.14 to 1.31).
+    #[must_use]
+    pub fn said(&self) -> Said {
+        match self.format.as_slice() {
+            b"no live upstreams" => Said::NoLiveUpstreams { upstream: self.peer_name.text() },
+            b"%V could not be resolved (%i: %s)" => {
+                Said::NotResolved { name: self.subject.text(), state: self.number }
+            }
+            b"no resolver defined to resolve %V" => Said::NoResolver { name: self.subject.text() },
+            _ => Said::Other,
+        }
+    }
+
+    /// Its text for people, as far as it has no arguments.
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        let text = std::str::from_utf8(&self.format).ok()?;
+        let text = text.split('%').next().unwrap_or_default().trim_end();
+        let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+        plain.then(|| text.to_owned())
+    }
+}
+
+/// A `struct sockaddr` of either family; None for others, and for none.
+fn socket_address(bytes: &[u8; 28]) -> Option<SocketAddr> {
+    let (family, rest) = bytes.split_first_chunk::<2>()?;
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let port = u16::from_be_bytes(*port);
+    let ip = match i32::from(u16::from_ne_bytes(*family)) {
+        libc::AF_INET => IpAddr::V4(Ipv4Addr::from(*rest.first_chunk::<4>()?)),
+        libc::AF_INET6 => IpAddr::V6(Ipv6Addr::from(*rest.get(4..)?.first_chunk::<16>()?)),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+#[cfg(test)]
+#[path = "said_tests.rs"]
+pub(crate) mod tests;

@@ -1,0 +1,343 @@
+//! What nginx says of its failures: which executables are probed, and which statement belongs to which attempt.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    net::SocketAddr,
+    os::unix::fs::FileExt as _,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use aya::Ebpf;
+
+use super::{config::Snapshot, maps::Maps, watch::Watched};
+use crate::{
+    diagnose::Evidence,
+    event::{
+        Attempt,
+        said::{Identity, Statement},
+    },
+    nginx::Located,
+    probes::uprobes::{self, Attached, File, Mode},
+};
+
+/// How long a statement is kept for its attempt.
+const KEEP: Duration = Duration::from_secs(10);
+/// Statements that are kept at most.
+const MOST: usize = 16_384;
+
+/// A master, what it runs with, and whether it logs healthy requests.
+struct Master {
+    pid: u32,
+    config: Rc<Snapshot>,
+    logs_much: bool,
+}
+
+/// An executable, and the masters that run it.
+struct Executable {
+    file: File,
+    masters: Vec<Master>,
+    attached: Option<Attached>,
+    /// It cannot be probed.
+    refused: bool,
+}
+
+/// The probed executables.
+pub(super) struct Uprobes {
+    mode: Mode,
+    executables: Vec<Executable>,
+}
+
+impl Uprobes {
+    pub(super) fn new(mode: Mode) -> Self {
+        Self { mode, executables: Vec::new() }
+    }
+
+    /// Probes the executables of these masters, and no longer those of others; problems are returned as sentences
+    /// if the user insists on uprobes.
+    pub(super) fn follow(
+        &mut self,
+        ebpf: &mut Ebpf,
+        maps: &mut Maps,
+        masters: Vec<(u32, Rc<Snapshot>)>,
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.mode == Mode::Off {
+            return problems;
+        }
+        for executable in &mut self.executables {
+            executable.masters.retain(|known| {
+                let stays = masters.iter().any(|(pid, _)| *pid == known.pid);
+                if !stays {
+                    maps.forget_layout(known.pid);
+                }
+                stays
+            });
+        }
+        for (pid, config) in masters {
+            let known = self.executables.iter_mut().flat_map(|e| &mut e.masters).find(|m| m.pid == pid);
+            if let Some(known) = known {
+                if !Rc::ptr_eq(&known.config, &config) {
+                    known.logs_much = config.model.logs_much().is_some();
+                    known.config = config;
+                }
+                continue;
+            }
+            let Ok(file) = uprobes::file_of(pid) else { continue };
+            let logs_much = config.model.logs_much().is_some();
+            let master = Master { pid, config, logs_much };
+            match self.executables.iter_mut().find(|executable| executable.file == file) {
+                Some(executable) => executable.masters.push(master),
+                None => self.executables.push(Executable {
+                    file,
+                    masters: vec![master],
+                    attached: None,
+                    refused: false,
+                }),
+            }
+        }
+        for executable in &mut self.executables {
+            executable.settle(self.mode, ebpf, maps, &mut problems);
+        }
+        self.executables.retain(|executable| !executable.masters.is_empty());
+        problems
+    }
+
+    /// True if statements of this master's workers are to be expected.
+    #[must_use]
+    pub(super) fn hear(&self, master: u32) -> bool {
+        self.executables.iter().any(|e| e.attached.is_some() && e.masters.iter().any(|m| m.pid == master))
+    }
+}
+
+impl Executable {
+    /// Attaches or detaches what its masters call for.
+    fn settle(&mut self, mode: Mode, ebpf: &mut Ebpf, maps: &mut Maps, problems: &mut Vec<String>) {
+        let quiet = mode == Mode::On || !self.masters.iter().any(|master| master.logs_much);
+        if self.masters.is_empty() || !quiet {
+            if let Some(attached) = self.attached.take() {
+                uprobes::detach(ebpf, attached);
+            }
+            return;
+        }
+        let Some(first) = self.masters.first() else { return };
+        if self.attached.is_none() && !self.refused {
+            match uprobes::attach(ebpf, first.pid, mode) {
+                Ok(attached) => {
+                    problems.extend(attached.left_out.iter().map(|text| format!("no uprobe on {text}")));
+                    self.attached = Some(attached);
+                }
+                Err(error) => {
+                    self.refused = true;
+                    if mode == Mode::On {
+                        let (pid, lost) = (first.pid, uprobes::LOST);
+                        problems.push(format!("no uprobes on nginx (pid {pid}): {error}; lost: {lost}"));
+                    }
+                }
+            }
+        }
+        if let Some(attached) = &self.attached {
+            for master in &self.masters {
+                if let Err(problem) = maps.set_layout(master.pid, attached.layout) {
+                    problems.push(format!("{problem:#}"));
+                }
+            }
+        }
+    }
+}
+
+/// A worker, and an attempt of its: socket and beginning.
+type Key = (u32, u64, u64);
+
+/// The statements of late.
+#[derive(Default)]
+pub(super) struct Sayings {
+    /// None where two statements about one attempt name different requests.
+    of_attempts: HashMap<Key, Option<Statement>>,
+    ages: VecDeque<(Instant, Key)>,
+    /// The numbers that requests were given.
+    ids: HashMap<Identity, u64>,
+    id_ages: VecDeque<(Instant, Identity)>,
+}
+
+impl Sayings {
+    /// Notes a statement.
+    pub(super) fn note(&mut self, mut statement: Statement, now: Instant) {
+        let Some((socket, start_ns)) = statement.attempt else {
+            return;
+        };
+        reread(&mut statement);
+        let key = (statement.worker, socket, start_ns);
+        match self.of_attempts.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(Some(statement));
+                self.ages.push_back((now, key));
+            }
+            Entry::Occupied(mut place) => {
+                let known = place.get_mut();
+                if known.as_ref().is_some_and(|known| known.request != statement.request) {
+                    *known = None;
+                } else if let Some(known) = known
+                    && known.silent
+                    && !statement.silent
+                {
+                    *known = statement;
+                }
+            }
+        }
+        if self.ages.len() > MOST
+            && let Some((_, oldest)) = self.ages.pop_front()
+        {
+            self.of_attempts.remove(&oldest);
+        }
+    }
+
+    /// What nginx said of an attempt. A statement about another address is none about it.
+    #[must_use]
+    pub(super) fn of(&self, attempt: &Attempt) -> Option<&Statement> {
+        self.find((attempt.worker, attempt.socket, attempt.start_ns?), attempt.remote)
+    }
+
+    fn find(&self, key: Key, remote: SocketAddr) -> Option<&Statement> {
+        let said = self.of_attempts.get(&key)?.as_ref()?;
+        said.peer.is_none_or(|peer| peer == remote).then_some(said)
+    }
+
+    /// The number of a request, the same for all its attempts; `next` is the one for a new one.
+    pub(super) fn id(&mut self, request: Identity, next: &mut u64, now: Instant) -> u64 {
+        if let Some(id) = self.ids.get(&request) {
+            return *id;
+        }
+        let id = *next;
+        *next += 1;
+        self.ids.insert(request, id);
+        self.id_ages.push_back((now, request));
+        if self.id_ages.len() > MOST
+            && let Some((_, oldest)) = self.id_ages.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        id
+    }
+
+    /// Forgets what is old.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        while let Some((_, key)) = self.ages.pop_front_if(|(since, _)| now.duration_since(*since) >= KEEP) {
+            self.of_attempts.remove(&key);
+        }
+        // A request may try servers for minutes.
+        let long = KEEP * 60;
+        while let Some((_, id)) = self.id_ages.pop_front_if(|(since, _)| now.duration_since(*since) >= long) {
+            self.ids.remove(&id);
+        }
+    }
+}
+
+/// A text that the kernel side could not read, as nothing of its page had been used in that worker yet: it lies in the
+/// program's constants.
+fn reread(statement: &mut Statement) {
+    if !statement.format.is_empty() || statement.format_at == 0 {
+        return;
+    }
+    let mut text = [0; 64];
+    let memory = std::fs::File::open(format!("/proc/{}/mem", statement.worker));
+    if let Ok(length) = memory.and_then(|memory| memory.read_at(&mut text, statement.format_at))
+        && let Some(end) = text.get(..length).and_then(|text| text.iter().position(|byte| *byte == 0))
+    {
+        statement.format = text.get(..end).unwrap_or_default().to_vec();
+    }
+}
+
+/// Where nginx says that the request is, if its worker's configuration has that place.
+pub(super) fn place(said: &Statement, worker: &Watched) -> Option<Located> {
+    let place = said.place.as_ref()?;
+    worker.config.model.place(&place.file, place.line, &place.location)
+}
+
+/// What nginx says, in its words; `known`: the place that it names is one of the configuration.
+pub(super) fn evidence(said: &Statement, known: bool) -> Evidence {
+    let place = match said.place.as_ref().filter(|_| known) {
+        Some(place) if place.location.is_empty() => {
+            format!(" at the server of {}:{}", place.file.display(), place.line)
+        }
+        Some(place) => format!(
+            " at location {} of the server of {}:{}",
+            String::from_utf8_lossy(&place.location).escape_debug(),
+            place.file.display(),
+            place.line
+        ),
+        None => String::new(),
+    };
+    let words = match (said.text(), said.errno) {
+        (Some(text), Some(errno)) => format!("“{text}” ({errno})"),
+        (Some(text), None) => format!("“{text}”"),
+        (None, _) => "that the attempt failed".to_owned(),
+    };
+    Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::said::tests::sample;
+
+    /// The attempt of [`sample`].
+    const KEY: Key = (77, 6, 4);
+
+    fn peer() -> SocketAddr {
+        "127.0.0.1:3000".parse().unwrap()
+    }
+
+    #[test]
+    fn a_statement_belongs_to_its_attempt_alone() {
+        let mut sayings = Sayings::default();
+        sayings.note(sample(|_| {}), Instant::now());
+        assert!(sayings.find(KEY, peer()).is_some());
+        assert!(sayings.find(KEY, "127.0.0.1:3001".parse().unwrap()).is_none(), "another server");
+        for key in [(78, 6, 4), (77, 7, 4), (77, 6, 5)] {
+            assert!(sayings.find(key, peer()).is_none(), "{key:?}");
+        }
+    }
+
+    #[test]
+    fn two_requests_for_one_attempt_are_none() {
+        let mut sayings = Sayings::default();
+        let now = Instant::now();
+        sayings.note(sample(|_| {}), now);
+        sayings.note(sample(|_| {}), now);
+        assert!(sayings.find(KEY, peer()).is_some(), "the same once more");
+        sayings.note(sample(|said| said.client_port = 1), now);
+        assert!(sayings.find(KEY, peer()).is_none());
+        sayings.note(sample(|_| {}), now);
+        assert!(sayings.find(KEY, peer()).is_none(), "what was in doubt stays in doubt");
+    }
+
+    #[test]
+    fn requests_have_numbers_of_their_own() {
+        let mut sayings = Sayings::default();
+        let (now, mut next) = (Instant::now(), 1);
+        let first = sample(|_| {}).request;
+        let others = [
+            sample(|said| said.began = [9, 11]).request,
+            sample(|said| said.client_port = 1).request,
+            sample(|said| said.id = 4).request,
+            sample(|said| said.tgid = 78).request,
+        ];
+        assert_eq!(sayings.id(first, &mut next, now), 1);
+        assert_eq!(others.map(|other| sayings.id(other, &mut next, now)), [2, 3, 4, 5]);
+        assert_eq!(sayings.id(first, &mut next, now), 1);
+    }
+
+    #[test]
+    fn what_is_old_is_forgotten() {
+        let mut sayings = Sayings::default();
+        let now = Instant::now();
+        sayings.note(sample(|_| {}), now);
+        sayings.sweep(now + KEEP / 2);
+        assert!(sayings.find(KEY, peer()).is_some());
+        sayings.sweep(now + KEEP);
+        assert!(sayings.find(KEY, peer()).is_none());
+        sayings.note(sample(|said| said.upstream_start_ns = 0), now);
+        assert!(sayings.of_attempts.is_empty(), "a statement about no attempt");
+    }
+}
