@@ -51,6 +51,16 @@ pub(crate) fn fill_fds(to: &str, worker: u32, bound: Duration) -> Result<Vec<Tcp
         entries.map_or(0, |entries| entries.flatten().filter(below).count())
     };
     ensure!(limit < 4096, "the worker's limit is {limit}: set worker_rlimit_nofile");
+    // The connection that asked whether nginx is up may be about to go.
+    let (mut last, mut since) = (open(), Instant::now());
+    let is_steady = || {
+        let now = open();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() > Duration::from_millis(200)
+    };
+    ensure!(sys::poll_until(bound, is_steady), "the worker's descriptors come and go");
     let mut streams = Vec::new();
     loop {
         let before = open();

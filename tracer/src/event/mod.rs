@@ -2,6 +2,8 @@
 //!
 //! Pure, and total: a record of unknown kind or wrong length is an error to be counted, never a panic.
 
+mod drops;
+mod request;
 pub mod said;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -9,6 +11,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use bytes::Bytes;
 use thiserror::Error;
 use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
+
+pub use drops::{Drop, DropClass};
+pub use request::{Answered, Dns};
 
 /// Why a record could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -60,118 +65,6 @@ impl TryFrom<u8> for Stage {
             stage::ESTABLISHED => Ok(Stage::Established),
             other => Err(DecodeError::Field("stage", u64::from(other))),
         }
-    }
-}
-
-/// What a drop means; see [`wire::drop_class`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DropClass {
-    /// A reason without a class of its own.
-    Other,
-    /// A netfilter hook.
-    Netfilter,
-    /// No socket wanted the packet.
-    NoSocket,
-    /// Reverse path filter.
-    RpFilter,
-    /// A cgroup egress or socket filter program.
-    Bpf,
-    /// Traffic control.
-    Tc,
-    /// Neighbour discovery failed.
-    Neighbour,
-    /// No route.
-    NoRoute,
-    /// IPsec policy.
-    Xfrm,
-    /// The final ACK met a full accept queue.
-    ListenOverflow,
-}
-
-impl TryFrom<u8> for DropClass {
-    type Error = DecodeError;
-
-    fn try_from(value: u8) -> Result<Self, DecodeError> {
-        use wire::drop_class as class;
-        match value {
-            class::OTHER => Ok(DropClass::Other),
-            class::NETFILTER => Ok(DropClass::Netfilter),
-            class::NO_SOCKET => Ok(DropClass::NoSocket),
-            class::RPFILTER => Ok(DropClass::RpFilter),
-            class::BPF => Ok(DropClass::Bpf),
-            class::TC => Ok(DropClass::Tc),
-            class::NEIGH => Ok(DropClass::Neighbour),
-            class::NO_ROUTE => Ok(DropClass::NoRoute),
-            class::XFRM => Ok(DropClass::Xfrm),
-            class::LISTEN_OVERFLOW => Ok(DropClass::ListenOverflow),
-            other => Err(DecodeError::Field("drop_class", u64::from(other))),
-        }
-    }
-}
-
-/// Packets of the handshake that this machine dropped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Drop {
-    /// Class of the last drop.
-    pub class: DropClass,
-    /// `enum skb_drop_reason` of the last drop; 0 before 5.17.
-    pub reason: u32,
-    /// Packets dropped.
-    pub count: u32,
-    /// First drop, CLOCK_MONOTONIC ns.
-    pub first_ns: u64,
-    /// Last drop, CLOCK_MONOTONIC ns.
-    pub last_ns: u64,
-    /// Kernel address that freed the packet.
-    pub location: u64,
-    /// Return addresses, innermost first.
-    pub stack: Vec<u64>,
-    /// Network namespace of the last drop; 0 unknown.
-    pub netns: u32,
-    /// The packet was on its way back to nginx.
-    pub reply: bool,
-    /// The packet had a conntrack entry.
-    pub conntrack: bool,
-    /// Bit set of classes seen.
-    classes: u8,
-    /// Namespace whose stack had no socket for the SYN; 0 if none said so.
-    pub no_socket_netns: u32,
-    /// Destination that the packet carried: differs from the attempt's after DNAT.
-    pub wire_dst: SocketAddr,
-}
-
-impl Drop {
-    /// Leaves only the last drop if the entry began with an earlier connection that had the same ports.
-    pub fn forget_before(&mut self, start_ns: u64) {
-        if self.first_ns >= start_ns {
-            return;
-        }
-        self.first_ns = self.last_ns;
-        self.count = 1;
-        self.classes = if (self.class as u8) < 8 { 1 << (self.class as u8) } else { 0 };
-        if self.class != DropClass::NoSocket {
-            self.no_socket_netns = 0;
-        }
-    }
-
-    /// This and what was seen of the same attempt later.
-    #[must_use]
-    pub fn and_later(self, later: Self) -> Self {
-        let no_socket_netns =
-            if later.no_socket_netns == 0 { self.no_socket_netns } else { later.no_socket_netns };
-        Self {
-            count: self.count.saturating_add(later.count),
-            first_ns: self.first_ns,
-            classes: self.classes | later.classes,
-            no_socket_netns,
-            ..later
-        }
-    }
-
-    /// True if a drop of that class was seen.
-    #[must_use]
-    pub fn saw(&self, class: DropClass) -> bool {
-        self.class == class || ((class as u8) < 8 && self.classes >> (class as u8) & 1 == 1)
     }
 }
 
@@ -256,30 +149,42 @@ pub struct Attempt {
     pub number: Option<u32>,
 }
 
-/// A request whose attempts failed has been answered, or its client has left.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answered {
-    /// Worker's PID in the initial PID namespace.
-    pub worker: u32,
-    /// As [`Attempt::request`].
-    pub request: u64,
-    /// When, CLOCK_MONOTONIC ns.
-    pub time_ns: u64,
-    /// Who asked.
-    pub client: SocketAddr,
-    /// The address that the client connected to; nginx chooses the `server` by it.
-    pub local: SocketAddr,
-    /// Status of the answer, if it could be read.
-    pub status: Option<u16>,
-    /// What holds of it, see [`wire::request::client_flag`].
-    pub flags: u32,
-    /// How many of the first bytes held no NUL when they were read.
-    pub clean: u32,
-    /// The request's first bytes.
-    pub bytes: Vec<u8>,
-}
-
 impl Attempt {
+    /// One of which nothing is known but how far a worker came.
+    #[must_use]
+    pub fn blank(stage: Stage, worker: u32) -> Self {
+        let nobody = SocketAddr::from(([0; 4], 0));
+        Self {
+            stage,
+            worker,
+            socket: 0,
+            netns: 0,
+            start_ns: None,
+            end_ns: 0,
+            local: nobody,
+            remote: nobody,
+            no_remote: matches!(stage, Stage::Socket | Stage::Untried),
+            syn_state: stage == Stage::SynSent,
+            ret: 0,
+            sk_err: 0,
+            sk_err_soft: 0,
+            security: None,
+            reset: false,
+            reset_ns: 0,
+            reset_ttl: None,
+            app_closed: false,
+            exiting: false,
+            retransmits: 0,
+            evidence_gap: false,
+            missed_end: false,
+            icmp: None,
+            drop: None,
+            overflow: None,
+            request: None,
+            number: None,
+        }
+    }
+
     /// Duration, microseconds; None if the beginning is unknown, or if a system call failed at once.
     #[must_use]
     pub fn duration_us(&self) -> Option<u64> {
@@ -379,21 +284,6 @@ pub enum Event {
     Said(Box<said::Statement>),
 }
 
-/// A name server's reply without an answer, or a read from it that failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dns {
-    /// Worker's PID in the initial PID namespace.
-    pub worker: u32,
-    /// When it was read, CLOCK_MONOTONIC ns.
-    pub time_ns: u64,
-    /// The name server.
-    pub server: SocketAddr,
-    /// errno of the read (positive); 0 if it brought a reply.
-    pub errno: i32,
-    /// The reply's first bytes.
-    pub bytes: Vec<u8>,
-}
-
 /// include/net/tcp_states.h.
 const TCP_SYN_SENT: u8 = 2;
 
@@ -421,9 +311,9 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
                 reset: gone.how == 2,
             })
         }
-        kind::REQUEST => answered(record),
+        kind::REQUEST => request::answered(record),
         kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
-        kind::DNS => dns(record),
+        kind::DNS => request::dns(record),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -435,9 +325,7 @@ impl Wire for wire::ProcEvent {}
 impl Wire for wire::Hint {}
 impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
-impl Wire for wire::request::Request {}
 impl Wire for wire::said::Said {}
-impl Wire for wire::request::Dns {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {
@@ -464,48 +352,6 @@ fn read_attempt(record: &[u8]) -> Result<wire::Attempt, DecodeError> {
         return Err(DecodeError::Short { kind: kind::ATTEMPT, len: record.len(), need });
     }
     Ok(attempt)
-}
-
-/// Reads a request with the bytes that follow it.
-fn answered(record: &[u8]) -> Result<Event, DecodeError> {
-    let head = read::<wire::request::Request>(record, kind::REQUEST)?;
-    let size = size_of::<wire::request::Request>();
-    let len = usize::try_from(head.len).unwrap_or(usize::MAX);
-    let bytes = size.checked_add(len).and_then(|end| record.get(size..end)).ok_or(DecodeError::Short {
-        kind: kind::REQUEST,
-        len: record.len(),
-        need: size.saturating_add(len),
-    })?;
-    Ok(Event::Answered(Box::new(Answered {
-        worker: head.tgid,
-        request: head.id,
-        time_ns: head.time_ns,
-        client: SocketAddr::new(ip(&head.client), head.client_port),
-        local: SocketAddr::new(ip(&head.local), head.local_port),
-        status: (head.status >= 100).then_some(head.status),
-        flags: head.flags,
-        clean: head.clean,
-        bytes: bytes.to_vec(),
-    })))
-}
-
-/// Reads what a name server said, with the bytes that follow.
-fn dns(record: &[u8]) -> Result<Event, DecodeError> {
-    let head = read::<wire::request::Dns>(record, kind::DNS)?;
-    let size = size_of::<wire::request::Dns>();
-    let len = usize::try_from(head.len).unwrap_or(usize::MAX);
-    let bytes = size.checked_add(len).and_then(|end| record.get(size..end)).ok_or(DecodeError::Short {
-        kind: kind::DNS,
-        len: record.len(),
-        need: size.saturating_add(len),
-    })?;
-    Ok(Event::Dns(Box::new(Dns {
-        worker: head.tgid,
-        time_ns: head.time_ns,
-        server: SocketAddr::new(ip(&head.server), head.server_port),
-        errno: head.ret.saturating_neg().max(0),
-        bytes: bytes.to_vec(),
-    })))
 }
 
 /// An IP address from the wire's 16 bytes.

@@ -36,33 +36,16 @@ fn candidate(upstream: &str) -> Candidate {
 
 fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
     let attempt = Attempt {
-        stage: Stage::SynSent,
-        worker: 133,
         socket: 1,
         netns: 2,
         start_ns: Some(1_000),
         end_ns: 39_000,
         local: "127.0.0.1:45678".parse().unwrap(),
         remote: "127.0.0.1:3000".parse().unwrap(),
-        no_remote: false,
-        syn_state: true,
-        ret: 0,
         sk_err: 111,
-        sk_err_soft: 0,
-        security: None,
         reset: true,
         reset_ns: 38_000,
-        reset_ttl: None,
-        app_closed: false,
-        exiting: false,
-        retransmits: 0,
-        evidence_gap: false,
-        missed_end: false,
-        icmp: None,
-        drop: None,
-        overflow: None,
-        request: None,
-        number: None,
+        ..Attempt::blank(Stage::SynSent, 133)
     };
     Incident {
         time: UNIX_EPOCH + Duration::from_secs(1_795_356_131),

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Result;
 use tracer_ebpf::request::client_flag;
 
-use super::{Session, complain, config::Snapshot, notes, wall_clock, watch::Watched};
+use super::{Session, clock::wall_clock, complain, config::Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{
         Case, Facts, GaveUp,
@@ -452,33 +452,13 @@ fn untried(answered: &Answered, netns: u32) -> Attempt {
     let nobody =
         if answered.local.is_ipv6() { SocketAddr::from(([0; 16], 0)) } else { SocketAddr::from(([0; 4], 0)) };
     Attempt {
-        stage: Stage::Untried,
-        worker: answered.worker,
-        socket: 0,
         netns,
         start_ns: Some(answered.request),
         end_ns: answered.time_ns,
         local: nobody,
         remote: nobody,
-        no_remote: true,
-        syn_state: false,
-        ret: 0,
-        sk_err: 0,
-        sk_err_soft: 0,
-        security: None,
-        reset: false,
-        reset_ns: 0,
-        reset_ttl: None,
-        app_closed: false,
-        exiting: false,
-        retransmits: 0,
-        evidence_gap: false,
-        missed_end: false,
-        icmp: None,
-        drop: None,
-        overflow: None,
         request: Some(answered.request),
-        number: None,
+        ..Attempt::blank(Stage::Untried, answered.worker)
     }
 }
 

@@ -4,6 +4,7 @@
 //! events do), and explaining has a time budget per round, so that the buffer never waits for /proc.
 
 mod alone;
+mod clock;
 mod config;
 mod facts;
 mod maps;
@@ -42,6 +43,7 @@ use crate::{
     sys::{proc, process},
 };
 use alone::Alone;
+use clock::{monotonic_ns, wall_clock};
 use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
@@ -570,20 +572,6 @@ fn bind_lines(config: &Snapshot, ip: std::net::IpAddr, among: Option<&[usize]>) 
         }
     }
     lines
-}
-
-/// Wall-clock time of a CLOCK_MONOTONIC instant.
-fn wall_clock(mono_ns: u64) -> SystemTime {
-    SystemTime::now() - Duration::from_nanos(monotonic_ns().saturating_sub(mono_ns))
-}
-
-/// CLOCK_MONOTONIC, nanoseconds.
-fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes into the given timespec only.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn costs(ebpf: &Ebpf) -> Vec<ProgramCost> {
