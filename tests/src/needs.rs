@@ -6,8 +6,13 @@ use std::path::Path;
 use std::process::Command;
 
 /// The first need that is not met, in words; None when the case can run.
-pub(crate) fn unmet(needs: &[String]) -> Option<String> {
-    needs.iter().find_map(|need| missing(need))
+/// `answers`: why502 sees on this tier what nginx answers its clients.
+pub(crate) fn unmet(needs: &[String], answers: bool) -> Option<String> {
+    needs.iter().find_map(|need| match need.as_str() {
+        "answers" => (!answers)
+            .then(|| "this kernel shows on this tier nothing of nginx's answers to its clients".to_owned()),
+        other => missing(other),
+    })
 }
 
 fn missing(need: &str) -> Option<String> {

@@ -57,7 +57,8 @@ pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
         outcome.skipped = Some(format!("not a case of the tier {}", watch.tier));
         return (outcome, seen);
     }
-    if let Some(why) = needs::unmet(&case.needs) {
+    let answers = setup.watch.is_none_or(|watch| judge::watched(&watch.tier, sys::kernel()));
+    if let Some(why) = needs::unmet(&case.needs, answers) {
         outcome.skipped = Some(why);
         return (outcome, seen);
     }

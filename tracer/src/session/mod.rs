@@ -33,7 +33,6 @@ use crate::{
     correlate::{Case, Reach, request::Attribution},
     diagnose::{self, Cause},
     event::{self, Attempt, Event, Stage},
-    nginx::{ConfigLine, Role, Setting},
     probes::{
         Tier, ask,
         load::{Loaded, give_memory_back},
@@ -215,6 +214,10 @@ impl<'a> Session<'a> {
         if !self.waiting.is_empty() {
             self.note_blindness();
         }
+        // Whose answer has just been read comes before what failed later.
+        if self.show_settled()? {
+            return Ok(Round::Done);
+        }
         let end = Instant::now() + BUDGET;
         let mut explained = 0_usize;
         let mut more = false;
@@ -238,13 +241,7 @@ impl<'a> Session<'a> {
             }
         }
         more |= self.explain_alone(end)?;
-        for incident in self.requests.settled(Instant::now()) {
-            self.show(incident)?;
-            if self.enough() {
-                return Ok(Round::Done);
-            }
-        }
-        if self.enough() {
+        if self.show_settled()? {
             return Ok(Round::Done);
         }
         if self.round.is_multiple_of(20) {
@@ -415,7 +412,7 @@ impl<'a> Session<'a> {
         let facts = self.gatherer.gather(&attempt, reach);
         let (config, bind_lines) = match attempt.stage {
             Stage::Socket | Stage::Untried => (Vec::new(), Vec::new()),
-            Stage::Bind => (Vec::new(), bind_lines(&worker.config, attempt.remote.ip(), None)),
+            Stage::Bind => (Vec::new(), narrow::bind_lines(&worker.config, attempt.remote.ip(), None)),
             Stage::Connect | Stage::SynSent | Stage::Established => {
                 (worker.config.candidates(attempt.remote), Vec::new())
             }
@@ -439,6 +436,17 @@ impl<'a> Session<'a> {
             Some(incident) => self.show(incident),
             None => Ok(()),
         }
+    }
+
+    /// Shows the incidents that wait for their request no longer. True if no more are wanted.
+    fn show_settled(&mut self) -> Result<bool> {
+        for incident in self.requests.settled(Instant::now()) {
+            if self.enough() {
+                break;
+            }
+            self.show(incident)?;
+        }
+        Ok(self.enough())
     }
 
     /// True if no more incidents are wanted.
@@ -547,31 +555,6 @@ fn serves(pid: u32) -> bool {
         return true;
     };
     title.is_empty() || process::role_of(&title).serves()
-}
-
-/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for; `among`: the
-/// passes that come into question, by index, if not all.
-fn bind_lines(config: &Snapshot, ip: std::net::IpAddr, among: Option<&[usize]>) -> Vec<ConfigLine> {
-    let model = &config.model;
-    let mut lines: Vec<ConfigLine> = Vec::new();
-    let possible = |index: &usize| among.is_none_or(|among| among.contains(index));
-    for (_, pass) in model.passes.iter().enumerate().filter(|(index, _)| possible(index)) {
-        let effective = model.effective(pass, Setting::Bind);
-        let value = effective.value.as_deref().unwrap_or_default();
-        let names_it = value.contains(&ip.to_string()) || value.contains('$');
-        let Some(node) = effective.node().filter(|_| names_it) else {
-            continue;
-        };
-        let servers =
-            pass.upstream.and_then(|index| model.upstreams.get(index)).map(|u| u.servers.as_slice());
-        let of_servers = servers.unwrap_or_default().iter().map(|s| model.line(Role::Server, s.node));
-        for line in of_servers.chain([model.line(Role::Pass, pass.node), model.line(Role::Directive, node)]) {
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
-        }
-    }
-    lines
 }
 
 fn costs(ebpf: &Ebpf) -> Vec<ProgramCost> {

@@ -1,12 +1,12 @@
 //! What the request, once it is known, adds to an explained incident: which of the configuration's lines were meant,
 //! and that its client was still there. Nothing is gathered again; the verdict is made anew of the same facts.
 
-use super::{bind_lines, notes, watch::Watched};
+use super::{Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{Case, request::Request},
     diagnose,
     event::Stage,
-    nginx::{Asked, Candidate, Located},
+    nginx::{Asked, Candidate, ConfigLine, Located, Role, Setting},
     report::Incident,
 };
 
@@ -84,4 +84,33 @@ fn locate(case: &Case, request: &Request, worker: &Watched) -> Located {
 fn only_pass(located: &Located, worker: &Watched) -> Option<Candidate> {
     let pass = located.passes.first().filter(|_| located.exact)?;
     worker.config.model.of_pass(*pass)
+}
+
+/// The lines whose local address nginx tried to bind, with the passes and servers that they hold for; `among`: the
+/// passes that come into question, by index, if not all.
+pub(super) fn bind_lines(
+    config: &Snapshot,
+    ip: std::net::IpAddr,
+    among: Option<&[usize]>,
+) -> Vec<ConfigLine> {
+    let model = &config.model;
+    let mut lines: Vec<ConfigLine> = Vec::new();
+    let possible = |index: &usize| among.is_none_or(|among| among.contains(index));
+    for (_, pass) in model.passes.iter().enumerate().filter(|(index, _)| possible(index)) {
+        let effective = model.effective(pass, Setting::Bind);
+        let value = effective.value.as_deref().unwrap_or_default();
+        let names_it = value.contains(&ip.to_string()) || value.contains('$');
+        let Some(node) = effective.node().filter(|_| names_it) else {
+            continue;
+        };
+        let servers =
+            pass.upstream.and_then(|index| model.upstreams.get(index)).map(|u| u.servers.as_slice());
+        let of_servers = servers.unwrap_or_default().iter().map(|s| model.line(Role::Server, s.node));
+        for line in of_servers.chain([model.line(Role::Pass, pass.node), model.line(Role::Directive, node)]) {
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    lines
 }

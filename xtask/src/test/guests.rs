@@ -28,11 +28,15 @@ const TAIL: usize = 6000;
 const SCRIPT: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
 lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 3 --tier "$@"; }
-# These kernels offer every hook of every tier: one that is missing is our mistake.
+# These kernels offer every hook of every tier: one that is missing is our mistake. But the tracepoint behind every send
+# (sock_send_length) is there since 6.6 only.
 hooks() {
+    case $(uname -r) in [1-5].* | 6.[0-5].*) old=1 ;; *) old=0 ;; esac
     for tier in full kprobe tracepoint; do
         ./why502 doctor --tier $tier > doctor.txt 2>&1 || { cat doctor.txt; return 1; }
-        ! grep -A1 MISSING doctor.txt || return 1
+        allowed='^$'
+        if [ "$old$tier" = 1tracepoint ]; then allowed='MISSING  *answer '; fi
+        ! grep MISSING doctor.txt | grep -v "$allowed" || return 1
     done
 }
 part doctor hooks
