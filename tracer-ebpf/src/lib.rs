@@ -6,6 +6,7 @@
 //! (CLOCK_MONOTONIC, nanoseconds); 0 means "did not happen".
 #![no_std]
 
+pub mod denial;
 pub mod request;
 pub mod said;
 mod settings;
@@ -44,6 +45,8 @@ pub mod kind {
     pub const REQUEST: u32 = 5;
     /// A [`Dns`](super::request::Dns): a name server's reply without an answer, read by a worker.
     pub const DNS: u32 = 6;
+    /// A [`Denial`](super::denial::Denial): what a security module, cgroup program or system call filter said.
+    pub const DENIAL: u32 = 7;
     /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes.
     pub const SAID: u32 = 8;
 }

@@ -2,6 +2,7 @@
 //!
 //! Pure, and total: a record of unknown kind or wrong length is an error to be counted, never a panic.
 
+pub mod denial;
 mod drops;
 mod request;
 pub mod said;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 
+pub use denial::{Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
 
@@ -34,6 +36,15 @@ pub enum DecodeError {
     /// A field holds a value outside its range.
     #[error("record field {0} holds {1}")]
     Field(&'static str, u64),
+}
+
+/// The name of a unix socket, as the worker gave it to `connect()`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnixName {
+    /// A path, relative ones too: as bytes, without the closing NUL, at most 108 (`sockaddr_un`).
+    Path(Vec<u8>),
+    /// A name in the abstract namespace, without the leading NUL.
+    Abstract(Vec<u8>),
 }
 
 /// Where an attempt ended.
@@ -121,6 +132,10 @@ pub struct Attempt {
     pub sk_err_soft: i32,
     /// The security modules' common answer to connect() (negative errno), if a refusal was seen.
     pub security: Option<i32>,
+    /// What hooks said in the same system call, in their order; joined by the session.
+    pub denials: Vec<Denial>,
+    /// The unix socket that nginx wanted to reach, in place of `remote` (which is then unspecified); None for TCP.
+    pub unix: Option<UnixName>,
     /// A RST arrived.
     pub reset: bool,
     /// When it arrived, CLOCK_MONOTONIC ns; 0 if not.
@@ -169,6 +184,8 @@ impl Attempt {
             sk_err: 0,
             sk_err_soft: 0,
             security: None,
+            denials: Vec::new(),
+            unix: None,
             reset: false,
             reset_ns: 0,
             reset_ttl: None,
@@ -280,6 +297,8 @@ pub enum Event {
     Answered(Box<Answered>),
     /// A worker heard from a name server.
     Dns(Box<Dns>),
+    /// A security module, a cgroup program or a system call filter refused, or would have.
+    Denial(Box<Denial>),
     /// nginx itself says what has failed.
     Said(Box<said::Statement>),
 }
@@ -314,6 +333,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
         kind::REQUEST => request::answered(record),
         kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
         kind::DNS => request::dns(record),
+        kind::DENIAL => Denial::of(&read(record, kind)?).map(|d| Event::Denial(Box::new(d))),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -326,6 +346,7 @@ impl Wire for wire::Hint {}
 impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
 impl Wire for wire::said::Said {}
+impl Wire for wire::denial::Denial {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {
@@ -405,6 +426,8 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         sk_err: a.sk_err,
         sk_err_soft: a.sk_err_soft,
         security: has(flag::LSM).then_some(a.lsm_ret),
+        denials: Vec::new(),
+        unix: None,
         reset: has(flag::RST_IN),
         reset_ns: a.rst_ns,
         reset_ttl: has(flag::RST_TTL).then_some(a.rst_ttl),

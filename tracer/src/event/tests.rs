@@ -113,6 +113,8 @@ fn every_field_of_an_attempt_arrives() {
         sk_err: 111,
         sk_err_soft: 113,
         security: Some(-1),
+        denials: Vec::new(),
+        unix: None,
         reset: true,
         reset_ns: 1_037_000,
         reset_ttl: Some(63),

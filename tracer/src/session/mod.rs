@@ -6,6 +6,7 @@
 mod alone;
 mod clock;
 mod config;
+mod denials;
 mod facts;
 mod maps;
 mod narrow;
@@ -43,6 +44,7 @@ use crate::{
 };
 use alone::Alone;
 use clock::{monotonic_ns, wall_clock};
+use denials::Denials;
 use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
@@ -96,6 +98,7 @@ pub struct Session<'a> {
     report: Box<dyn Report + 'a>,
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
+    denials: Denials,
     requests: Requests,
     alone: Alone,
     uprobes: Uprobes,
@@ -167,6 +170,7 @@ impl<'a> Session<'a> {
             report,
             out,
             waiting: VecDeque::new(),
+            denials: Denials::default(),
             requests,
             alone,
             uprobes,
@@ -332,7 +336,8 @@ impl<'a> Session<'a> {
 
     fn take(&mut self, event: Event) -> Result<()> {
         match event {
-            Event::Attempt(attempt) => {
+            Event::Attempt(mut attempt) => {
+                self.denials.join(&mut attempt);
                 self.waiting.push_back(Held { attempt: *attempt, client_gone: None, round: self.round });
             }
             Event::ClientGone { socket, end_ns, client, reset } => {
@@ -345,6 +350,7 @@ impl<'a> Session<'a> {
             }
             Event::Answered(answered) if Alone::is_one(&answered) => self.alone.note(*answered),
             Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
+            Event::Denial(denial) => self.denials.note(*denial),
             Event::Said(statement) => self.requests.said(*statement, Instant::now()),
             Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {

@@ -25,6 +25,8 @@ pub(super) const ROOT_PACKAGES: &[&str] = &[
     "openssl",
     "curl",
     "ca-certificates",
+    // A backend of the real world, on a unix socket.
+    "php-fpm",
     // Networks and firewalls.
     "iproute2",
     "nftables",
@@ -35,11 +37,14 @@ pub(super) const ROOT_PACKAGES: &[&str] = &[
     "policycoreutils",
     "selinux-utils",
     "setools",
+    "secilc",
     "apparmor",
     "apparmor-utils",
     // Looking around.
     "kmod",
     "procps",
+    "acl",
+    "attr",
     "bpftool",
 ];
 
