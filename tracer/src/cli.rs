@@ -27,6 +27,9 @@ pub(crate) enum Command {
     /// Show the configuration as nginx runs with it: upstreams, who uses them, and every value in force with the
     /// line that it comes from.
     Config(Config),
+    /// Explain a cause: what it means, how it is proven, what looks like it, fixes, wrong advice. Without a name: the
+    /// list.
+    Explain(Explain),
     /// Show what this kernel allows: each hook, why it cannot run, what can no longer be told.
     Doctor(Doctor),
 }
@@ -111,6 +114,17 @@ pub(crate) struct Config {
     /// Show the directives that nothing sets as well, with their defaults. (JSON always has them.)
     #[arg(long)]
     pub all: bool,
+    /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The cause, by the name that an incident gives it.
+    #[arg(value_name = "CAUSE", value_parser = Cause::from_str)]
+    pub cause: Option<Cause>,
     /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
     #[arg(long, value_enum, default_value_t = Color::Auto)]
     pub color: Color,

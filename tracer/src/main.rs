@@ -2,6 +2,7 @@
 
 mod cli;
 mod doctor;
+mod explain;
 mod run;
 mod show;
 
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Doctor(options)) => doctor::run(options),
+        Some(Command::Explain(options)) => explain::run(options),
         Some(Command::Config(options)) => show::run(options),
         Some(Command::Trace(options)) => run::trace(options),
         None => run::trace(&cli.trace),

@@ -5,6 +5,7 @@
 //! proofs contradict each other, so both become `likely` and the text names the rival.
 
 pub mod cause;
+pub mod pages;
 mod rules;
 pub mod words;
 

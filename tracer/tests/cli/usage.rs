@@ -71,3 +71,18 @@ fn help_and_version_are_data() {
     let version = run(&mut why502(&["--version"])).stdout;
     assert_eq!(version, format!("why502 {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[test]
+fn explains_every_cause_without_privileges() {
+    let list = run(&mut why502(&["explain"])).code(0).stdout.clone();
+    for name in ["connect-refused-no-listener", "blocked-selinux", "unix-permission", "unexplained"] {
+        assert!(list.lines().any(|line| line.starts_with(name)), "{list}");
+        let page = run(&mut why502(&["explain", name])).code(0).stdout.clone();
+        for part in [name, "What it means", "How it is proven", "What looks like it", "Fixes", "Wrong advice"]
+        {
+            assert!(page.contains(part), "{part} is not in {page}");
+        }
+        assert!(!page.contains('\u{1b}') && !page.contains("## "), "{page}");
+    }
+    refused(&["explain", "selinux"], &["did you mean", "blocked-selinux"]);
+}
