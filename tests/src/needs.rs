@@ -29,6 +29,7 @@ fn missing(need: &str) -> Option<String> {
             Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists()
         }
         "nginx-current" => nginx::current().is_some(),
+        "php-fpm" => php_fpm(),
         "nginx-stream" => Path::new(nginx::STREAM_MODULE).exists(),
         "file" => Path::new(argument).exists(),
         "sysctl" => Path::new("/proc/sys").join(argument).exists(),
@@ -41,6 +42,12 @@ fn missing(need: &str) -> Option<String> {
         _ => return Some(format!("unknown need `{need}`; the names are in src/needs.rs")),
     };
     (!met).then(|| format!("this machine has no {need}"))
+}
+
+/// Debian's program carries its version: php-fpm8.2.
+fn php_fpm() -> bool {
+    let programs = std::fs::read_dir("/usr/sbin").into_iter().flatten().flatten();
+    programs.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"php-fpm"))
 }
 
 /// Modules that no system call loads by itself. Built in or absent, the check after it tells.

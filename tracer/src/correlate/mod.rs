@@ -4,6 +4,7 @@
 pub mod no_attempt;
 pub mod request;
 pub mod said;
+pub mod unix;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -176,6 +177,8 @@ pub struct Facts {
     pub drop_reason: Option<String>,
     /// Kernel function that freed the packet.
     pub drop_function: Option<String>,
+    /// The unix socket that could not be connected to.
+    pub unix: Option<Box<unix::UnixFact>>,
     /// Nothing was attempted: what nginx had to choose from.
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long an answer about a destination is used again.
-const FRESH: Duration = Duration::from_millis(500);
+pub(super) const FRESH: Duration = Duration::from_millis(500);
 /// How long an unused namespace is kept open (an open one cannot be removed by the kernel).
 const NAMESPACE_IDLE: Duration = Duration::from_secs(2);
 /// Most remembered answers.
@@ -44,6 +44,7 @@ pub(super) struct Gatherer {
     /// Drops of full conntrack tables when a namespace was first watched.
     baselines: HashMap<u32, u64>,
     routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
+    unix: super::unix::Known,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -74,6 +75,7 @@ impl Gatherer {
             drop_reasons,
             baselines: HashMap::new(),
             routes: HashMap::new(),
+            unix: super::unix::Known::default(),
         }
     }
 
@@ -100,7 +102,10 @@ impl Gatherer {
                 }
             }
             Stage::Untried => {}
-            Stage::Connect => self.at_once(attempt, &mut facts),
+            Stage::Connect => match &attempt.unix {
+                Some(name) => facts.unix = self.unix.gather(attempt, name),
+                None => self.at_once(attempt, &mut facts),
+            },
             Stage::SynSent | Stage::Established => self.in_flight(attempt, reach, &mut facts),
         }
         facts
@@ -130,6 +135,7 @@ impl Gatherer {
         self.namespaces.retain(|_, (_, used)| used.elapsed() < NAMESPACE_IDLE);
         self.destinations.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.unix.sweep();
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
@@ -386,7 +392,7 @@ fn listening(found: &Found) -> Listening {
     }
 }
 
-fn owner(owner: &Owner) -> String {
+pub(super) fn owner(owner: &Owner) -> String {
     let name = owner.exe.as_deref().unwrap_or(&owner.comm);
     match &owner.container {
         Some(container) => format!("{name} (pid {}, {container})", owner.pid),

@@ -4,12 +4,14 @@
 //! time. Netlink is spoken by hand (`netlink.rs`): three families (sock_diag, rtnetlink, ctnetlink) share one
 //! exchange loop, filters run in the kernel, and no attribute is trusted before its length is checked.
 
+pub mod acl;
 pub mod btf;
 pub mod caps;
 pub mod conntrack;
 pub mod container;
 pub mod error;
 pub mod fib;
+pub mod fpm;
 pub mod kallsyms;
 pub mod link;
 pub mod listen;
@@ -27,5 +29,6 @@ pub mod tcp_state;
 #[cfg(test)]
 mod testing;
 pub mod unixdiag;
+pub mod walk;
 
 pub use error::{Error, Result};
