@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::rules::Rules;
 use crate::{
     correlate::{
         ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
@@ -22,7 +23,7 @@ use crate::{
 };
 
 /// How long an answer about a destination is used again.
-const FRESH: Duration = Duration::from_millis(500);
+pub(super) const FRESH: Duration = Duration::from_millis(500);
 /// How long an unused namespace is kept open (an open one cannot be removed by the kernel).
 const NAMESPACE_IDLE: Duration = Duration::from_secs(2);
 /// Most remembered answers.
@@ -44,6 +45,7 @@ pub(super) struct Gatherer {
     /// Drops of full conntrack tables when a namespace was first watched.
     baselines: HashMap<u32, u64>,
     routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
+    pub(super) rules: Rules,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -74,6 +76,7 @@ impl Gatherer {
             drop_reasons,
             baselines: HashMap::new(),
             routes: HashMap::new(),
+            rules: Rules::default(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Gatherer {
         {
             let drops = conntrack::stat_drops(&ns).ok().flatten().map_or(0, |d| d.drop);
             self.baselines.insert(inum, drops);
+            self.rules.note_namespace(&ns);
         }
     }
 
@@ -131,6 +135,7 @@ impl Gatherer {
         self.destinations.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.rules.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
     }
@@ -275,11 +280,25 @@ impl Gatherer {
             if let Some((table, before)) = facts.conntrack.as_mut().zip(self.baselines.get(&inum)) {
                 table.drops = table.drops.saturating_sub(*before);
             }
+            self.name_rules(inum, attempt, facts);
         }
         let silent = attempt.drop.is_none() && attempt.icmp.is_none() && !attempt.reset;
         if silent && facts.is_local == Some(false) && (!reach.accept_queue || attempt.overflow.is_none()) {
             facts.peer_namespace = self.elsewhere(&ns, target).map(|peer| peer.place);
         }
+    }
+
+    /// Which rule of that namespace it was.
+    fn name_rules(&mut self, inum: u32, attempt: &Attempt, facts: &mut Facts) {
+        if self.places.is_empty() {
+            self.read_places();
+        }
+        let Some(ns) = self.open(inum, None) else {
+            return;
+        };
+        // Without its function there is no nf_tables; asking would load it.
+        let nft = self.places.contains_key("nft_do_chain");
+        facts.rules = self.rules.name(&ns, nft, attempt, facts);
     }
 
     fn destination(&mut self, ns: &NetNs, target: SocketAddr) -> Destination {
@@ -337,7 +356,7 @@ fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
 
 /// The netfilter hook, by the IP-layer function that ran it (net/ipv4/ip_{input,output,forward}.c and IPv6).
 const HOOKS: &[(&str, &[&str])] = &[
-    ("output", &["__ip_local_out", "ip_local_out", "__ip6_local_out", "ip6_local_out"]),
+    ("output", &["__ip_local_out", "ip_local_out", "__ip6_local_out", "ip6_local_out", "ip6_xmit"]),
     ("input", &["ip_local_deliver", "ip6_input"]),
     ("forward", &["ip_forward", "ip6_forward"]),
     (

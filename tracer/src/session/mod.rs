@@ -12,6 +12,7 @@ mod maps;
 mod narrow;
 mod notes;
 mod requests;
+mod rules;
 mod running;
 mod said;
 mod watch;
