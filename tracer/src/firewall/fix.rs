@@ -31,7 +31,7 @@ pub fn fixes(
         };
         let place = match rule {
             Some(index) => format!("-I {} {}", chain.name, index + 1),
-            None => format!("-A {}", chain.name),
+            None => format!("-I {}", chain.name),
         };
         let which = if reply {
             format!("-p tcp -s {ip} --sport {port} -m conntrack --ctstate ESTABLISHED")
@@ -54,7 +54,7 @@ pub fn fixes(
     let Some(handle) = handle else {
         return vec![(
             format!("let {whom} through before the policy decides (and where the rules are kept)"),
-            Some(format!("{prefix}nft add rule {path} {which} accept")),
+            Some(format!("{prefix}nft insert rule {path} {which} accept")),
         )];
     };
     vec![

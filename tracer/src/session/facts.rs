@@ -82,13 +82,13 @@ impl Gatherer {
 
     /// Takes the counters of a namespace that is watched from now on.
     pub(super) fn note_namespace(&mut self, inum: u32, pid: u32) {
+        self.rules.note_namespace(inum, pid);
         if !self.baselines.contains_key(&inum)
             && self.baselines.len() < MOST
             && let Some(ns) = NetNs::of_pid(pid).ok().filter(|ns| ns.inum() == inum)
         {
             let drops = conntrack::stat_drops(&ns).ok().flatten().map_or(0, |d| d.drop);
             self.baselines.insert(inum, drops);
-            self.rules.note_namespace(&ns);
         }
     }
 
@@ -150,7 +150,7 @@ impl Gatherer {
         self.open(attempt.netns, Some(attempt.worker))
     }
 
-    fn open(&mut self, inum: u32, pid: Option<u32>) -> Option<NetNs> {
+    pub(super) fn open(&mut self, inum: u32, pid: Option<u32>) -> Option<NetNs> {
         if let Some((ns, used)) = self.namespaces.get_mut(&inum).filter(|_| inum != 0) {
             *used = Instant::now();
             return Some(ns.clone());

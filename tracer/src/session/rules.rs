@@ -1,7 +1,7 @@
 //! Which rule dropped a packet: reads the rules of the namespace where it happened, and asks which of them can have.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -26,13 +26,19 @@ const MOST: usize = 64;
 /// How long what the kernel named holds for the next failures.
 const TRACE_HOLDS: Duration = Duration::from_secs(60);
 
+/// How long rules are kept that nobody asks for: the namespace stays open as long, so that no other one can get its number.
+const IDLE: Duration = Duration::from_secs(2);
+
 /// Texts by chain and rule: as nft prints it, as iptables does.
 type Texts = HashMap<(usize, usize), (Option<String>, Option<String>)>;
 
 /// The rules of one namespace.
 struct Known {
+    /// Open as long as this is kept.
+    ns: NetNs,
     ruleset: Ruleset,
     read: Instant,
+    used: Instant,
     texts: Texts,
     /// Before its commands, if it is not the initial namespace.
     enter: Option<String>,
@@ -51,54 +57,76 @@ pub(super) struct Word {
 #[derive(Default)]
 pub(super) struct Rules {
     known: HashMap<u32, Known>,
-    /// nf_tables' generation at the last look.
-    generations: HashMap<u32, u32>,
-    /// By namespace, server and direction.
-    words: HashMap<(u32, SocketAddr, bool), Word>,
+    /// nf_tables' generation at the last look, by the namespace's identity.
+    generations: HashMap<u64, u32>,
+    /// Namespaces and processes that were looked at when they came.
+    noted: HashSet<(u32, u32)>,
+    /// By namespace (open as long), server and direction.
+    words: Vec<(NetNs, SocketAddr, bool, Word)>,
 }
 
 impl Rules {
-    /// Takes the generation of a namespace that is watched from now on, where that does not load a module.
-    pub(super) fn note_namespace(&mut self, ns: &NetNs) {
-        if fs::exists("/sys/module/nf_tables").unwrap_or(false)
-            && self.generations.len() < MOST
-            && let Ok(generation) = nftables::generation(ns)
-        {
-            self.generations.insert(ns.inum(), generation);
+    /// Takes the generation of a namespace that is watched from now on.
+    pub(super) fn note_namespace(&mut self, inum: u32, pid: u32) {
+        if self.noted.len() >= 16 * MOST {
+            self.noted.clear();
+        }
+        if !asking_is_harmless() || !self.noted.insert((inum, pid)) {
+            return;
+        }
+        let Some(ns) = NetNs::of_pid(pid).ok().filter(|ns| ns.inum() == inum) else {
+            return;
+        };
+        if let (Some(identity), Ok(generation)) = (ns.identity(), nftables::generation(&ns)) {
+            if self.generations.len() >= MOST {
+                self.generations.clear();
+            }
+            self.generations.entry(identity).or_insert(generation);
         }
     }
 
-    /// Own changes are none.
-    pub(super) fn changed_by_us(&mut self, inum: u32, before: Option<u32>, ns: &NetNs) {
-        if before.is_some()
-            && self.generations.get(&inum).copied() == before
-            && let Ok(generation) = nftables::generation(ns)
-        {
-            self.generations.insert(inum, generation);
+    /// Runs what changes the rules of a namespace in a way that does not count, such as a table of our own.
+    pub(super) fn unnoticed<T>(&mut self, ns: &NetNs, change: impl FnOnce() -> T) -> T {
+        let identity = ns.identity();
+        let known = identity.and_then(|identity| self.generations.get(&identity).copied());
+        let untouched = known.is_some() && nftables::generation(ns).ok() == known;
+        let done = change();
+        if untouched && let (Some(identity), Ok(generation)) = (identity, nftables::generation(ns)) {
+            self.generations.insert(identity, generation);
         }
+        done
     }
 
     /// What the kernel named.
-    pub(super) fn heard(&mut self, inum: u32, server: SocketAddr, reply: bool, word: Word) {
+    pub(super) fn heard(&mut self, ns: &NetNs, server: SocketAddr, reply: bool, word: Word) {
+        self.words.retain(|(of, s, r, _)| (of.inum(), *s, *r) != (ns.inum(), server, reply));
         if self.words.len() < MOST {
-            self.words.insert((inum, server, reply), word);
+            self.words.push((ns.clone(), server, reply, word));
         }
     }
 
+    /// True if the kernel has named the rule for such packets not long ago.
+    pub(super) fn has_word(&self, inum: u32, server: SocketAddr, reply: bool) -> bool {
+        self.words.iter().any(|(of, s, r, _)| (of.inum(), *s, *r) == (inum, server, reply))
+    }
+
     pub(super) fn sweep(&mut self) {
-        self.known.retain(|_, known| known.read.elapsed() < Duration::from_secs(600));
-        self.words.retain(|_, word| word.at.elapsed() < TRACE_HOLDS);
+        self.known.retain(|_, known| known.used.elapsed() < IDLE);
+        self.words.retain(|(.., word)| word.at.elapsed() < TRACE_HOLDS);
     }
 
     /// The rules that can have dropped the attempt's packet in `ns`. `nft`: nf_tables is there.
     pub(super) fn name(&mut self, ns: &NetNs, nft: bool, attempt: &Attempt, facts: &Facts) -> Option<Naming> {
         let drop = attempt.drop.as_ref().filter(|drop| drop.class == DropClass::Netfilter)?;
-        let before = self.generations.get(&ns.inum()).copied();
+        self.sweep();
+        let identity = ns.identity();
+        let before = identity.and_then(|identity| self.generations.get(&identity).copied());
         self.refresh(ns, nft)?;
         let known = self.known.get_mut(&ns.inum())?;
+        known.used = Instant::now();
         let changed = before.is_some() && before != known.ruleset.generation;
-        if let Some(generation) = known.ruleset.generation {
-            self.generations.insert(ns.inum(), generation);
+        if let Some((identity, generation)) = identity.zip(known.ruleset.generation) {
+            self.generations.insert(identity, generation);
         }
         let packet = packet(ns, &known.ruleset, attempt, drop, facts);
         let hook = facts.drop_hook.and_then(Hook::named);
@@ -117,14 +145,14 @@ impl Rules {
         let server = drop.wire_dst;
         let traced = self
             .words
-            .get(&(ns.inum(), attempt.remote, drop.reply))
-            .filter(|word| word.at.elapsed() < TRACE_HOLDS)
-            .and_then(|word| known.traced(ns, word, server, drop.reply))
+            .iter()
+            .find(|(of, s, r, _)| (of.inum(), *s, *r) == (ns.inum(), attempt.remote, drop.reply))
+            .and_then(|(.., word)| known.traced(word, server, drop.reply))
             .filter(|_| !changed);
         let candidates = found
             .iter()
             .enumerate()
-            .filter_map(|(number, c)| known.named(ns, c, server, drop.reply, number < MOST_TEXTS))
+            .filter_map(|(number, c)| known.named(c, server, drop.reply, number < MOST_TEXTS))
             .collect();
         Some(Naming { candidates, changed, traced })
     }
@@ -148,7 +176,14 @@ impl Rules {
         }
         iptables::read(ns, &mut ruleset).ok()?;
         let enter = enter(ns);
-        let known = Known { ruleset, read: Instant::now(), texts: Texts::new(), enter };
+        let known = Known {
+            ns: ns.clone(),
+            ruleset,
+            read: Instant::now(),
+            used: Instant::now(),
+            texts: Texts::new(),
+            enter,
+        };
         self.known.insert(ns.inum(), known);
         Some(())
     }
@@ -157,7 +192,6 @@ impl Rules {
 impl Known {
     fn named(
         &mut self,
-        ns: &NetNs,
         candidate: &Candidate,
         server: SocketAddr,
         reply: bool,
@@ -185,10 +219,10 @@ impl Known {
             None if !texts => (None, None),
             None => {
                 let texts = (
-                    ruletext::nft(ns, chain, rule.handle),
+                    ruletext::nft(&self.ns, chain, rule.handle),
                     chain
                         .is_iptables()
-                        .then(|| ruletext::iptables(ns, chain, number, chain.rules.len()))
+                        .then(|| ruletext::iptables(&self.ns, chain, number, chain.rules.len()))
                         .flatten(),
                 );
                 self.texts.insert((candidate.chain, number), texts.clone());
@@ -206,7 +240,7 @@ impl Known {
     }
 
     /// The rule that the kernel named, if it is still there.
-    fn traced(&mut self, ns: &NetNs, word: &Word, server: SocketAddr, reply: bool) -> Option<Traced> {
+    fn traced(&mut self, word: &Word, server: SocketAddr, reply: bool) -> Option<Traced> {
         let (family, table, name) = &word.chain;
         let index = self.ruleset.chains.iter().position(|chain| {
             chain.engine == Engine::Nftables
@@ -220,9 +254,15 @@ impl Known {
             None => None,
         };
         let candidate = Candidate { chain: index, rule, action: firewall::Action::Drop, certain: true };
-        let rule = self.named(ns, &candidate, server, reply, true)?;
+        let rule = self.named(&candidate, server, reply, true)?;
         Some(Traced { rule, ago_ms: u64::try_from(word.at.elapsed().as_millis()).unwrap_or(u64::MAX) })
     }
+}
+
+/// True if nf_tables is there, or nothing can be loaded: to ask for it loads its module otherwise.
+fn asking_is_harmless() -> bool {
+    let there = |path| fs::exists(path).unwrap_or(false);
+    there("/sys/module/nf_tables") || !there("/proc/modules")
 }
 
 /// What must stand before a command that is for that namespace.

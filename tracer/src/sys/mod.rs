@@ -18,6 +18,7 @@ pub mod memory;
 mod netlink;
 pub mod netns;
 pub mod nftables;
+pub mod nftrace;
 pub mod owners;
 pub mod proc;
 pub mod process;
