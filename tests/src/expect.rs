@@ -138,6 +138,17 @@ pub(crate) struct Expect {
     pub(crate) summary_contains: Vec<String>,
     #[serde(default)]
     pub(crate) evidence_kinds: Vec<String>,
+    /// Text of the firewall rule that some incident names (evidence of kind `rule`).
+    #[serde(default)]
+    pub(crate) rule: Vec<String>,
+    /// Text that no rule may have that an incident names.
+    #[serde(default)]
+    pub(crate) rule_never: Vec<String>,
+    /// True: each incident of the cause names one rule alone; false: none does so.
+    pub(crate) rule_only: Option<bool>,
+    /// Text of a command that some incident advises.
+    #[serde(default)]
+    pub(crate) fix_contains: Vec<String>,
     /// Kinds of evidence that no incident may have.
     #[serde(default)]
     pub(crate) never_kinds: Vec<String>,

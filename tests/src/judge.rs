@@ -4,6 +4,7 @@ use crate::case::Request;
 use crate::client::HOST;
 use crate::expect::{Confidence, Each, Expect, RequestExpect, WithoutRequest};
 use crate::nginx::Line;
+use crate::rules;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -120,6 +121,7 @@ pub(crate) fn judge(
             failures.extend(found.map(|failure| format!("incident of {target}: {failure}")));
         }
         texts(expect, tier, &counted, &mut failures);
+        failures.extend(rules::judge(expect, &counted));
     }
     (failures, score)
 }

@@ -15,6 +15,7 @@ mod nginx;
 mod packet;
 mod remote;
 mod report;
+mod rules;
 mod run;
 mod scene;
 mod stress;

@@ -19,6 +19,10 @@ fn missing(need: &str) -> Option<String> {
     let (kind, argument) = need.split_once(':').unwrap_or((need, ""));
     let met = match kind {
         "nft" => command_ok(Command::new("nft").args(["list", "tables"])).is_ok(),
+        // Its kernel half may be missing: newer kernels are built without it.
+        "iptables-legacy" => {
+            command_ok(Command::new("unshare").args(["-n", "iptables-legacy", "-S"])).is_ok()
+        }
         "ipv6" => Path::new("/proc/net/if_inet6").exists(),
         "tun" => {
             load("tun");

@@ -89,6 +89,11 @@ pub(crate) struct Trace {
     /// `auto` where it costs healthy requests nothing, `on` at the end of every upstream attempt as well.
     #[arg(long, value_enum, default_value_t = Uprobes::Off)]
     pub uprobes: Uprobes,
+    /// When a firewall rule drops or rejects, let the kernel itself name it for the next such packet: for 10 seconds at
+    /// most, a table of why502's own marks the handshakes with that one server (nftrace). The only option that changes
+    /// anything on the system.
+    #[arg(long)]
+    pub trace_rules: bool,
     /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
     #[arg(long)]
     pub stats: bool,

@@ -6,6 +6,7 @@
 pub mod correlate;
 pub mod diagnose;
 pub mod event;
+pub mod firewall;
 pub mod nginx;
 pub mod probes;
 pub mod report;

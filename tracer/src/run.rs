@@ -130,6 +130,7 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
         causes: options.causes.clone(),
         count: options.count,
         stats: options.stats,
+        trace_rules: options.trace_rules,
         uprobes: Some(match options.uprobes {
             Uprobes::Auto => Mode::Auto,
             Uprobes::On => Mode::On,

@@ -8,7 +8,7 @@ pub mod unix;
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{event::Attempt, nginx};
+use crate::{event::Attempt, firewall::Naming, nginx};
 
 /// Which kinds of evidence could have been seen. Where a hook is missing, its silence proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -173,6 +173,8 @@ pub struct Facts {
     pub drop_hook: Option<&'static str>,
     /// `nft` or `iptables-legacy`, by the callers' names.
     pub drop_engine: Option<&'static str>,
+    /// Which rules can have dropped it; None: not asked, or they could not be read.
+    pub rules: Option<Naming>,
     /// Kernel's name of the drop reason, without prefix.
     pub drop_reason: Option<String>,
     /// Kernel function that freed the packet.

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::rules::Rules;
 use crate::{
     correlate::{
         ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
@@ -45,6 +46,7 @@ pub(super) struct Gatherer {
     baselines: HashMap<u32, u64>,
     routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
     unix: super::unix::Known,
+    pub(super) rules: Rules,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -76,11 +78,13 @@ impl Gatherer {
             baselines: HashMap::new(),
             routes: HashMap::new(),
             unix: super::unix::Known::default(),
+            rules: Rules::default(),
         }
     }
 
     /// Takes the counters of a namespace that is watched from now on.
     pub(super) fn note_namespace(&mut self, inum: u32, pid: u32) {
+        self.rules.note_namespace(inum, pid);
         if !self.baselines.contains_key(&inum)
             && self.baselines.len() < MOST
             && let Some(ns) = NetNs::of_pid(pid).ok().filter(|ns| ns.inum() == inum)
@@ -137,6 +141,7 @@ impl Gatherer {
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.unix.sweep();
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.rules.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
     }
@@ -151,7 +156,7 @@ impl Gatherer {
         self.open(attempt.netns, Some(attempt.worker))
     }
 
-    fn open(&mut self, inum: u32, pid: Option<u32>) -> Option<NetNs> {
+    pub(super) fn open(&mut self, inum: u32, pid: Option<u32>) -> Option<NetNs> {
         if let Some((ns, used)) = self.namespaces.get_mut(&inum).filter(|_| inum != 0) {
             *used = Instant::now();
             return Some(ns.clone());
@@ -281,11 +286,25 @@ impl Gatherer {
             if let Some((table, before)) = facts.conntrack.as_mut().zip(self.baselines.get(&inum)) {
                 table.drops = table.drops.saturating_sub(*before);
             }
+            self.name_rules(inum, attempt, facts);
         }
         let silent = attempt.drop.is_none() && attempt.icmp.is_none() && !attempt.reset;
         if silent && facts.is_local == Some(false) && (!reach.accept_queue || attempt.overflow.is_none()) {
             facts.peer_namespace = self.elsewhere(&ns, target).map(|peer| peer.place);
         }
+    }
+
+    /// Which rule of that namespace it was.
+    fn name_rules(&mut self, inum: u32, attempt: &Attempt, facts: &mut Facts) {
+        if self.places.is_empty() {
+            self.read_places();
+        }
+        let Some(ns) = self.open(inum, None) else {
+            return;
+        };
+        // Without its function there is no nf_tables; asking would load it.
+        let nft = self.places.contains_key("nft_do_chain");
+        facts.rules = self.rules.name(&ns, nft, attempt, facts);
     }
 
     fn destination(&mut self, ns: &NetNs, target: SocketAddr) -> Destination {
@@ -343,7 +362,7 @@ fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
 
 /// The netfilter hook, by the IP-layer function that ran it (net/ipv4/ip_{input,output,forward}.c and IPv6).
 const HOOKS: &[(&str, &[&str])] = &[
-    ("output", &["__ip_local_out", "ip_local_out", "__ip6_local_out", "ip6_local_out"]),
+    ("output", &["__ip_local_out", "ip_local_out", "__ip6_local_out", "ip6_local_out", "ip6_xmit"]),
     ("input", &["ip_local_deliver", "ip6_input"]),
     ("forward", &["ip_forward", "ip6_forward"]),
     (

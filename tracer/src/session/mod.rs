@@ -12,9 +12,11 @@ mod maps;
 mod narrow;
 mod notes;
 mod requests;
+mod rules;
 mod running;
 mod said;
 mod unix;
+mod trace;
 mod watch;
 
 use std::{
@@ -50,6 +52,7 @@ use facts::Gatherer;
 use maps::Maps;
 use requests::Requests;
 use said::Uprobes;
+use trace::Traces;
 use watch::Watch;
 
 /// How often the ring buffer is emptied. At 10,000 failures a second 100 ms are a third of its size.
@@ -77,6 +80,8 @@ pub struct Filter {
     pub count: Option<u64>,
     /// The kernel counts run times for this run.
     pub stats: bool,
+    /// The kernel is asked to name the rules that drop.
+    pub trace_rules: bool,
     /// Which functions of nginx are probed (default: none); none where requests are not watched.
     pub uprobes: Option<Mode>,
 }
@@ -93,6 +98,7 @@ pub struct Session<'a> {
     maps: Maps,
     watch: Watch,
     gatherer: Gatherer,
+    traces: Traces,
     reach: Reach,
     tier: Tier,
     filter: Filter,
@@ -160,11 +166,14 @@ impl<'a> Session<'a> {
         let mut maps = Maps::take(&mut ebpf)?;
         let mut watch = Watch::new(filter.pids.clone());
         complain(&watch.scan(&mut maps)?);
+        let (traces, said) = Traces::new(filter.trace_rules);
+        complain(&said);
         let mut session = Self {
             ebpf,
             maps,
             watch,
             gatherer: Gatherer::new(drop_reasons),
+            traces,
             reach,
             tier,
             filter,
@@ -213,6 +222,7 @@ impl<'a> Session<'a> {
     pub fn round(&mut self) -> Result<Round> {
         self.round += 1;
         self.drain()?;
+        self.traces.poll(&mut self.gatherer);
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
@@ -264,6 +274,7 @@ impl<'a> Session<'a> {
         if !self.waiting.is_empty()
             || self.requests.any_waits()
             || self.alone.any_waits()
+            || self.traces.any()
             || self.logger.is_some()
         {
             return Ok(Round::Idle);
@@ -429,6 +440,7 @@ impl<'a> Session<'a> {
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
         let case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
+        complain(self.traces.arm(&mut self.gatherer, &case).as_slice());
         let mut verdict = diagnose::diagnose(&case);
         self.alone.failed(&case, verdict.cause, &worker);
         notes::add(&mut verdict, &case, &worker);

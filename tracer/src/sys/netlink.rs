@@ -92,6 +92,73 @@ impl Socket {
         Err(Error::Interrupted { action: action.to_owned() })
     }
 
+    /// Sends messages that the kernel takes all or none (nfnetlink's batch), and waits for its answer to each.
+    pub(super) fn batch(
+        &mut self,
+        action: &str,
+        subsystem: u16,
+        messages: &[(u16, u16, Body)],
+    ) -> Result<()> {
+        const BATCH_BEGIN: u16 = 0x10;
+        const BATCH_END: u16 = 0x11;
+        let edge = Body::new(&[0, 0, (subsystem >> 8).to_be_bytes()[0], (subsystem >> 8).to_be_bytes()[1]]);
+        let mut bytes = edge.message(BATCH_BEGIN, REQUEST, self.sequence);
+        let first = self.sequence.wrapping_add(1);
+        for (kind, flags, body) in messages {
+            self.sequence = self.sequence.wrapping_add(1);
+            bytes.extend(body.message(*kind, REQUEST | ACK | flags, self.sequence));
+        }
+        let last = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        bytes.extend(edge.message(BATCH_END, REQUEST, self.sequence));
+        send(&self.fd, &bytes).map_err(|source| Error::os(action, source))?;
+        let deadline = Instant::now() + DUMP_LIMIT;
+        loop {
+            let datagram = match receive(&self.fd, &mut self.buffer) {
+                Ok(Some(datagram)) => datagram,
+                Ok(None) if Instant::now() < deadline => continue,
+                Ok(None) => return Err(Error::errno_of(action, libc::ETIMEDOUT)),
+                Err(error) => return Err(Error::os(action, error)),
+            };
+            for message in Messages(datagram) {
+                let ours = message.sequence.wrapping_sub(first) <= last.wrapping_sub(first);
+                if message.kind != NLMSG_ERROR || !ours {
+                    continue;
+                }
+                let status = i32_at(message.payload, 0).unwrap_or(0);
+                if status < 0 {
+                    return Err(Error::errno_of(action, status.saturating_neg()));
+                }
+                if message.sequence == last {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// From now on the kernel sends what happens in that group; the socket does not wait any more.
+    pub(super) fn subscribe(&mut self, group: u32) -> Result<()> {
+        const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+        set_option(&self.fd, libc::SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group)?;
+        // SAFETY: fcntl(2) with F_SETFL takes no pointers.
+        let status = unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+        if status == 0 { Ok(()) } else { Err(Error::os("set a socket option", io::Error::last_os_error())) }
+    }
+
+    /// The messages of that kind that have come since; at most `most` datagrams.
+    pub(super) fn events(&mut self, kind: u16, most: usize, mut each: impl FnMut(&[u8])) {
+        for _ in 0..most {
+            match receive(&self.fd, &mut self.buffer) {
+                Ok(Some(datagram)) => {
+                    Messages(datagram).filter(|m| m.kind == kind).for_each(|m| each(m.payload));
+                }
+                Ok(None) => {}
+                // Nothing more; or some were lost, which is no harm: others come.
+                Err(_) => return,
+            }
+        }
+    }
+
     fn exchange(
         &mut self,
         action: &str,
@@ -275,7 +342,7 @@ impl Body {
         self.0.resize(align(self.0.len()), 0);
     }
 
-    fn message(&self, kind: u16, flags: u16, sequence: u32) -> Vec<u8> {
+    pub(super) fn message(&self, kind: u16, flags: u16, sequence: u32) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.0.len());
         bytes.extend_from_slice(&u32::try_from(self.0.len()).unwrap_or(0).to_ne_bytes());
         bytes.extend_from_slice(&kind.to_ne_bytes());

@@ -54,6 +54,29 @@ impl NetNs {
         self.inum
     }
 
+    /// A number that no other namespace gets until the next boot, unlike `inum`, which is used again (SO_NETNS_COOKIE,
+    /// 5.14). Without it: the initial namespace's own number, as that one stays; else None.
+    pub fn identity(&self) -> Option<u64> {
+        const SO_NETNS_COOKIE: i32 = 71;
+        let mut cookie = 0_u64;
+        let mut len = libc::socklen_t::try_from(size_of_val(&cookie)).unwrap_or(0);
+        let socket = self.socket(libc::AF_UNIX, libc::SOCK_DGRAM, 0).ok()?;
+        // SAFETY: `cookie` is live and `len` is its size.
+        let status = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        if status == 0 && cookie != 0 {
+            return Some(cookie);
+        }
+        inum_of_pid(1).is_ok_and(|initial| initial == self.inum).then_some(u64::from(self.inum))
+    }
+
     /// Runs `work` inside this namespace: at once if the caller is in it, else on a thread of its own.
     /// A panic in `work` goes on in the caller. Errors: `setns` needs CAP_SYS_ADMIN.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {

@@ -6,8 +6,9 @@
 
 use crate::{
     correlate::{Case, GaveUp},
-    diagnose::{Cause, Verdict, words},
+    diagnose::{Cause, Fix, Verdict, words},
     event::{Drop, DropClass, Stage},
+    firewall::Naming,
 };
 
 pub(super) fn refused(case: &Case) -> Option<Verdict> {
@@ -40,14 +41,7 @@ pub(super) fn refused(case: &Case) -> Option<Verdict> {
             .because("reject", how)
             .because_if("dnat", words::translation(case))
             .because_if("listener", listener(case))
-            .fix_with(
-                format!(
-                    "allow {} in the {} chain of that ruleset",
-                    a.remote,
-                    case.facts.drop_hook.unwrap_or("matching")
-                ),
-                "nft -a list ruleset",
-            ),
+            .named(case),
         );
     }
     remote(case)
@@ -156,41 +150,54 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     } else {
         "a host that did not answer the SYNs that got through"
     };
-    Some(
-        Verdict::graded(
-            cause,
-            every && table_excluded && only_by_rules(drop) && !early,
-            format!("{who} drops {direction} for {}", a.remote),
-            rival,
-        )
-        .because_if("drop", words::drop_text(case))
-        .because("syn", format!("{} sent, {} dropped here", words::syns(case.syns()), drop.count))
-        .because("end", words::gave_up(case, how))
-        .because_if("dnat", words::translation(case))
-        .because_if("listener", listener(case))
-        .fix_with(
-            match class {
-                DropClass::RpFilter => {
-                    "correct the route back to the upstream, or loosen rp_filter on that interface".to_owned()
-                }
-                DropClass::Tc => "remove or correct the tc filter on that interface".to_owned(),
-                DropClass::Bpf => "systemd: IPAddressAllow= for the upstream in nginx's unit".to_owned(),
-                DropClass::Xfrm => "correct the IPsec policy for that address".to_owned(),
-                _ => format!(
-                    "allow {} in the {} chain of that ruleset",
-                    a.remote,
-                    case.facts.drop_hook.unwrap_or("matching")
-                ),
-            },
-            match class {
-                DropClass::RpFilter => "ip route get; sysctl net.ipv4.conf.all.rp_filter",
-                DropClass::Tc => "tc filter show",
-                DropClass::Bpf => "bpftool cgroup tree",
-                DropClass::Xfrm => "ip xfrm policy",
-                _ => "nft -a list ruleset",
-            },
-        ),
+    let verdict = Verdict::graded(
+        cause,
+        every && table_excluded && only_by_rules(drop) && !early,
+        format!("{who} drops {direction} for {}", a.remote),
+        rival,
     )
+    .because_if("drop", words::drop_text(case))
+    .because("syn", format!("{} sent, {} dropped here", words::syns(case.syns()), drop.count))
+    .because("end", words::gave_up(case, how))
+    .because_if("dnat", words::translation(case))
+    .because_if("listener", listener(case));
+    Some(match class {
+        DropClass::RpFilter => verdict.fix_with(
+            "correct the route back to the upstream, or loosen rp_filter on that interface",
+            "ip route get; sysctl net.ipv4.conf.all.rp_filter",
+        ),
+        DropClass::Tc => {
+            verdict.fix_with("remove or correct the tc filter on that interface", "tc filter show")
+        }
+        DropClass::Bpf => verdict
+            .fix_with("systemd: IPAddressAllow= for the upstream in nginx's unit", "bpftool cgroup tree"),
+        DropClass::Xfrm => verdict.fix_with("correct the IPsec policy for that address", "ip xfrm policy"),
+        _ => verdict.named(case),
+    })
+}
+
+impl Verdict {
+    /// Adds the rule that it was, or those that it can have been, and how to let the connection through.
+    fn named(mut self, case: &Case) -> Self {
+        let found = case.facts.rules.as_ref();
+        for words in found.map(Naming::words).unwrap_or_default() {
+            self = self.because("rule", words);
+        }
+        if let Some(rule) = found.and_then(Naming::only) {
+            for (text, command) in &rule.fix {
+                self.fix.push(Fix { text: text.clone(), command: command.clone() });
+            }
+            return self;
+        }
+        self.fix_with(
+            format!(
+                "allow {} in the {} chain of that ruleset",
+                case.attempt.remote,
+                case.facts.drop_hook.unwrap_or("matching")
+            ),
+            "nft -a list ruleset",
+        )
+    }
 }
 
 /// False if a SYN was also dropped for want of a neighbour or a route: that answers for itself.

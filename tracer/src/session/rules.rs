@@ -1,0 +1,350 @@
+//! Which rule dropped a packet: reads the rules of the namespace where it happened, and asks which of them can have.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use super::facts::FRESH;
+use crate::{
+    correlate::Facts,
+    event::{Attempt, Drop, DropClass},
+    firewall::{self, Answer, Candidate, Engine, Hook, Interface, Named, Naming, Packet, Ruleset, Traced},
+    sys::{
+        iptables, link,
+        netns::{self, NetNs},
+        nftables, proc, ruletext,
+    },
+};
+
+/// Rules whose text is asked for; more than that are counted.
+const MOST_TEXTS: usize = 8;
+/// Namespaces whose rules are kept.
+const MOST: usize = 64;
+/// How long what the kernel named holds for the next failures.
+const TRACE_HOLDS: Duration = Duration::from_secs(60);
+
+/// How long rules are kept that nobody asks for: the namespace stays open as long, so that no other one can get its number.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Texts by chain and rule: as nft prints it, as iptables does.
+type Texts = HashMap<(usize, usize), (Option<String>, Option<String>)>;
+
+/// The rules of one namespace.
+struct Known {
+    /// Open as long as this is kept.
+    ns: NetNs,
+    ruleset: Ruleset,
+    read: Instant,
+    used: Instant,
+    texts: Texts,
+    /// Before its commands, if it is not the initial namespace.
+    enter: Option<String>,
+}
+
+/// What the kernel itself said (`--trace-rules`).
+#[derive(Debug, Clone)]
+pub(super) struct Word {
+    pub(super) chain: (firewall::Family, String, String),
+    /// None: the chain's policy.
+    pub(super) handle: Option<u64>,
+    pub(super) at: Instant,
+}
+
+/// Remembers rules, texts and generations.
+#[derive(Default)]
+pub(super) struct Rules {
+    known: HashMap<u32, Known>,
+    /// nf_tables' generation at the last look, by the namespace's identity.
+    generations: HashMap<u64, u32>,
+    /// Namespaces and processes that were looked at when they came.
+    noted: HashSet<(u32, u32)>,
+    /// By namespace (open as long), server and direction.
+    words: Vec<(NetNs, SocketAddr, bool, Word)>,
+}
+
+impl Rules {
+    /// Takes the generation of a namespace that is watched from now on.
+    pub(super) fn note_namespace(&mut self, inum: u32, pid: u32) {
+        if self.noted.len() >= 16 * MOST {
+            self.noted.clear();
+        }
+        if !asking_is_harmless() || !self.noted.insert((inum, pid)) {
+            return;
+        }
+        let Some(ns) = NetNs::of_pid(pid).ok().filter(|ns| ns.inum() == inum) else {
+            return;
+        };
+        if let (Some(identity), Ok(generation)) = (ns.identity(), nftables::generation(&ns)) {
+            if self.generations.len() >= MOST {
+                self.generations.clear();
+            }
+            self.generations.entry(identity).or_insert(generation);
+        }
+    }
+
+    /// Runs what changes the rules of a namespace in a way that does not count, such as a table of our own.
+    pub(super) fn unnoticed<T>(&mut self, ns: &NetNs, change: impl FnOnce() -> T) -> T {
+        let identity = ns.identity();
+        let known = identity.and_then(|identity| self.generations.get(&identity).copied());
+        let untouched = known.is_some() && nftables::generation(ns).ok() == known;
+        let done = change();
+        if untouched && let (Some(identity), Ok(generation)) = (identity, nftables::generation(ns)) {
+            self.generations.insert(identity, generation);
+        }
+        done
+    }
+
+    /// What the kernel named.
+    pub(super) fn heard(&mut self, ns: &NetNs, server: SocketAddr, reply: bool, word: Word) {
+        self.words.retain(|(of, s, r, _)| (of.inum(), *s, *r) != (ns.inum(), server, reply));
+        if self.words.len() < MOST {
+            self.words.push((ns.clone(), server, reply, word));
+        }
+    }
+
+    /// True if the kernel has named the rule for such packets not long ago.
+    pub(super) fn has_word(&self, inum: u32, server: SocketAddr, reply: bool) -> bool {
+        self.words.iter().any(|(of, s, r, _)| (of.inum(), *s, *r) == (inum, server, reply))
+    }
+
+    pub(super) fn sweep(&mut self) {
+        self.known.retain(|_, known| known.used.elapsed() < IDLE);
+        self.words.retain(|(.., word)| word.at.elapsed() < TRACE_HOLDS);
+    }
+
+    /// The rules that can have dropped the attempt's packet in `ns`. `nft`: nf_tables is there.
+    pub(super) fn name(&mut self, ns: &NetNs, nft: bool, attempt: &Attempt, facts: &Facts) -> Option<Naming> {
+        let drop = attempt.drop.as_ref().filter(|drop| drop.class == DropClass::Netfilter)?;
+        self.sweep();
+        let identity = ns.identity();
+        let before = identity.and_then(|identity| self.generations.get(&identity).copied());
+        self.refresh(ns, nft)?;
+        let known = self.known.get_mut(&ns.inum())?;
+        known.used = Instant::now();
+        let changed = before.is_some() && before != known.ruleset.generation;
+        if let Some((identity, generation)) = identity.zip(known.ruleset.generation) {
+            self.generations.insert(identity, generation);
+        }
+        let packet = packet(ns, &known.ruleset, attempt, drop, facts);
+        let hook = facts.drop_hook.and_then(Hook::named);
+        let mut found = firewall::candidates(&known.ruleset, &packet, hook);
+        // Newer kernels free the packet inside the engine, so its caller tells which one it was.
+        let engine = match facts.drop_engine {
+            Some("nftables") => Some(Engine::Nftables),
+            Some("iptables-legacy") => Some(Engine::Legacy),
+            _ => None,
+        };
+        found.retain(|c| {
+            let of = known.ruleset.chains.get(c.chain).map(|chain| chain.engine);
+            engine.is_none() || of == engine
+        });
+        let found = firewall::narrow(&found, answer(attempt, drop), packet.v6);
+        let server = drop.wire_dst;
+        let traced = self
+            .words
+            .iter()
+            .find(|(of, s, r, _)| (of.inum(), *s, *r) == (ns.inum(), attempt.remote, drop.reply))
+            .and_then(|(.., word)| known.traced(word, server, drop.reply))
+            .filter(|_| !changed);
+        let candidates = found
+            .iter()
+            .enumerate()
+            .filter_map(|(number, c)| known.named(c, server, drop.reply, number < MOST_TEXTS))
+            .collect();
+        Some(Naming { candidates, changed, traced })
+    }
+
+    /// Reads the rules again where they are not known to be the same.
+    fn refresh(&mut self, ns: &NetNs, nft: bool) -> Option<()> {
+        let generation = if nft { Some(nftables::generation(ns).ok()?) } else { None };
+        if let Some(known) = self.known.get(&ns.inum()) {
+            let legacy = known.ruleset.chains.iter().any(|c| c.engine == Engine::Legacy);
+            let lasting = generation.is_some() && !legacy;
+            if known.ruleset.generation == generation && (lasting || known.read.elapsed() < FRESH) {
+                return Some(());
+            }
+        }
+        if self.known.len() >= MOST && !self.known.contains_key(&ns.inum()) {
+            return None;
+        }
+        let mut ruleset = Ruleset::default();
+        if nft {
+            nftables::read(ns, &mut ruleset).ok()?;
+        }
+        iptables::read(ns, &mut ruleset).ok()?;
+        let enter = enter(ns);
+        let known = Known {
+            ns: ns.clone(),
+            ruleset,
+            read: Instant::now(),
+            used: Instant::now(),
+            texts: Texts::new(),
+            enter,
+        };
+        self.known.insert(ns.inum(), known);
+        Some(())
+    }
+}
+
+impl Known {
+    fn named(
+        &mut self,
+        candidate: &Candidate,
+        server: SocketAddr,
+        reply: bool,
+        texts: bool,
+    ) -> Option<Named> {
+        let chain = self.ruleset.chains.get(candidate.chain)?;
+        let enter = self.enter.as_deref();
+        let fix = firewall::fixes(chain, candidate.rule, server, reply, enter);
+        let Some(number) = candidate.rule else {
+            return Some(Named {
+                chain: chain.path(),
+                handle: None,
+                number: None,
+                text: "policy drop".to_owned(),
+                iptables: chain.is_iptables().then(|| format!("-P {} DROP", chain.name)),
+                fix,
+            });
+        };
+        let rule = chain.rules.get(number)?;
+        let v6 = chain.family == firewall::Family::Ip6;
+        let legacy = chain.engine == Engine::Legacy;
+        let (text, iptables) = match self.texts.get(&(candidate.chain, number)) {
+            _ if legacy => (None, Some(format!("-A {} {}", chain.name, firewall::xt_text(rule, v6)))),
+            Some(texts) => texts.clone(),
+            None if !texts => (None, None),
+            None => {
+                let texts = (
+                    ruletext::nft(&self.ns, chain, rule.handle),
+                    chain
+                        .is_iptables()
+                        .then(|| ruletext::iptables(&self.ns, chain, number, chain.rules.len()))
+                        .flatten(),
+                );
+                self.texts.insert((candidate.chain, number), texts.clone());
+                texts
+            }
+        };
+        Some(Named {
+            chain: chain.path(),
+            handle: (!legacy).then_some(rule.handle),
+            number: Some(number + 1),
+            text: text.unwrap_or_else(|| firewall::rule_text(rule)),
+            iptables,
+            fix,
+        })
+    }
+
+    /// The rule that the kernel named, if it is still there.
+    fn traced(&mut self, word: &Word, server: SocketAddr, reply: bool) -> Option<Traced> {
+        let (family, table, name) = &word.chain;
+        let index = self.ruleset.chains.iter().position(|chain| {
+            chain.engine == Engine::Nftables
+                && (chain.family, &chain.table, &chain.name) == (*family, table, name)
+        })?;
+        let rule = match word.handle {
+            Some(handle) => {
+                let rules = &self.ruleset.chains.get(index)?.rules;
+                Some(rules.iter().position(|rule| rule.handle == handle)?)
+            }
+            None => None,
+        };
+        let candidate = Candidate { chain: index, rule, action: firewall::Action::Drop, certain: true };
+        let rule = self.named(&candidate, server, reply, true)?;
+        Some(Traced { rule, ago_ms: u64::try_from(word.at.elapsed().as_millis()).unwrap_or(u64::MAX) })
+    }
+}
+
+/// True if nf_tables is there, or nothing can be loaded: to ask for it loads its module otherwise.
+fn asking_is_harmless() -> bool {
+    let there = |path| fs::exists(path).unwrap_or(false);
+    there("/sys/module/nf_tables") || !there("/proc/modules")
+}
+
+/// What must stand before a command that is for that namespace.
+fn enter(ns: &NetNs) -> Option<String> {
+    if netns::inum_of_pid(1).is_ok_and(|initial| initial == ns.inum()) {
+        return None;
+    }
+    let resident = netns::find(ns.inum()).ok().flatten()?;
+    Some(match (resident.pid, resident.name) {
+        (Some(pid), _) => format!("nsenter -t {pid} -n "),
+        (None, Some(name)) => format!("ip netns exec {name} "),
+        (None, None) => return None,
+    })
+}
+
+/// What came back for the dropped packet.
+fn answer(attempt: &Attempt, drop: &Drop) -> Answer {
+    if drop.reply {
+        return Answer::None;
+    }
+    match attempt.icmp {
+        _ if attempt.reset => Answer::Reset,
+        Some(icmp) => Answer::Icmp(icmp.kind, icmp.code),
+        None if attempt.sk_err != 0 && attempt.sk_err != libc::ETIMEDOUT => Answer::Errno(attempt.sk_err),
+        None => Answer::None,
+    }
+}
+
+/// The packet as it was when it was dropped.
+fn packet(ns: &NetNs, ruleset: &Ruleset, attempt: &Attempt, drop: &Drop, facts: &Facts) -> Packet {
+    let own = ns.inum() == attempt.netns;
+    let hook = facts.drop_hook.and_then(Hook::named);
+    let reply = drop.reply;
+    // The evidence was found by the connection's own addresses: of a packet that conntrack has not seen these are its
+    // own, else those that it had before translation here.
+    let translates = ruleset.chains.iter().filter_map(|chain| chain.base.as_ref()).any(|base| base.nat);
+    let early = !reply && matches!(hook, Some(Hook::Output | Hook::Forward));
+    let known = !drop.conntrack || early || !translates;
+    let client =
+        (known && attempt.local.port() != 0 && !attempt.local.ip().is_unspecified()).then_some(attempt.local);
+    let server = Some(drop.wire_dst);
+    let (source, destination) = if reply { (server, client) } else { (client, server) };
+    let device = match facts.is_local.filter(|_| own) {
+        Some(local) => device(ns, local),
+        None => Interface::Unknown,
+    };
+    let (input, output) = match hook {
+        Some(Hook::Output) => (Interface::None, device),
+        Some(Hook::Prerouting | Hook::Input) => (device, Interface::None),
+        Some(Hook::Postrouting) => (Interface::Unknown, device),
+        Some(Hook::Forward) | None => (Interface::Unknown, Interface::Unknown),
+    };
+    Packet {
+        v6: drop.wire_dst.is_ipv6(),
+        reply,
+        source,
+        destination,
+        tracked: drop.conntrack,
+        translated: !reply && drop.wire_dst != attempt.remote,
+        input,
+        output,
+        owner: if own && !reply { owner(attempt.worker) } else { None },
+    }
+}
+
+/// The device that the namespace's packets take: the loopback to itself; else the only other one, if it has one alone.
+fn device(ns: &NetNs, local: bool) -> Interface {
+    let Ok(links) = link::links(ns) else { return Interface::Unknown };
+    let mut fitting = links.into_iter().filter(|link| (link.name == "lo") == local);
+    match (fitting.next(), fitting.next()) {
+        (Some(only), None) => Interface::Known { index: only.index, name: only.name },
+        _ => Interface::Unknown,
+    }
+}
+
+/// fsuid and fsgid of a process, if they are the initial user namespace's: rules of other namespaces count otherwise.
+fn owner(pid: u32) -> Option<(u32, u32)> {
+    let map = proc::read_trimmed(format!("/proc/{pid}/uid_map")).ok()?;
+    if proc::numbers(&map) != [0, 0, u32::MAX] {
+        return None;
+    }
+    let status = proc::read_up_to(format!("/proc/{pid}/status"), 4096).ok()?;
+    let fourth = |key| proc::field(&status, key).and_then(|line| proc::numbers(line).get(3).copied());
+    Some((fourth("Uid")?, fourth("Gid")?))
+}
