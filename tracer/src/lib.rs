@@ -9,5 +9,6 @@ pub mod event;
 pub mod nginx;
 pub mod probes;
 pub mod report;
+pub mod selinux;
 pub mod session;
 pub mod sys;
