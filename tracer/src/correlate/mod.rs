@@ -4,6 +4,7 @@
 pub mod no_attempt;
 pub mod request;
 pub mod said;
+pub mod selinux;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -178,6 +179,8 @@ pub struct Facts {
     pub drop_function: Option<String>,
     /// Nothing was attempted: what nginx had to choose from.
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
+    /// What SELinux decided in the same system call.
+    pub selinux: Option<Box<selinux::SelinuxFact>>,
 }
 
 /// One failed attempt.

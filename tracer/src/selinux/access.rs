@@ -174,7 +174,9 @@ impl Policy {
                 found.push(Remedy { boolean: boolean.name.clone(), value, own, others });
             }
         }
-        found.sort_by(|a, b| (a.own + a.others, &a.boolean).cmp(&(b.own + b.others, &b.boolean)));
+        found.sort_by(|a, b| {
+            (a.own.saturating_add(a.others), &a.boolean).cmp(&(b.own.saturating_add(b.others), &b.boolean))
+        });
         found
     }
 

@@ -6,6 +6,7 @@ mod bytes;
 mod constraint;
 mod context;
 pub mod kernel;
+pub mod labels;
 mod policy;
 mod ports;
 

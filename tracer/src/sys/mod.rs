@@ -21,6 +21,7 @@ pub mod proc;
 pub mod process;
 pub mod rootfs;
 pub mod route;
+pub mod selinux;
 pub mod sockdiag;
 pub mod sysctl;
 pub mod tcp_state;
