@@ -11,6 +11,7 @@ use tracer_ebpf::{Addr, FlowKey, NONE};
 
 use crate::maps::setting;
 
+pub(crate) const AF_UNIX: u16 = 1;
 pub(crate) const AF_INET: u16 = 2;
 pub(crate) const AF_INET6: u16 = 10;
 
@@ -137,6 +138,12 @@ pub(crate) fn syscall_args(nr: u32) -> Option<(u64, u64)> {
     Some((read(regs, setting!(regs_arg0)), read(regs, setting!(regs_arg1))))
 }
 
+/// Third argument of the system call that the current task is in.
+#[inline(always)]
+pub(crate) fn third_arg() -> u64 {
+    read(user_regs(), setting!(regs_arg2))
+}
+
 /// Second and third argument of the system call numbered `nr`, as [`syscall_args`]: a buffer and its length.
 #[inline(always)]
 pub(crate) fn buffer_of(nr: u32) -> Option<(u64, u64)> {
@@ -167,6 +174,24 @@ pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
 /// The socket of that protocol behind a file descriptor of the current task; 0 if it is none.
 #[inline(always)]
 pub(crate) fn sock_of_fd(fd: u32, protocol: u16) -> u64 {
+    let sk: u64 = read(private_of_fd(fd), setting!(socket_sk));
+    if sk != 0 && protocol_of(sk) == protocol { sk } else { 0 }
+}
+
+/// The unix stream socket behind a file descriptor of the current task that is known to be a socket; 0 if it is none.
+#[inline(always)]
+pub(crate) fn unix_stream_of_fd(fd: u32) -> u64 {
+    const SOCK_STREAM: u16 = 1;
+    let socket = private_of_fd(fd);
+    let sk: u64 = read(socket, setting!(socket_sk));
+    let is_stream = read::<u16>(socket, setting!(socket_type)) == SOCK_STREAM;
+    if sk != 0 && is_stream && read::<u16>(sk, setting!(skc_family)) == AF_UNIX { sk } else { 0 }
+}
+
+/// `private_data` of the file behind a descriptor of the current task: the `struct socket *` of a socket; 0 if there is
+/// no such file.
+#[inline(always)]
+fn private_of_fd(fd: u32) -> u64 {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let files: u64 = read(task, setting!(task_files));
@@ -180,9 +205,7 @@ pub(crate) fn sock_of_fd(fd: u32, protocol: u16) -> u64 {
     if file == 0 {
         return 0;
     }
-    let socket: u64 = read(file, setting!(file_private));
-    let sk: u64 = read(socket, setting!(socket_sk));
-    if sk != 0 && protocol_of(sk) == protocol { sk } else { 0 }
+    read(file, setting!(file_private))
 }
 
 /// True for a socket of TCP: not a log, a name server or a unix socket.

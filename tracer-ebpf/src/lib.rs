@@ -10,6 +10,7 @@ pub mod denial;
 pub mod request;
 pub mod said;
 mod settings;
+pub mod unix;
 
 pub use settings::{NONE, Settings};
 
@@ -49,6 +50,8 @@ pub mod kind {
     pub const DENIAL: u32 = 7;
     /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes.
     pub const SAID: u32 = 8;
+    /// A [`Unix`](super::unix::Unix): a failed connect() to a unix socket.
+    pub const UNIX: u32 = 9;
 }
 
 /// Where an attempt ended.

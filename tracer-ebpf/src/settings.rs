@@ -135,6 +135,8 @@ pub struct Settings {
     pub file_private: u32,
     /// socket.sk.
     pub socket_sk: u32,
+    /// socket.type (short).
+    pub socket_type: u32,
     /// Size of pt_regs, bytes.
     pub regs_size: u32,
     /// pt_regs register of the first system call argument.

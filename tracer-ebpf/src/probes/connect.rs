@@ -15,9 +15,9 @@ use tracer_ebpf::{Conn, Proc, flag, stage};
 use crate::{
     clients, conns,
     emit::{self, End, count},
-    kernel::{self, AF_INET, AF_INET6, read, read_user},
+    kernel::{self, AF_INET, AF_INET6, AF_UNIX, read, read_user},
     maps::{LSM, setting},
-    probes::state,
+    probes::{state, unix},
     procs,
 };
 
@@ -105,7 +105,7 @@ fn user_sockaddr(addr: u64) -> (u16, u16, [u8; 16]) {
 }
 
 #[inline(always)]
-fn empty(tgid: u32) -> Conn {
+pub(super) fn empty(tgid: u32) -> Conn {
     Conn {
         start_ns: emit::now_ns(),
         rst_ns: 0,
@@ -126,6 +126,8 @@ fn empty(tgid: u32) -> Conn {
 #[inline(always)]
 fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     if ret >= 0 {
+        // nginx never waits in connect(): TCP does not succeed at once.
+        unix::stands();
         return 0;
     }
     let Some((tgid, proc)) = procs::worker() else {
@@ -141,6 +143,7 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     };
     let sk = kernel::tcp_sock_of_fd(fd as u32);
     if sk == 0 {
+        unix::failed(fd as u32, addr, tgid, proc, ret);
         return 0;
     }
     if ret == -EINPROGRESS {
@@ -276,7 +279,7 @@ fn on_socket(ret: i32) -> i32 {
         return 0;
     };
     let family = family as u16;
-    if (family != AF_INET && family != AF_INET6) || kind & SOCK_TYPE_MASK != SOCK_STREAM {
+    if !matches!(family, AF_INET | AF_INET6 | AF_UNIX) || kind & SOCK_TYPE_MASK != SOCK_STREAM {
         return 0;
     }
     let mut conn = empty(tgid);

@@ -10,3 +10,4 @@ mod request;
 mod reset;
 mod said;
 mod state;
+mod unix;

@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 
-use crate::nginx::ConfigLine;
+use crate::{event::Attempt, nginx::ConfigLine};
 
 /// nginx compares whole seconds of a clock that it reads once per round of its event loop.
 const CLOCK_NS: u64 = 50_000_000;
@@ -103,12 +103,32 @@ pub struct Group {
     pub peers: Vec<Peer>,
 }
 
+/// What failures are counted by, within a group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// An address.
+    Inet(SocketAddr),
+    /// The path of a unix socket, as bytes.
+    Unix(Vec<u8>),
+}
+
+impl Place {
+    /// Where an attempt went; None if that is not known.
+    #[must_use]
+    pub fn of(attempt: &Attempt) -> Option<Self> {
+        match &attempt.unix {
+            Some(name) => name.path().map(|path| Self::Unix(path.to_vec())),
+            None => (!attempt.no_remote).then_some(Self::Inet(attempt.remote)),
+        }
+    }
+}
+
 /// A server's address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The server as written.
     pub server: String,
-    /// Where it is; None if its name has no known address, or if it is a unix socket.
+    /// Where it is; None if its name has no known address, or if it is a unix socket (`unix`).
     pub address: Option<SocketAddr>,
     /// nginx surely has this address, and no other by the same name.
     pub sure: bool,
@@ -118,8 +138,8 @@ pub struct Peer {
     pub down: bool,
     /// `backup`.
     pub backup: bool,
-    /// A unix socket, whose failures are not seen.
-    pub unix: bool,
+    /// The path of a unix socket.
+    pub unix: Option<String>,
     /// `max_fails`.
     pub max_fails: u64,
     /// `fail_timeout`, seconds.
@@ -172,7 +192,7 @@ impl Group {
         if peer.down {
             return Standing::Down;
         }
-        if peer.address.is_none() {
+        if peer.address.is_none() && peer.unix.is_none() {
             return Standing::Unknown;
         }
         if peer.max_fails == 0 || self.is_lone() {

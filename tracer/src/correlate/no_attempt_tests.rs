@@ -11,7 +11,7 @@ fn peer(max_fails: u64, failures: &[u64]) -> Peer {
         line: ConfigLine { role: Role::Server, file: "a.conf".into(), line: 1, text: String::new() },
         down: false,
         backup: false,
-        unix: false,
+        unix: None,
         max_fails,
         fail_timeout_s: 10,
         max_conns: 0,

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::{
     correlate::{Case, GaveUp, Listening},
-    event::{Drop, DropClass, Stage},
+    event::{Attempt, Drop, DropClass, Stage},
 };
 
 /// Name of an errno (include/uapi/asm-generic/errno*.h), for those that a connection attempt can yield.
@@ -17,6 +17,7 @@ pub fn errno_name(errno: i32) -> Option<&'static str> {
         libc::EBADF => "EBADF",
         libc::EAGAIN => "EAGAIN",
         libc::ENOMEM => "ENOMEM",
+        libc::ENOTDIR => "ENOTDIR",
         libc::EACCES => "EACCES",
         libc::EFAULT => "EFAULT",
         libc::EINVAL => "EINVAL",
@@ -24,6 +25,8 @@ pub fn errno_name(errno: i32) -> Option<&'static str> {
         libc::EMFILE => "EMFILE",
         libc::EPIPE => "EPIPE",
         libc::EPROTOTYPE => "EPROTOTYPE",
+        libc::ENAMETOOLONG => "ENAMETOOLONG",
+        libc::ELOOP => "ELOOP",
         libc::ENOPROTOOPT => "ENOPROTOOPT",
         libc::EPROTONOSUPPORT => "EPROTONOSUPPORT",
         libc::EOPNOTSUPP => "EOPNOTSUPP",
@@ -52,6 +55,15 @@ pub fn errno_name(errno: i32) -> Option<&'static str> {
 #[must_use]
 pub fn errno(errno: i32) -> String {
     errno_name(errno).map_or_else(|| errno.to_string(), |name| format!("{errno} {name}"))
+}
+
+/// Where an attempt went: `127.0.0.1:3000`, `unix:/run/app.sock`.
+#[must_use]
+pub fn target(attempt: &Attempt) -> String {
+    match &attempt.unix {
+        Some(name) => format!("unix:{name}"),
+        None => attempt.remote.to_string(),
+    }
 }
 
 /// `38 µs`, `4.2 ms`, `1.000 s`.

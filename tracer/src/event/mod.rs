@@ -6,6 +6,7 @@ pub mod denial;
 mod drops;
 mod request;
 pub mod said;
+mod unix;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -16,6 +17,7 @@ use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 pub use denial::{Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
+pub use unix::UnixName;
 
 /// Why a record could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -36,15 +38,6 @@ pub enum DecodeError {
     /// A field holds a value outside its range.
     #[error("record field {0} holds {1}")]
     Field(&'static str, u64),
-}
-
-/// The name of a unix socket, as the worker gave it to `connect()`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UnixName {
-    /// A path, relative ones too: as bytes, without the closing NUL, at most 108 (`sockaddr_un`).
-    Path(Vec<u8>),
-    /// A name in the abstract namespace, without the leading NUL.
-    Abstract(Vec<u8>),
 }
 
 /// Where an attempt ended.
@@ -120,7 +113,7 @@ pub struct Attempt {
     pub local: SocketAddr,
     /// What nginx wanted to reach; for [`Stage::Bind`] what it wanted to bind.
     pub remote: SocketAddr,
-    /// True if the destination is not known (`socket()` failed).
+    /// True if `remote` tells nothing (`socket()` failed, or it was a unix socket).
     pub no_remote: bool,
     /// True if the socket had reached SYN_SENT when it failed.
     pub syn_state: bool,
@@ -333,6 +326,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
         kind::REQUEST => request::answered(record),
         kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
         kind::DNS => request::dns(record),
+        kind::UNIX => Ok(Event::Attempt(Box::new(unix::attempt(&read(record, kind)?)))),
         kind::DENIAL => Denial::of(&read(record, kind)?).map(|d| Event::Denial(Box::new(d))),
         other => Err(DecodeError::Kind(other)),
     }
@@ -347,6 +341,7 @@ impl Wire for wire::ClientGone {}
 impl Wire for wire::Evidence {}
 impl Wire for wire::said::Said {}
 impl Wire for wire::denial::Denial {}
+impl Wire for wire::unix::Unix {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {

@@ -197,6 +197,7 @@ pub fn settings(
         fdt_max_fds: r.required("fdtable.max_fds"),
         file_private: r.required("file.private_data"),
         socket_sk: r.required("socket.sk"),
+        socket_type: r.required("socket.type"),
         regs_size: btf.struct_size("pt_regs").unwrap_or(0),
         regs_arg0: r.required("pt_regs.di"),
         regs_arg1: r.required("pt_regs.si"),

@@ -162,7 +162,7 @@ impl Report for Json {
             worker: Worker { pid: a.worker, container: i.container.as_deref() },
             upstream: Upstream {
                 name: i.upstream(),
-                address: i.address().map(|a| a.to_string()),
+                address: i.address(),
                 server: i.server(),
                 module: i.module(),
             },

@@ -8,7 +8,6 @@ mod time;
 
 use std::{
     io::{self, Write},
-    net::SocketAddr,
     time::SystemTime,
 };
 
@@ -71,11 +70,14 @@ impl Incident {
         }
     }
 
-    /// Destination; None if it is not known.
+    /// Destination, as nginx would write it: `127.0.0.1:80`, `unix:/run/app.sock`; None if it is not known.
     #[must_use]
-    pub fn address(&self) -> Option<SocketAddr> {
+    pub fn address(&self) -> Option<String> {
         let a = &self.case.attempt;
-        (!a.no_remote && a.stage != crate::event::Stage::Bind).then_some(a.remote)
+        if let Some(name) = &a.unix {
+            return Some(format!("unix:{name}"));
+        }
+        (!a.no_remote && a.stage != crate::event::Stage::Bind).then(|| a.remote.to_string())
     }
 
     /// The upstream's name, if all candidates agree.

@@ -200,9 +200,9 @@ fn upstream(i: &Incident) -> String {
             "(not known: no socket was opened)"
         }
     };
-    let address = i.address().map_or_else(|| unknown.to_owned(), |a| a.to_string());
+    let address = i.address().map_or_else(|| unknown.to_owned(), |a| safe(&a));
     match i.upstream() {
-        Some(name) if Some(name) != i.address().map(|a| a.to_string()).as_deref() => {
+        Some(name) if Some(name) != i.address().as_deref() => {
             format!("{} → {address}", safe(name))
         }
         _ => address,
@@ -212,7 +212,7 @@ fn upstream(i: &Incident) -> String {
 impl Report for Text {
     fn incident(&mut self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
         let clock = time::clock(i.time);
-        let destination = i.address().map_or_else(|| upstream(i), |a| a.to_string());
+        let destination = i.address().unwrap_or_else(|| upstream(i));
         let key = (i.verdict.cause, destination, i.case.attempt.netns);
         if let Some((at, count)) = self.shown.get_mut(&key).filter(|(at, _)| at.elapsed() < REPEAT) {
             *count += 1;

@@ -18,7 +18,7 @@ use super::{Session, clock::wall_clock, complain, config::Snapshot, notes, watch
 use crate::{
     correlate::{
         Case, Facts, GaveUp,
-        no_attempt::{self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said, Source},
+        no_attempt::{self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Place, Reply, Said, Source},
         request::{Attribution, Head},
     },
     diagnose::{self, Cause},
@@ -50,7 +50,7 @@ type Past = VecDeque<(Failure, Weak<Snapshot>)>;
 pub(super) struct Alone {
     pending: VecDeque<Answered>,
     /// By group and address.
-    failures: HashMap<(String, SocketAddr), Past>,
+    failures: HashMap<(String, Place), Past>,
     replies: VecDeque<Dns>,
     /// The hooks that tell of name servers are there.
     watched: bool,
@@ -100,13 +100,14 @@ impl Alone {
             // socket() and bind() end the request; of what stood, nothing is said here.
             Stage::Socket | Stage::Bind | Stage::Established | Stage::Untried => false,
         };
-        if !counts || cause == Cause::ClientAborted || attempt.no_remote {
+        if !counts || cause == Cause::ClientAborted {
             return;
         }
+        let Some(place) = Place::of(attempt) else { return };
         let only = case.config.len() == 1;
         for candidate in &case.config {
             let Some(upstream) = &candidate.upstream else { continue };
-            let key = (upstream.clone(), attempt.remote);
+            let key = (upstream.clone(), place.clone());
             if self.failures.len() >= MOST_SERVERS && !self.failures.contains_key(&key) {
                 return;
             }
@@ -140,11 +141,11 @@ impl Alone {
     fn failures_of(
         &self,
         group: &str,
-        address: SocketAddr,
+        place: Place,
         worker: u32,
         shared: Option<&Rc<Snapshot>>,
     ) -> Vec<Failure> {
-        let Some(known) = self.failures.get(&(group.to_owned(), address)) else {
+        let Some(known) = self.failures.get(&(group.to_owned(), place)) else {
             return Vec::new();
         };
         let mut own: Vec<Failure> = known
@@ -306,19 +307,22 @@ impl Session<'_> {
             let line = model.line(Role::Server, server.node);
             let (addresses, unix, mut sure) = match &server.address {
                 value::Address::Ip { ip, port } => {
-                    (vec![SocketAddr::new(*ip, port.unwrap_or(80))], false, true)
+                    (vec![SocketAddr::new(*ip, port.unwrap_or(80))], None, true)
                 }
                 value::Address::Name { host, port, .. } => {
                     let (ips, sure) = worker.config.addresses(host);
-                    (ips.into_iter().map(|ip| SocketAddr::new(ip, port.unwrap_or(80))).collect(), false, sure)
+                    (ips.into_iter().map(|ip| SocketAddr::new(ip, port.unwrap_or(80))).collect(), None, sure)
                 }
-                value::Address::Unix { .. } => (Vec::new(), true, true),
-                value::Address::Variable { .. } | value::Address::Invalid => (Vec::new(), false, false),
+                value::Address::Unix { path } => (Vec::new(), Some(path.clone()), true),
+                value::Address::Variable { .. } | value::Address::Invalid => (Vec::new(), None, false),
             };
             sure &= !server.resolve && server.service.is_none() && !server.drain;
             let none = addresses.is_empty();
             let each = addresses.into_iter().map(Some).chain(none.then_some(None));
             for address in each {
+                let place = address
+                    .map(Place::Inet)
+                    .or_else(|| unix.as_ref().map(|path| Place::Unix(path.clone().into_bytes())));
                 peers.push(Peer {
                     server: server.text.clone(),
                     address,
@@ -326,12 +330,12 @@ impl Session<'_> {
                     line: line.clone(),
                     down: server.down,
                     backup: server.backup,
-                    unix,
+                    unix: unix.clone(),
                     max_fails: server.max_fails,
                     fail_timeout_s: server.fail_timeout_s,
                     max_conns: server.max_conns,
-                    failures: address.map_or_else(Vec::new, |address| {
-                        self.alone.failures_of(&upstream.name, address, answered.worker, memory)
+                    failures: place.map_or_else(Vec::new, |place| {
+                        self.alone.failures_of(&upstream.name, place, answered.worker, memory)
                     }),
                 });
             }
@@ -364,11 +368,11 @@ impl Session<'_> {
                 line: pass.clone(),
                 down: false,
                 backup: false,
-                unix: false,
+                unix: None,
                 max_fails: DEFAULT_MAX_FAILS,
                 fail_timeout_s: DEFAULT_FAIL_TIMEOUT_S,
                 max_conns: 0,
-                failures: self.alone.failures_of(&name, address, answered.worker, None),
+                failures: self.alone.failures_of(&name, Place::Inet(address), answered.worker, None),
             }
         });
         let group = Group { name: name.clone(), shared: false, known: true, peers: peers.collect() };

@@ -3,10 +3,13 @@
 use std::{
     cell::RefCell,
     collections::HashMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
-    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    os::unix::{
+        ffi::{OsStrExt as _, OsStringExt as _},
+        fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -14,6 +17,7 @@ use std::{
 };
 
 use crate::{
+    event::{Attempt, UnixName},
     nginx::{
         self, Candidate, Files, Model, Platform, Problem, Source, Version,
         binary::{self, Build},
@@ -347,6 +351,26 @@ impl Snapshot {
             all.extend(now.into_iter().filter(|path| !then.contains(path)).map(|path| (path, Change::Added)));
         }
         all
+    }
+
+    /// The configuration lines that lead to a unix socket, by the name that nginx used.
+    #[must_use]
+    pub fn candidates_unix(&self, name: &UnixName) -> Vec<Candidate> {
+        let path = name.path().map(|path| Path::new(OsStr::from_bytes(path)));
+        let mut candidates = path.map(|path| self.model.candidates_unix(path)).unwrap_or_default();
+        if self.is_guess {
+            candidates.iter_mut().for_each(|candidate| candidate.exact = false);
+        }
+        candidates
+    }
+
+    /// The lines that can have led to where an attempt went.
+    #[must_use]
+    pub fn candidates_of(&self, attempt: &Attempt) -> Vec<Candidate> {
+        match &attempt.unix {
+            Some(name) => self.candidates_unix(name),
+            None => self.candidates(attempt.remote),
+        }
     }
 
     /// The configuration lines that lead to an address. Names are looked up only if no literal address fits; where

@@ -100,6 +100,7 @@ impl Gatherer {
                 }
             }
             Stage::Untried => {}
+            Stage::Connect if attempt.unix.is_some() => {}
             Stage::Connect => self.at_once(attempt, &mut facts),
             Stage::SynSent | Stage::Established => self.in_flight(attempt, reach, &mut facts),
         }

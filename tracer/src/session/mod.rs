@@ -14,6 +14,7 @@ mod notes;
 mod requests;
 mod running;
 mod said;
+mod unix;
 mod watch;
 
 use std::{
@@ -402,6 +403,9 @@ impl<'a> Session<'a> {
             // A master that cannot bind a listen socket is no upstream failure.
             return Ok(());
         }
+        if attempt.unix.is_some() && unix::is_foreign(&attempt, &worker) {
+            return Ok(());
+        }
         self.add_late_evidence(&mut attempt);
         let mut reach = self.reach;
         attempt.deduce_reset(reach.icmp);
@@ -420,7 +424,7 @@ impl<'a> Session<'a> {
             Stage::Socket | Stage::Untried => (Vec::new(), Vec::new()),
             Stage::Bind => (Vec::new(), narrow::bind_lines(&worker.config, attempt.remote.ip(), None)),
             Stage::Connect | Stage::SynSent | Stage::Established => {
-                (worker.config.candidates(attempt.remote), Vec::new())
+                (worker.config.candidates_of(&attempt), Vec::new())
             }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);

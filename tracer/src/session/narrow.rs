@@ -33,7 +33,7 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Optio
             }
             // The worker's PID may have passed on to one with another configuration.
             Stage::Connect | Stage::SynSent | Stage::Established
-                if worker.config.candidates(case.attempt.remote) == case.config =>
+                if worker.config.candidates_of(&case.attempt) == case.config =>
             {
                 let left = worker.config.model.narrow(&case.config, &located);
                 narrowed = left != case.config;

@@ -14,7 +14,8 @@ use crate::{
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     match case.attempt.stage {
-        Stage::Connect if !case.attempt.syn_state => at_once(case),
+        // No route leads to a unix socket.
+        Stage::Connect if !case.attempt.syn_state && case.attempt.unix.is_none() => at_once(case),
         Stage::SynSent => by_icmp(case),
         Stage::Socket | Stage::Bind | Stage::Connect | Stage::Established | Stage::Untried => None,
     }

@@ -23,8 +23,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         return None;
     }
     let unseen = standings.iter().filter(|(_, standing)| *standing == Standing::Unknown).count();
-    // Failures of unix sockets are not seen: this request may have had one.
-    let unix = group.peers.iter().any(|peer| peer.unix && !peer.down);
+    // A kept connection to a unix socket is not seen: this request may have had one.
+    let unix = group.peers.iter().any(|peer| peer.unix.is_some() && !peer.down);
     if !none.source.no_connection() || (unseen > 0 && (unix || !none.is_certain() || !none.source.at_once()))
     {
         return None;
@@ -115,7 +115,7 @@ fn told(group: &Group, peer: &Peer, standing: Standing, now: u64) -> String {
                 failures.join(", ")
             )
         }
-        Standing::Unknown if peer.address.is_none() => {
+        Standing::Unknown if peer.address.is_none() && peer.unix.is_none() => {
             format!("{who}: its address is not known, so neither are its failures")
         }
         Standing::Unknown => {

@@ -10,11 +10,11 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
     let a = &case.attempt;
     let errno = a.errno();
     let how = case.gave_up();
+    let target = words::target(a);
     let summary = match (a.stage, a.security, how) {
         (Stage::Connect, Some(ret), _) => {
             format!(
-                "a security module refused the connect() to {} ({})",
-                a.remote,
+                "a security module refused the connect() to {target} ({})",
                 words::errno(ret.saturating_neg())
             )
         }
@@ -22,11 +22,11 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
         (Stage::Bind, ..) => format!("bind({}) failed ({})", a.remote, words::errno(errno.unwrap_or(0))),
         (Stage::Untried, ..) => "nginx answered without trying a server".to_owned(),
         (Stage::SynSent, _, Some(GaveUp::WorkerEnded)) => {
-            format!("the worker process ended while it was connecting to {}", a.remote)
+            format!("the worker process ended while it was connecting to {target}")
         }
         (Stage::Connect | Stage::SynSent | Stage::Established, ..) => match errno {
-            Some(errno) => format!("the connection to {} failed ({})", a.remote, words::errno(errno)),
-            None => format!("the connection to {} came to nothing", a.remote),
+            Some(errno) => format!("the connection to {target} failed ({})", words::errno(errno)),
+            None => format!("the connection to {target} came to nothing"),
         },
     };
     let rivals = match (a.stage, errno) {

@@ -1,0 +1,106 @@
+//! connect() of a worker to a unix stream socket. It fails or succeeds at once; nginx gives a failed one up before it
+//! does anything else.
+
+use aya_ebpf::helpers::{
+    bpf_get_current_pid_tgid,
+    generated::{bpf_probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_submit},
+};
+use tracer_ebpf::{
+    Proc, flag, kind,
+    request::turn,
+    unix::{NAME, Unix},
+};
+
+use super::connect::empty;
+use crate::{
+    clients,
+    emit::{self, count},
+    kernel::{self, AF_UNIX, read_user},
+    maps::{EVENTS, setting},
+    procs,
+};
+
+/// `sun_family` is what stands before the name.
+const FAMILY: u64 = 2;
+
+/// A connect() of this worker failed that was not one of TCP.
+#[inline(never)]
+pub(super) fn failed(fd: u32, addr: u64, tgid: u32, proc: *mut Proc, ret: i32) {
+    let sk = kernel::unix_stream_of_fd(fd);
+    if proc.is_null() || sk == 0 || read_user::<u16>(addr) != AF_UNIX {
+        return;
+    }
+    let mut flags = 0;
+    let mut lsm_ret = 0;
+    if let Some(refusal) = emit::take_lsm(bpf_get_current_pid_tgid()) {
+        lsm_ret = refusal;
+        flags = flag::LSM;
+    }
+    let mut conn = empty(tgid);
+    clients::assign(proc, &mut conn);
+    clients::gave_up(proc, conn.client, u32::from(conn.number));
+    count(|c| {
+        c.connects += 1;
+        c.failed += 1;
+    });
+    let Some(mut entry) = EVENTS.reserve::<Unix>(0) else {
+        count(|c| c.lost += 1);
+        return;
+    };
+    let to = entry.as_mut_ptr();
+    core::mem::forget(entry);
+    let len = kernel::third_arg().saturating_sub(FAMILY).min(NAME as u64);
+    // SAFETY: reserved bytes, 8-byte aligned, of which every one is written, submitted below.
+    unsafe {
+        (*to).kind = kind::UNIX;
+        (*to).flags = conn.flags | flags;
+        (*to).time_ns = conn.start_ns;
+        (*to).sk = sk;
+        (*to).client = conn.client;
+        (*to).tgid = tgid;
+        (*to).netns = kernel::sock_netns(sk);
+        (*to).ret = ret;
+        (*to).lsm_ret = lsm_ret;
+        (*to).number = conn.number;
+        (*to).len = len as u16;
+        (*to)._pad = 0;
+        (*to)._pad2 = 0;
+        // nginx hands over a whole `sockaddr_un`, whatever the name's length; of a shorter one the page may end behind it.
+        let name = (&raw mut (*to).name).cast::<core::ffi::c_void>();
+        let from = (addr + FAMILY) as *const core::ffi::c_void;
+        if bpf_probe_read_user(name, NAME as u32, from) != 0 {
+            bpf_probe_read_user_str(name, NAME as u32, from);
+        }
+        bpf_ringbuf_submit(to.cast(), emit::wakeup());
+    }
+    count(|c| c.sent += 1);
+}
+
+/// A connect() succeeded. What follows of a connection to a unix socket is not seen: the request that the worker is at
+/// is served by somebody, and a later attempt of it has no number.
+#[inline(always)]
+pub(super) fn stands() {
+    let Some((_, proc)) = procs::worker() else {
+        return;
+    };
+    // SAFETY: a live map element that only this worker's thread writes.
+    let last = unsafe { (*proc).turn };
+    if last.kind != turn::READ_CLIENT && last.kind != turn::CLOSED {
+        return;
+    }
+    let Some((fd, _)) = kernel::syscall_args(setting!(nr_connect)) else {
+        return;
+    };
+    if kernel::unix_stream_of_fd(fd as u32) == 0 {
+        return;
+    }
+    if last.kind == turn::READ_CLIENT {
+        clients::link(&last);
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*proc).connected_ns = emit::now_ns();
+        (*proc).turn.kind = turn::CLOSED;
+        (*proc).turn.number = 0;
+    }
+}

@@ -1,0 +1,129 @@
+//! Failed connects to unix sockets.
+
+use std::fmt::{self, Write as _};
+
+use tracer_ebpf::{
+    flag,
+    unix::{NAME, Unix},
+};
+
+use super::{Attempt, Stage};
+
+/// The name of a unix socket, as the worker gave it to `connect()`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum UnixName {
+    /// A path, relative ones too: as bytes, without the closing NUL, at most 108 (`sockaddr_un`).
+    Path(Vec<u8>),
+    /// A name in the abstract namespace, without the leading NUL.
+    Abstract(Vec<u8>),
+}
+
+impl UnixName {
+    /// Of `sun_path`'s bytes, as many as the caller of `connect()` told (unix(7), "Address format").
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        match bytes.split_first() {
+            Some((0, name)) => Self::Abstract(name.to_vec()),
+            _ => Self::Path(bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec()),
+        }
+    }
+
+    /// The path, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&[u8]> {
+        match self {
+            Self::Path(path) => Some(path),
+            Self::Abstract(_) => None,
+        }
+    }
+}
+
+/// As `ss` and nginx's log show it: `/run/app.sock`, `@name`; bytes that are no text as `\xff`.
+impl fmt::Display for UnixName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = match self {
+            Self::Path(path) => path,
+            Self::Abstract(name) => {
+                f.write_char('@')?;
+                name
+            }
+        };
+        for chunk in bytes.utf8_chunks() {
+            f.write_str(chunk.valid())?;
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The attempt that a record tells of.
+pub(super) fn attempt(u: &Unix) -> Attempt {
+    let len = usize::from(u.len).min(NAME);
+    Attempt {
+        socket: u.sk,
+        netns: u.netns,
+        start_ns: Some(u.time_ns),
+        end_ns: u.time_ns,
+        no_remote: true,
+        ret: u.ret,
+        security: (u.flags & flag::LSM != 0).then_some(u.lsm_ret),
+        unix: Some(UnixName::of(u.name.get(..len).unwrap_or_default())),
+        request: (u.client != 0).then_some(u.client),
+        number: (u.number != 0).then_some(u32::from(u.number)),
+        ..Attempt::blank(Stage::Connect, u.tgid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{DecodeError, Event, decode};
+    use bytes::Bytes;
+
+    #[test]
+    fn names() {
+        let shown = |bytes: &[u8]| UnixName::of(bytes).to_string();
+        assert_eq!(UnixName::of(b"/run/a.sock\0\0\0"), UnixName::Path(b"/run/a.sock".to_vec()));
+        assert_eq!(shown(b"/run/a\xff.sock\0x"), "/run/a\\xff.sock");
+        assert_eq!(shown(b"\0x\0y"), "@x\0y");
+        assert_eq!(UnixName::of(b"\0x").path(), None);
+        assert_eq!(UnixName::of(b""), UnixName::Path(Vec::new()));
+        // All 108 bytes may be the path's.
+        assert_eq!(shown(&[b'a'; NAME]).len(), NAME);
+    }
+
+    #[test]
+    fn a_record_is_read_and_a_cut_one_refused() {
+        let mut name = [0; NAME];
+        name[..6].copy_from_slice(b"/a.soc");
+        let record = Unix {
+            kind: tracer_ebpf::kind::UNIX,
+            flags: flag::LSM,
+            time_ns: 7,
+            sk: 8,
+            client: 9,
+            tgid: 10,
+            netns: 11,
+            ret: -13,
+            lsm_ret: -13,
+            number: 2,
+            len: 4,
+            _pad: 0,
+            name,
+            _pad2: 0,
+        };
+        // SAFETY: plain integers without padding of the compiler's.
+        let bytes: [u8; size_of::<Unix>()] = unsafe { std::mem::transmute(record) };
+        let Ok(Event::Attempt(read)) = decode(&Bytes::copy_from_slice(&bytes)) else {
+            panic!("no attempt");
+        };
+        assert_eq!(read.unix, Some(UnixName::Path(b"/a.s".to_vec())));
+        assert_eq!((read.stage, read.errno(), read.security), (Stage::Connect, Some(13), Some(-13)));
+        assert_eq!((read.request, read.number, read.duration_us()), (Some(9), Some(2), None));
+        assert!(read.no_remote);
+        let cut = decode(&Bytes::copy_from_slice(&bytes[..160]));
+        assert_eq!(cut, Err(DecodeError::Short { kind: tracer_ebpf::kind::UNIX, len: 160, need: 168 }));
+    }
+}
