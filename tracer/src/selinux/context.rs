@@ -79,6 +79,12 @@ impl Policy {
         Some(level)
     }
 
+    /// The same context with another type; None if the policy does not know it.
+    #[must_use]
+    pub fn retyped(&self, context: &Context, kind: &str) -> Option<Context> {
+        Some(Context { kind: *self.type_values.get(kind)?, ..context.clone() })
+    }
+
     /// User, role and type of a context; the range is left out.
     #[must_use]
     pub fn show(&self, context: &Context) -> Option<String> {

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::selinux::Selinux;
 use crate::{
     correlate::{
         ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
@@ -44,6 +45,7 @@ pub(super) struct Gatherer {
     /// Drops of full conntrack tables when a namespace was first watched.
     baselines: HashMap<u32, u64>,
     routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
+    pub(super) selinux: Selinux,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -74,6 +76,7 @@ impl Gatherer {
             drop_reasons,
             baselines: HashMap::new(),
             routes: HashMap::new(),
+            selinux: Selinux::default(),
         }
     }
 
@@ -90,7 +93,9 @@ impl Gatherer {
 
     /// Everything that helps to explain one attempt. Nothing here fails: what cannot be had stays empty.
     pub(super) fn gather(&mut self, attempt: &Attempt, reach: Reach) -> Facts {
-        let mut facts = Facts::default();
+        let audit = reach.blockers.audit;
+        let selinux = self.selinux.gather(attempt, audit);
+        let mut facts = Facts { selinux, ..Facts::default() };
         self.describe_drop(attempt, &mut facts);
         match attempt.stage {
             Stage::Socket => facts.fds = fds(attempt.worker),
@@ -133,6 +138,7 @@ impl Gatherer {
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         // A connect timeout of nginx is a minute by default; ten cover what people set.
+        self.selinux.sweep();
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
     }
 

@@ -14,6 +14,7 @@ mod notes;
 mod requests;
 mod running;
 mod said;
+mod selinux;
 mod unix;
 mod watch;
 
