@@ -1,6 +1,7 @@
 //! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
+pub mod blocked;
 pub mod no_attempt;
 pub mod request;
 pub mod said;
@@ -26,6 +27,8 @@ pub struct Reach {
     pub accept_queue: bool,
     /// Refusals by security modules.
     pub security: bool,
+    /// Who refused, and refusals of other calls than connect().
+    pub blockers: blocked::Watched,
 }
 
 /// A socket that listens, in words fit for evidence.
