@@ -151,6 +151,8 @@ pub(crate) enum At {
     /// Between the first request and the second.
     AfterFirstRequest,
     AfterRequests,
+    /// When why502 has spoken: for what the whole machine has once and must get back.
+    AtTheEnd,
 }
 
 /// A listener of this program in a namespace. `unix:NAME` is a path below nginx's prefix, `unix:@NAME` an abstract name.

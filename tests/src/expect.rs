@@ -136,6 +136,15 @@ pub(crate) struct Expect {
     pub(crate) config_contains: Vec<String>,
     #[serde(default)]
     pub(crate) summary_contains: Vec<String>,
+    /// Text in the first advice of some incident, its command included.
+    #[serde(default)]
+    pub(crate) first_fix_contains: Vec<String>,
+    /// Text in any advice of some incident.
+    #[serde(default)]
+    pub(crate) fix_contains: Vec<String>,
+    /// Text in exactly one line of why502's stderr that names a process of the case as well; not on the tracepoint tier.
+    #[serde(default)]
+    pub(crate) warns: Vec<String>,
     #[serde(default)]
     pub(crate) evidence_kinds: Vec<String>,
     /// Text of the firewall rule that some incident names (evidence of kind `rule`).

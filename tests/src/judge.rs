@@ -6,7 +6,7 @@ use crate::expect::{Confidence, Each, Expect, RequestExpect, WithoutRequest};
 use crate::nginx::Line;
 use crate::rules;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// How good the verdicts of a run were, one count for each incident.
@@ -343,10 +343,19 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
         return;
     }
     let config = join(|i| entries(i, "config", "/text")).to_lowercase();
+    let advice = |i: &Value, n: usize| {
+        let list = i.get("fix").and_then(Value::as_array);
+        let of = |fix: &Value| format!("{}\n{}", text(fix, "/text"), text(fix, "/command"));
+        list.into_iter().flatten().take(n).map(of).collect::<Vec<_>>().join("\n")
+    };
+    let all = |n: usize| counted.iter().map(|i| advice(i, n)).collect::<Vec<_>>().join("\n").to_lowercase();
+    let (first, any) = (all(1), all(usize::MAX));
     for (what, wanted, said) in [
         ("evidence", &expect.evidence_contains, &evidence),
         ("summary", &expect.summary_contains, &summary),
         ("configuration", &expect.config_contains, &config),
+        ("first advice", &expect.first_fix_contains, &first),
+        ("advice", &expect.fix_contains, &any),
     ] {
         for needle in wanted {
             if !said.contains(&needle.to_lowercase()) {
@@ -355,6 +364,20 @@ fn texts(expect: &Expect, tier: &str, counted: &[&Value], failures: &mut Vec<Str
         }
     }
     failures.extend(kinds(&expect.evidence_kinds, &[], counted));
+}
+
+/// What must be on why502's stderr, in one line each, with the number of a process of the case.
+pub(crate) fn warnings(expect: &Expect, tier: &str, stderr: &str, pids: &BTreeSet<u32>) -> Vec<String> {
+    let names = |line: &str| {
+        line.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).any(|n| pids.contains(&n))
+    };
+    let count = |text: &str| stderr.lines().filter(|line| line.contains(text) && names(line)).count();
+    let wanted = expect.warns.iter().filter(|_| tier != "tracepoint");
+    wanted
+        .map(|text| (text, count(text)))
+        .filter(|(_, count)| *count != 1)
+        .map(|(text, count)| format!("stderr says `{text}` of this case {count} times, expected once"))
+        .collect()
 }
 
 fn entries(incident: &Value, list: &str, field: &str) -> String {
@@ -417,6 +440,17 @@ mod tests {
             assert!(failure.contains(says), "{failure} / {says}");
         }
         score
+    }
+
+    #[test]
+    fn warnings_are_of_the_case_and_given_once() {
+        let text = "about = 'x'\n[nginx]\n[expect]\nnone = true\nwarns = ['would deny']";
+        let expect = crate::case::parse(text).unwrap().expect;
+        let check = |stderr: &str| warnings(&expect, "full", stderr, &[12, 13].into()).len();
+        assert_eq!(check("SELinux would deny worker 13 a"), 0);
+        assert_eq!(check("SELinux would deny worker 1 a"), 1);
+        assert_eq!(check("would deny worker 13 a\nwould deny worker 12 a"), 1);
+        assert!(warnings(&expect, "tracepoint", "", &[12].into()).is_empty());
     }
 
     #[test]
@@ -532,6 +566,8 @@ mod tests {
         check("summary_contains = ['x']", "full", &one, &["summary does not say"]);
         check("summary_contains = ['x']\nfull = { no_texts = true }", "full", &one, &[]);
         check("text_never = ['said emfile']", "full", &one, &["must not be said"]);
+        check("first_fix_contains = ['x']", "full", &one, &["the first advice does not say `x`"]);
+        check("fix_contains = ['x']", "full", &one, &["the advice does not say `x`"]);
         check("addresses = ['[::1]:3000']", "full", &one, &["upstream.address"]);
         check("modules = ['grpc']", "full", &one, &["upstream.module"]);
     }

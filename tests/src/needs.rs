@@ -15,6 +15,11 @@ pub(crate) fn unmet(needs: &[String], answers: bool) -> Option<String> {
     })
 }
 
+/// True for cases that change what the whole machine has once: SELinux's mode and booleans. They run alone.
+pub(crate) fn whole_machine(needs: &[String]) -> bool {
+    needs.iter().any(|need| need == "selinux")
+}
+
 fn missing(need: &str) -> Option<String> {
     let (kind, argument) = need.split_once(':').unwrap_or((need, ""));
     let met = match kind {
@@ -31,6 +36,10 @@ fn missing(need: &str) -> Option<String> {
         "conntrack" => {
             load("nf_conntrack_netlink");
             Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists()
+        }
+        // With a policy, which only the guests that are started for it have.
+        "selinux" => {
+            Path::new("/sys/fs/selinux/policy").exists() && Path::new("/sys/fs/selinux/booleans").exists()
         }
         "nginx-current" => nginx::current().is_some(),
         "php-fpm" => php_fpm(),

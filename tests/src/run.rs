@@ -2,6 +2,7 @@
 
 use crate::case::{self, Case};
 use crate::judge::Score;
+use crate::needs;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
 use crate::sys;
@@ -9,7 +10,7 @@ use crate::watch::{End, Program, Start, Watch};
 use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -124,12 +125,19 @@ fn refused(cases: &[Case], options: &Options, why: &str) -> Result<bool> {
 fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, Seen)> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
+    let machine = RwLock::new(());
     std::thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if sys::interrupted() {
                         return;
+                    }
+                    let (_alone, _beside);
+                    if needs::whole_machine(&case.needs) {
+                        _alone = machine.write().unwrap_or_else(PoisonError::into_inner);
+                    } else {
+                        _beside = machine.read().unwrap_or_else(PoisonError::into_inner);
                     }
                     let played = scene::run(case, setup);
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);

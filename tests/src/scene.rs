@@ -148,7 +148,11 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
             &scene.markers,
         ));
         outcome.score = score;
+        let warned = || judge::warnings(&case.expect, &watch.tier, &watch.stderr(), &seen.pids);
+        sys::poll_until(setup.settle, || warned().is_empty());
+        outcome.failures.extend(warned());
     }
+    scene.steps(At::AtTheEnd)?;
     scene.check_logs(outcome);
     Ok(())
 }

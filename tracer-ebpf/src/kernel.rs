@@ -144,6 +144,27 @@ pub(crate) fn third_arg() -> u64 {
     read(user_regs(), setting!(regs_arg2))
 }
 
+/// Number (of 64-bit callers), first and second argument of the system call that the current task is in.
+#[inline(always)]
+pub(crate) fn syscall() -> (u32, u64, u64) {
+    let regs = user_regs();
+    let nr: u64 = read(regs, setting!(regs_nr));
+    (nr as u32, read(regs, setting!(regs_arg0)), read(regs, setting!(regs_arg1)))
+}
+
+/// Number of the system call that the current task is in, and the error that it is going to return as things stand.
+#[inline(always)]
+pub(crate) fn syscall_answer() -> Option<(u32, i32)> {
+    const MAX_ERRNO: i64 = 4095;
+    let regs = user_regs();
+    let ret: i64 = read(regs, setting!(regs_ret));
+    if !(-MAX_ERRNO..0).contains(&ret) {
+        return None;
+    }
+    let nr: u64 = read(regs, setting!(regs_nr));
+    Some((nr as u32, ret as i32))
+}
+
 /// Second and third argument of the system call numbered `nr`, as [`syscall_args`]: a buffer and its length.
 #[inline(always)]
 pub(crate) fn buffer_of(nr: u32) -> Option<(u64, u64)> {
@@ -174,8 +195,14 @@ pub(crate) fn tcp_sock_of_fd(fd: u32) -> u64 {
 /// The socket of that protocol behind a file descriptor of the current task; 0 if it is none.
 #[inline(always)]
 pub(crate) fn sock_of_fd(fd: u32, protocol: u16) -> u64 {
-    let sk: u64 = read(private_of_fd(fd), setting!(socket_sk));
+    let sk = any_sock_of_fd(fd);
     if sk != 0 && protocol_of(sk) == protocol { sk } else { 0 }
+}
+
+/// What would be the socket behind a file descriptor of the current task, if that is one; 0 if there is none.
+#[inline(always)]
+pub(crate) fn any_sock_of_fd(fd: u32) -> u64 {
+    read(private_of_fd(fd), setting!(socket_sk))
 }
 
 /// The unix stream socket behind a file descriptor of the current task that is known to be a socket; 0 if it is none.

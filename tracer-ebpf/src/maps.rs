@@ -63,6 +63,20 @@ pub(crate) static FLOWS: LruHashMap<FlowKey, Evidence> = LruHashMap::with_max_en
 #[map]
 pub(crate) static LSM: LruHashMap<u64, i32> = LruHashMap::with_max_entries(256, 0);
 
+/// What SELinux was asked, by pid_tgid, until `avc_denied` returns. LRU: a return may be missed.
+#[map]
+pub(crate) static AVC: LruHashMap<u64, AvcArgs> = LruHashMap::with_max_entries(256, 0);
+
+/// Numbers of one decision of SELinux.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct AvcArgs {
+    pub ssid: u32,
+    pub tsid: u32,
+    pub tclass: u32,
+    pub requested: u32,
+}
+
 /// The attempt that each worker gave up last, by thread group id.
 #[map]
 pub(crate) static GIVEN_UP: LruHashMap<u32, GivenUp> = LruHashMap::with_max_entries(1024, 0);

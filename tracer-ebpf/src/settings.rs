@@ -161,6 +161,30 @@ pub struct Settings {
     pub tuple_proto: u32,
     /// 1 if skc_daddr, skc_dport and skc_family lie at 0, 12 and 16: one read fetches them (all known kernels).
     pub packed_common: u32,
+    /// pt_regs register of a system call's return value.
+    pub regs_ret: u32,
+    /// How many arguments `avc_denied` has; [`NONE`] without SELinux.
+    pub avc_args: u32,
+    /// Which of them is the source's identifier: 1 up to 6.3, 0 since; [`NONE`] without SELinux.
+    pub avc_first: u32,
+    /// How many arguments `__cgroup_bpf_run_filter_sock_addr` has; [`NONE`] if that is not known.
+    pub sock_addr_args: u32,
+    /// How many arguments `__secure_computing` has; [`NONE`] if that is not known.
+    pub seccomp_args: u32,
+    /// selinux_audit_data.ssid.
+    pub audit_ssid: u32,
+    /// selinux_audit_data.tsid.
+    pub audit_tsid: u32,
+    /// selinux_audit_data.tclass (two bytes).
+    pub audit_tclass: u32,
+    /// selinux_audit_data.requested.
+    pub audit_requested: u32,
+    /// selinux_audit_data.denied.
+    pub audit_denied: u32,
+    /// selinux_audit_data.result.
+    pub audit_result: u32,
+    /// Always 0.
+    pub _pad: u32,
     /// Number of buckets of open connections, less one; a power of two less one.
     pub bucket_mask: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.

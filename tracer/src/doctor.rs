@@ -58,6 +58,12 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
             State::Missing(why) => {
                 writeln!(out, "  MISSING  {:<17} {why}\n           lost  {}", probe.name, probe.lost)
             }
+            State::Ready(label) => writeln!(
+                out,
+                "  ok       {:<17} {label}, when a worker has a filter\n           tells {}",
+                probe.name, probe.tells
+            ),
+            State::NotNeeded(why) => writeln!(out, "  -        {:<17} not needed here: {why}", probe.name),
             State::Unwanted => writeln!(out, "  -        {:<17} not wanted", probe.name),
             State::NotInTier => writeln!(
                 out,
@@ -66,7 +72,8 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
             ),
         })?;
     }
-    let attached = loaded.probes.iter().filter(|s| matches!(s.state, State::Attached(_))).count();
+    let attached =
+        loaded.probes.iter().filter(|s| matches!(s.state, State::Attached(_) | State::Ready(_))).count();
     written(writeln!(out, "\n{attached} of {} hooks attached", loaded.probes.len()))?;
     executables(&mut out, &mut loaded)?;
     Ok(ExitCode::SUCCESS)

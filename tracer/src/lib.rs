@@ -10,5 +10,6 @@ pub mod firewall;
 pub mod nginx;
 pub mod probes;
 pub mod report;
+pub mod selinux;
 pub mod session;
 pub mod sys;

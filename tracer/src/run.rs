@@ -115,7 +115,11 @@ fn warn_missing(loaded: &Loaded) {
             State::Missing(why) => {
                 Some(format!("hook {} is missing: {why}; lost: {}", status.probe.name, status.probe.lost))
             }
-            State::Attached(_) | State::NotInTier | State::Unwanted => None,
+            State::Attached(_)
+            | State::NotInTier
+            | State::Unwanted
+            | State::NotNeeded(_)
+            | State::Ready(_) => None,
         })
         .collect();
     session::complain(&problems);

@@ -16,7 +16,7 @@ use crate::{
     clients, conns,
     emit::{self, End, count},
     kernel::{self, AF_INET, AF_INET6, AF_UNIX, read, read_user},
-    maps::{LSM, setting},
+    maps::setting,
     probes::{state, unix},
     procs,
 };
@@ -82,19 +82,9 @@ fn socket_tracepoint(ctx: TracePointContext) -> i32 {
     on_socket(syscall_ret(&ctx))
 }
 
-#[fexit(function = "security_socket_connect")]
-fn lsm_connect_fexit(ctx: FExitContext) -> i32 {
-    on_lsm(ctx.arg(3))
-}
-
-#[kretprobe]
-fn lsm_connect_kretprobe(ctx: RetProbeContext) -> i32 {
-    on_lsm(ctx.ret())
-}
-
 /// Family, port (host order) and address of a user-space `struct sockaddr`.
 #[inline(always)]
-fn user_sockaddr(addr: u64) -> (u16, u16, [u8; 16]) {
+pub(super) fn user_sockaddr(addr: u64) -> (u16, u16, [u8; 16]) {
     let head: [u16; 2] = read_user(addr);
     let port = u16::from_be(head[1]);
     match head[0] {
@@ -124,7 +114,7 @@ pub(super) fn empty(tgid: u32) -> Conn {
 }
 
 #[inline(always)]
-fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
+pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     if ret >= 0 {
         // nginx never waits in connect(): TCP does not succeed at once.
         unix::stands();
@@ -138,12 +128,14 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     if ret == -EINPROGRESS && begun {
         return 0;
     }
+    // Of every connect(), so that none takes what was said to another.
+    let refusal = if ret == -EINPROGRESS { None } else { emit::take_lsm(bpf_get_current_pid_tgid()) };
     let Some((fd, addr)) = kernel::syscall_args(setting!(nr_connect)) else {
         return 0;
     };
     let sk = kernel::tcp_sock_of_fd(fd as u32);
     if sk == 0 {
-        unix::failed(fd as u32, addr, tgid, proc, ret);
+        unix::failed(fd as u32, addr, proc, ret, refusal.unwrap_or(0));
         return 0;
     }
     if ret == -EINPROGRESS {
@@ -152,7 +144,7 @@ fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     }
     let mut flags = flag::CONNECT_RET;
     let mut lsm_ret = 0;
-    if let Some(refusal) = emit::take_lsm(bpf_get_current_pid_tgid()) {
+    if let Some(refusal) = refusal {
         lsm_ret = refusal;
         flags |= flag::LSM;
     }
@@ -243,7 +235,7 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
 }
 
 #[inline(always)]
-fn on_bind(ret: i32) -> i32 {
+pub(super) fn on_bind(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
@@ -268,7 +260,7 @@ fn on_bind(ret: i32) -> i32 {
 }
 
 #[inline(always)]
-fn on_socket(ret: i32) -> i32 {
+pub(super) fn on_socket(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
     }
@@ -289,15 +281,5 @@ fn on_socket(ret: i32) -> i32 {
     emit::attempt(0, &conn, &end);
     // There is no socket to close: nginx goes on at once.
     clients::gave_up(proc, conn.client, u32::from(conn.number));
-    0
-}
-
-/// The sum of all security modules' verdicts on a connect(); kept until connect() returns.
-#[inline(always)]
-fn on_lsm(ret: i32) -> i32 {
-    if ret >= 0 || procs::worker().is_none() {
-        return 0;
-    }
-    let _ = LSM.insert(bpf_get_current_pid_tgid(), ret, 0);
     0
 }

@@ -23,19 +23,16 @@ use crate::{
 /// `sun_family` is what stands before the name.
 const FAMILY: u64 = 2;
 
-/// A connect() of this worker failed that was not one of TCP.
+/// A connect() of this worker failed that was not one of TCP. `lsm_ret`: what security modules refused it with; 0 if none
+/// did. (More than five arguments are not possible.)
 #[inline(never)]
-pub(super) fn failed(fd: u32, addr: u64, tgid: u32, proc: *mut Proc, ret: i32) {
+pub(super) fn failed(fd: u32, addr: u64, proc: *mut Proc, ret: i32, lsm_ret: i32) {
     let sk = kernel::unix_stream_of_fd(fd);
     if proc.is_null() || sk == 0 || read_user::<u16>(addr) != AF_UNIX {
         return;
     }
-    let mut flags = 0;
-    let mut lsm_ret = 0;
-    if let Some(refusal) = emit::take_lsm(bpf_get_current_pid_tgid()) {
-        lsm_ret = refusal;
-        flags = flag::LSM;
-    }
+    let flags = if lsm_ret == 0 { 0 } else { flag::LSM };
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let mut conn = empty(tgid);
     clients::assign(proc, &mut conn);
     clients::gave_up(proc, conn.client, u32::from(conn.number));

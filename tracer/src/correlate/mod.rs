@@ -1,10 +1,12 @@
 //! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
+pub mod blocked;
 pub mod no_attempt;
 pub mod request;
 pub mod said;
 pub mod unix;
+pub mod selinux;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -26,6 +28,8 @@ pub struct Reach {
     pub accept_queue: bool,
     /// Refusals by security modules.
     pub security: bool,
+    /// Who refused, and refusals of other calls than connect().
+    pub blockers: blocked::Watched,
 }
 
 /// A socket that listens, in words fit for evidence.
@@ -183,6 +187,8 @@ pub struct Facts {
     pub unix: Option<Box<unix::UnixFact>>,
     /// Nothing was attempted: what nginx had to choose from.
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
+    /// What SELinux decided in the same system call.
+    pub selinux: Option<Box<selinux::SelinuxFact>>,
 }
 
 /// One failed attempt.

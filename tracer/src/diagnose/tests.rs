@@ -14,7 +14,9 @@ use tracer_ebpf::{self as wire, drop_flag};
 
 use super::{Cause, Confidence, Verdict, diagnose, settle};
 use crate::{
-    correlate::{Case, ConntrackFact, Facts, Listeners, Listening, NeighbourFact, Reach, RouteFact},
+    correlate::{
+        Case, ConntrackFact, Facts, Listeners, Listening, NeighbourFact, Reach, RouteFact, blocked::Watched,
+    },
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
     nginx::{Candidate, ConfigLine, Module, Role, Timeout},
 };
@@ -35,10 +37,18 @@ const SELF: &str = "10.0.0.1";
 const SELF6: &str = "fd00::1";
 
 /// What the full tier sees.
-const FULL: Reach =
-    Reach { drops: true, drop_reasons: true, resets: true, icmp: true, accept_queue: true, security: true };
+const FULL: Reach = Reach {
+    drops: true,
+    drop_reasons: true,
+    resets: true,
+    icmp: true,
+    accept_queue: true,
+    security: true,
+    blockers: Watched::ALL,
+};
 /// What tracepoints see on a kernel since 6.1.
-const TRACEPOINT: Reach = Reach { icmp: false, accept_queue: false, security: false, ..FULL };
+const TRACEPOINT: Reach =
+    Reach { icmp: false, accept_queue: false, security: false, blockers: Watched::NONE, ..FULL };
 
 /// A case under construction.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 
-pub use denial::{Denial, Speaker};
+pub use denial::{Avc, Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
 pub use unix::UnixName;

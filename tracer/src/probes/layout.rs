@@ -171,10 +171,7 @@ pub fn settings(
         nr_write,
         regs_arg2: r.required("pt_regs.dx"),
         packed_regs: 0,
-        udp_recv_args: btf
-            .params("udp_recvmsg")
-            .and_then(|params| u32::try_from(params.len()).ok())
-            .unwrap_or(NONE),
+        udp_recv_args: argument_count(btf, "udp_recvmsg"),
         skb_head: r.required("sk_buff.head"),
         skb_data: r.required("sk_buff.data"),
         skb_network_header: r.required("sk_buff.network_header"),
@@ -209,6 +206,22 @@ pub fn settings(
         tuple_dst: ct_field("nf_conntrack_tuple.dst.u3"),
         tuple_dport: ct_field("nf_conntrack_tuple.dst.u"),
         tuple_proto: ct_field("nf_conntrack_tuple.dst.protonum"),
+        regs_ret: r.required("pt_regs.ax"),
+        avc_args: argument_count(btf, "avc_denied"),
+        avc_first: btf
+            .params("avc_denied")
+            .and_then(|params| params.iter().position(|p| p == "ssid"))
+            .and_then(|index| u32::try_from(index).ok())
+            .unwrap_or(NONE),
+        sock_addr_args: argument_count(btf, "__cgroup_bpf_run_filter_sock_addr"),
+        seccomp_args: argument_count(btf, "__secure_computing"),
+        audit_ssid: r.optional("selinux_audit_data.ssid"),
+        audit_tsid: r.optional("selinux_audit_data.tsid"),
+        audit_tclass: r.optional("selinux_audit_data.tclass"),
+        audit_requested: r.optional("selinux_audit_data.requested"),
+        audit_denied: r.optional("selinux_audit_data.denied"),
+        audit_result: r.optional("selinux_audit_data.result"),
+        _pad: 0,
         follow_new: 1,
         packed_common: 0,
         bucket_mask: 0,
@@ -234,6 +247,11 @@ pub fn settings(
         }
     }
     Ok(settings)
+}
+
+/// How many arguments a function has; [`NONE`] if the kernel has no such function.
+fn argument_count(btf: &Btf<'_>, function: &str) -> u32 {
+    btf.params(function).and_then(|params| u32::try_from(params.len()).ok()).unwrap_or(NONE)
 }
 
 fn settings_word(value: u32) -> Option<usize> {

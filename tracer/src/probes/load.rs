@@ -22,8 +22,8 @@ use aya::{
 use aya_obj::btf::{BtfType, Func, FuncLinkage};
 use tracer_ebpf::Settings;
 
-use super::{Attach, PROBES, Probe, Tier, ask, layout};
-use crate::sys::{btf::Btf, kallsyms};
+use super::{Attach, PROBES, Probe, Tier, Variant, ask, denials, layout};
+use crate::sys::{btf::Btf, caps, kallsyms};
 
 /// Where the kernel keeps its own type information.
 pub const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -65,6 +65,10 @@ pub enum State {
     NotInTier,
     /// The command line said so.
     Unwanted,
+    /// Nothing is lost without it here; why.
+    NotNeeded(String),
+    /// Accepted by the kernel; attached there when it is needed.
+    Ready(String),
 }
 
 /// One line of `doctor`.
@@ -88,9 +92,24 @@ pub struct Loaded {
     pub probes: Vec<Status>,
     /// Names of the kernel's drop reasons.
     pub drop_reasons: HashMap<u32, String>,
+    /// Active security modules, in the kernel's order; None if it does not tell.
+    pub modules: Option<Vec<String>>,
 }
 
 impl Loaded {
+    /// True if nothing that the probe of that name would tell is lost: it is attached, or there is nothing to be told.
+    #[must_use]
+    pub fn covers(&self, name: &str) -> bool {
+        let covered = |s: &Status| matches!(s.state, State::Attached(_) | State::NotNeeded(_));
+        self.probes.iter().any(|s| s.probe.name == name && covered(s))
+    }
+
+    /// True if the probe of that name can be attached later.
+    #[must_use]
+    pub fn ready(&self, name: &str) -> bool {
+        self.probes.iter().any(|s| s.probe.name == name && matches!(s.state, State::Ready(_)))
+    }
+
     /// True if the probe of that name is attached.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
@@ -167,36 +186,92 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let drop_reasons = layout::drop_reasons(&btf);
     let known = |function: &str| btf.func(function).is_some();
 
+    let lsms = caps::active_modules();
     let mut ebpf = open_object(&settings, options)?;
     let mut probes = Vec::with_capacity(PROBES.len());
     // The state probe, the first row, goes last: no record begins before all its evidence can be had.
     for probe in PROBES.iter().cycle().skip(1).take(PROBES.len()) {
-        let state = match probe.variant(tier) {
-            None => State::NotInTier,
-            Some(_) if !options.requests && REQUEST_PROBES.contains(&probe.name) => State::Unwanted,
-            Some(variant) => {
-                let attach = variant.attach;
-                let absent = matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f));
-                // Where it finds the return value follows from their number.
-                let unknown = matches!(attach, Attach::FExit("udp_recvmsg" | "udpv6_recvmsg"))
-                    && !(4..=6).contains(&settings.udp_recv_args);
-                if absent {
-                    State::Missing(format!("this kernel has no function {}", attach.target()))
-                } else if unknown {
-                    State::Missing(format!("{} has arguments that are not known here", attach.target()))
-                } else {
-                    match attach_one(&mut ebpf, variant.program, attach, functions.as_ref()) {
-                        Ok(()) => State::Attached(attach.label()),
-                        Err(error) if probe.required => return Err(explain(&error, attach)),
-                        Err(error) => State::Missing(explain(&error, attach).to_string()),
+        let state = match (inactive(probe, lsms.as_deref()), probe.variant(tier)) {
+            (Some(why), _) => State::NotNeeded(why),
+            (None, None) => State::NotInTier,
+            (None, Some(_)) if !options.requests && REQUEST_PROBES.contains(&probe.name) => State::Unwanted,
+            (None, Some(variant)) => match unneeded(probe, variant.attach, &probes, &known) {
+                Some(why) => State::NotNeeded(why),
+                None => {
+                    let ways = probe.ways(tier);
+                    match attach_first(&mut ebpf, probe.name, ways, functions.as_ref(), &settings, &known) {
+                        Ok(state) => state,
+                        Err(error) if probe.required => return Err(error),
+                        Err(error) => State::Missing(error.to_string()),
                     }
                 }
-            }
+            },
         };
         probes.push(Status { probe, state });
     }
     probes.rotate_right(1);
-    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons })
+    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons, modules: lsms })
+}
+
+/// Says so if a probe watches a security module that is not active.
+fn inactive(probe: &Probe, lsms: Option<&[String]>) -> Option<String> {
+    let module = denials::module_of(probe.name)?;
+    (!lsms?.iter().any(|l| l == module)).then(|| format!("the security module {module} is not active"))
+}
+
+/// Why nothing is lost without a probe on this kernel.
+fn unneeded(probe: &Probe, attach: Attach, done: &[Status], known: &dyn Fn(&str) -> bool) -> Option<String> {
+    let by_name = matches!(attach, Attach::FExit(_) | Attach::KRetProbe(_) | Attach::KProbe(_));
+    if by_name && denials::may_be_absent(probe.name) && !known(attach.target()) {
+        return Some(format!("this kernel has no function {}", attach.target()));
+    }
+    if probe.name == denials::SELINUX_AVC_ENTRY {
+        let whole = done.iter().any(|s| {
+            s.probe.name == denials::SELINUX_AVC
+                && matches!(&s.state, State::Attached(label) if label.starts_with("fexit"))
+        });
+        return whole.then(|| "the return brings the arguments as well".to_owned());
+    }
+    None
+}
+
+/// Attaches the first way that the kernel takes; the error is that of the last.
+fn attach_first(
+    ebpf: &mut Ebpf,
+    probe: &str,
+    ways: impl Iterator<Item = &'static Variant>,
+    functions: Option<&AyaBtf>,
+    settings: &Settings,
+    known: &dyn Fn(&str) -> bool,
+) -> Result<State> {
+    let mut last = None;
+    for way in ways {
+        let attach = way.attach;
+        // Where it finds the return value follows from the number of arguments.
+        let understood = match attach {
+            Attach::FExit("udp_recvmsg" | "udpv6_recvmsg") => (4..=6).contains(&settings.udp_recv_args),
+            Attach::FExit("avc_denied") => settings.avc_first == 0 && (8..=9).contains(&settings.avc_args),
+            Attach::KProbe("avc_denied") => settings.avc_first <= 1,
+            Attach::FExit("__cgroup_bpf_run_filter_sock_addr") => (4..=6).contains(&settings.sock_addr_args),
+            Attach::FExit("__secure_computing") => settings.seccomp_args <= 1,
+            _ => true,
+        };
+        let result = if matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f)) {
+            Err(anyhow!("this kernel has no function {}", attach.target()))
+        } else if !understood {
+            Err(anyhow!("{} has arguments that are not known here", attach.target()))
+        } else if probe == denials::SECCOMP {
+            prepare(ebpf, way.program, attach, functions).map_err(|error| explain(&error, attach))
+        } else {
+            attach_one(ebpf, way.program, attach, functions).map_err(|error| explain(&error, attach))
+        };
+        match result {
+            Ok(()) if probe == denials::SECCOMP => return Ok(State::Ready(attach.label())),
+            Ok(()) => return Ok(State::Attached(attach.label())),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| anyhow!("no way to attach it")))
 }
 
 /// Reads type information; a kernel's has some megabytes, so what is endless is not one.
@@ -261,7 +336,7 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
     }
     let mut ids: Vec<(u32, &str)> = PROBES
         .iter()
-        .filter_map(|p| p.variant(tier))
+        .flat_map(|p| p.ways(tier))
         .filter_map(|v| match v.attach {
             Attach::FEntry(name) | Attach::FExit(name) => Some((btf.func(name)?, name)),
             Attach::RawTracepoint(_) | Attach::Tracepoint(..) | Attach::KProbe(_) | Attach::KRetProbe(_) => {
@@ -284,15 +359,52 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
     Some(types)
 }
 
+/// Has the kernel accept a program without attaching it yet.
+fn prepare(
+    ebpf: &mut Ebpf,
+    name: &str,
+    attach: Attach,
+    functions: Option<&AyaBtf>,
+) -> Result<(), ProgramError> {
+    match (attach, program_of(ebpf, name)?, functions) {
+        (Attach::FExit(function), Program::FExit(program), Some(types)) => program.load(function, types),
+        (Attach::KRetProbe(_), Program::KProbe(program), _) => program.load(),
+        _ => Err(io::Error::new(io::ErrorKind::Unsupported, "not a hook on a function's return").into()),
+    }
+}
+
+/// Attaches a probe that was [`Ready`](State::Ready).
+///
+/// # Errors
+/// The kernel's refusal, in words.
+pub fn attach_ready(ebpf: &mut Ebpf, tier: Tier, probe: &str) -> Result<()> {
+    let ways = PROBES.iter().filter(|p| p.name == probe).flat_map(|p| p.ways(tier));
+    for way in ways {
+        let attached = match program_of(ebpf, way.program)? {
+            Program::FExit(program) if program.fd().is_ok() => program.attach().map(drop),
+            Program::KProbe(program) if program.fd().is_ok() => {
+                program.attach(way.attach.target(), 0).map(drop)
+            }
+            _ => continue,
+        };
+        return attached.map_err(|error| explain(&error, way.attach));
+    }
+    bail!("the probe {probe} was not accepted before")
+}
+
+fn program_of<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, ProgramError> {
+    let missing =
+        || io::Error::new(io::ErrorKind::NotFound, format!("the BPF object holds no program {name}"));
+    ebpf.program_mut(name).ok_or_else(|| missing().into())
+}
+
 fn attach_one(
     ebpf: &mut Ebpf,
     name: &str,
     attach: Attach,
     functions: Option<&AyaBtf>,
 ) -> Result<(), ProgramError> {
-    let program: &mut Program = ebpf.program_mut(name).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, format!("the BPF object holds no program {name}"))
-    })?;
+    let program = program_of(ebpf, name)?;
     let types = || {
         functions
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no type information for trampolines"))

@@ -4,6 +4,7 @@
 //! on what a tier can prove.
 
 pub mod ask;
+pub mod denials;
 pub mod layout;
 pub mod load;
 pub mod uprobes;
@@ -106,15 +107,20 @@ pub struct Probe {
     pub lost: &'static str,
     /// True if why502 cannot run without it.
     pub required: bool,
-    /// Ways, best first; the first one of the tier in use is attached.
+    /// Ways, best first; the first one of the tier in use that the kernel takes is attached.
     pub variants: &'static [Variant],
 }
 
 impl Probe {
-    /// The way that `tier` uses, if it has one.
+    /// The way that `tier` prefers, if it has one.
     #[must_use]
     pub fn variant(&self, tier: Tier) -> Option<&'static Variant> {
-        self.variants.iter().find(|v| v.tiers.contains(&tier))
+        self.ways(tier).next()
+    }
+
+    /// Every way that `tier` has, best first.
+    pub fn ways(&self, tier: Tier) -> impl Iterator<Item = &'static Variant> {
+        self.variants.iter().filter(move |v| v.tiers.contains(&tier))
     }
 }
 
@@ -132,7 +138,26 @@ const fn on(tiers: &'static [Tier], program: &'static str, attach: Attach) -> Va
 }
 
 /// Every hook of the program, in the order of attaching; but the first, which begins the records, comes last.
-pub const PROBES: &[Probe] = &[
+pub const PROBES: &[Probe] =
+    &joined::<{ CONNECTIONS.len() + denials::ROWS.len() }>(&[CONNECTIONS, denials::ROWS]);
+
+/// One table of several, which together have `N` rows.
+const fn joined<const N: usize>(parts: &[&[Probe]]) -> [Probe; N] {
+    let mut all = [CONNECTIONS[0]; N];
+    let (mut part, mut row, mut at) = (0, 0, 0);
+    while part < parts.len() {
+        if row == parts[part].len() {
+            (part, row) = (part + 1, 0);
+        } else {
+            all[at] = parts[part][row];
+            (at, row) = (at + 1, row + 1);
+        }
+    }
+    all
+}
+
+/// What happens to connections, processes and requests.
+const CONNECTIONS: &[Probe] = &[
     Probe {
         name: "tcp-state",
         tells: "beginning, success and end of every connection of nginx",
@@ -306,16 +331,6 @@ pub const PROBES: &[Probe] = &[
         variants: &[
             on(FULL, "conn_request_fentry", Attach::FEntry("tcp_conn_request")),
             on(KPROBE, "conn_request_kprobe", Attach::KProbe("tcp_conn_request")),
-        ],
-    },
-    Probe {
-        name: "security-connect",
-        tells: "that a security module refused the connect()",
-        lost: "refusals by security modules: told from routes by elimination only",
-        required: false,
-        variants: &[
-            on(FULL, "lsm_connect_fexit", Attach::FExit("security_socket_connect")),
-            on(KPROBE, "lsm_connect_kretprobe", Attach::KRetProbe("security_socket_connect")),
         ],
     },
 ];

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::rules::Rules;
+use super::selinux::Selinux;
 use crate::{
     correlate::{
         ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
@@ -47,6 +48,7 @@ pub(super) struct Gatherer {
     routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
     unix: super::unix::Known,
     pub(super) rules: Rules,
+    pub(super) selinux: Selinux,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -79,6 +81,7 @@ impl Gatherer {
             routes: HashMap::new(),
             unix: super::unix::Known::default(),
             rules: Rules::default(),
+            selinux: Selinux::default(),
         }
     }
 
@@ -96,7 +99,9 @@ impl Gatherer {
 
     /// Everything that helps to explain one attempt. Nothing here fails: what cannot be had stays empty.
     pub(super) fn gather(&mut self, attempt: &Attempt, reach: Reach) -> Facts {
-        let mut facts = Facts::default();
+        let audit = reach.blockers.audit;
+        let selinux = self.selinux.gather(attempt, audit);
+        let mut facts = Facts { selinux, ..Facts::default() };
         self.describe_drop(attempt, &mut facts);
         match attempt.stage {
             Stage::Socket => facts.fds = fds(attempt.worker),
@@ -143,6 +148,7 @@ impl Gatherer {
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.rules.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
+        self.selinux.sweep();
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));
     }
 

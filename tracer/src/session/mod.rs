@@ -8,6 +8,7 @@ mod clock;
 mod config;
 mod denials;
 mod facts;
+mod filters;
 mod maps;
 mod narrow;
 mod notes;
@@ -15,6 +16,7 @@ mod requests;
 mod rules;
 mod running;
 mod said;
+mod selinux;
 mod unix;
 mod trace;
 mod watch;
@@ -34,11 +36,12 @@ use tracer_ebpf::flag;
 pub use config::Snapshot;
 
 use crate::{
-    correlate::{Case, Reach, request::Attribution},
+    correlate::{Case, Reach, blocked::Watched, request::Attribution},
     diagnose::{self, Cause},
     event::{self, Attempt, Event, Stage},
     probes::{
         Tier, ask,
+        denials::SECCOMP,
         load::{Loaded, give_memory_back},
         uprobes::Mode,
     },
@@ -49,6 +52,7 @@ use alone::Alone;
 use clock::{monotonic_ns, wall_clock};
 use denials::Denials;
 use facts::Gatherer;
+use filters::Filters;
 use maps::Maps;
 use requests::Requests;
 use said::Uprobes;
@@ -106,6 +110,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     denials: Denials,
+    filters: Filters,
     requests: Requests,
     alone: Alone,
     uprobes: Uprobes,
@@ -154,6 +159,7 @@ impl<'a> Session<'a> {
         let requests = Requests::new(watched);
         let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
+        let filters = Filters::new(loaded.ready(SECCOMP));
         let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
         let logger = if debug {
             Some(
@@ -181,6 +187,7 @@ impl<'a> Session<'a> {
             out,
             waiting: VecDeque::new(),
             denials: Denials::default(),
+            filters,
             requests,
             alone,
             uprobes,
@@ -265,6 +272,8 @@ impl<'a> Session<'a> {
             }
             self.gatherer.sweep();
             self.alone.sweep(monotonic_ns());
+            // Nobody asks for these yet.
+            drop(self.denials.loose(monotonic_ns()));
             self.watch.sweep();
             self.follow_executables();
         }
@@ -362,7 +371,10 @@ impl<'a> Session<'a> {
             }
             Event::Answered(answered) if Alone::is_one(&answered) => self.alone.note(*answered),
             Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
-            Event::Denial(denial) => self.denials.note(*denial),
+            Event::Denial(denial) => {
+                complain(self.gatherer.selinux.warning(&denial).as_slice());
+                self.denials.note(*denial);
+            }
             Event::Said(statement) => self.requests.said(*statement, Instant::now()),
             Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {
@@ -394,7 +406,14 @@ impl<'a> Session<'a> {
         complain(&self.uprobes.follow(&mut self.ebpf, &mut self.maps, self.watch.families()));
     }
 
+    fn follow_filters(&mut self) {
+        let attached = self.filters.follow(&mut self.ebpf, self.tier, self.watch.pids());
+        self.reach.blockers.seccomp = self.filters.seen();
+        complain(&attached);
+    }
+
     fn note_namespaces(&mut self) {
+        self.follow_filters();
         for (inum, pid) in self.watch.namespaces() {
             self.gatherer.note_namespace(inum, pid);
         }
@@ -568,6 +587,27 @@ fn reach(loaded: &Loaded) -> Reach {
         icmp: loaded.has("icmp4") && loaded.has("icmp6"),
         accept_queue: loaded.has("accept-queue"),
         security: loaded.has("security-connect"),
+        blockers: blockers(loaded),
+    }
+}
+
+fn blockers(loaded: &Loaded) -> Watched {
+    let all = |probes: &[&str]| probes.iter().all(|probe| loaded.covers(probe));
+    Watched {
+        create: loaded.has("security-create"),
+        bind: loaded.has("security-bind"),
+        unix: all(&["security-unix", "security-path"]),
+        selinux: all(&["selinux-connect", "selinux-create", "selinux-bind", "selinux-unix"]),
+        avc: all(&["selinux-avc", "selinux-avc-entry"]),
+        audit: loaded.covers("selinux-audited"),
+        apparmor: all(&["apparmor-connect", "apparmor-create", "apparmor-bind", "apparmor-unix"]),
+        tomoyo: all(&["tomoyo-connect", "tomoyo-bind"]),
+        smack: all(&["smack-connect", "smack-unix"]),
+        landlock: all(&["landlock-connect", "landlock-bind", "landlock-unix", "landlock-path"]),
+        bpf: all(&["bpf-connect", "bpf-create", "bpf-bind", "bpf-unix"]),
+        cgroup_connect: loaded.covers("cgroup-connect"),
+        cgroup_create: loaded.covers("cgroup-create"),
+        seccomp: false,
     }
 }
 

@@ -293,6 +293,11 @@ impl Watch {
         live.filter_map(|(pid, p)| Some((p.netns?, *pid))).collect()
     }
 
+    /// Running processes.
+    pub(super) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.processes.iter().filter(|(_, p)| p.ended.is_none()).map(|(pid, _)| *pid)
+    }
+
     /// A process by PID.
     #[must_use]
     pub(super) fn get(&self, pid: u32) -> Option<&Watched> {

@@ -189,11 +189,17 @@ fn parse_lockdown(text: &str) -> Lockdown {
     }
 }
 
-fn lsms() -> Option<Vec<String>> {
+/// Every active security module in the kernel's order; None if the kernel does not tell.
+#[must_use]
+pub fn active_modules() -> Option<Vec<String>> {
     if let Ok(text) = proc::read_trimmed("/sys/kernel/security/lsm") {
         return Some(text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect());
     }
-    if let Some(names) = lsms_by_syscall() {
+    lsms_by_syscall()
+}
+
+fn lsms() -> Option<Vec<String>> {
+    if let Some(names) = active_modules() {
         return Some(names);
     }
     // Older kernels without securityfs: what the two that matter show of themselves. Absence proves nothing.

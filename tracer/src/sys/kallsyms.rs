@@ -57,6 +57,27 @@ pub fn names(table: impl BufRead, addresses: &[u64]) -> io::Result<HashMap<u64, 
     Ok(best.into_iter().map(|(address, (_, name))| (address, name)).collect())
 }
 
+/// Address of a variable; None if the kernel does not list it (CONFIG_KALLSYMS_ALL).
+///
+/// # Errors
+/// If the table cannot be read.
+pub fn address(mut table: impl BufRead, variable: &str) -> io::Result<Option<u64>> {
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if table.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let mut words = line.split_ascii_whitespace();
+        let (address, kind, name) = (words.next(), words.next(), words.next());
+        // Modules come last, and may use any name.
+        if name == Some(variable) && words.next().is_none() && kind.is_some_and(|k| "dDrRbB".contains(k)) {
+            let address = address.and_then(|text| u64::from_str_radix(text, 16).ok());
+            return Ok(address.filter(|address| *address != 0));
+        }
+    }
+}
+
 fn for_each(mut table: impl BufRead, mut f: impl FnMut(u64, &str)) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
@@ -99,6 +120,14 @@ mod tests {
         assert_eq!(found[&inside], "nf_hook_slow");
         assert_eq!(found[&module], "nft_do_chain");
         assert!(!found.contains_key(&5));
+    }
+
+    #[test]
+    fn variables_have_addresses() {
+        assert_eq!(address(TABLE, "some_data").unwrap(), Some(0xffff_ffff_8100_0500));
+        assert_eq!(address(TABLE, "ip_output").unwrap(), None, "a function");
+        assert_eq!(address(TABLE, "nope").unwrap(), None);
+        assert_eq!(address(&b"0000000000000000 D some_data\n"[..], "some_data").unwrap(), None);
     }
 
     #[test]

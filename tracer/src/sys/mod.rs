@@ -27,6 +27,7 @@ pub mod process;
 pub mod rootfs;
 pub mod route;
 pub mod ruletext;
+pub mod selinux;
 pub mod sockdiag;
 pub mod sysctl;
 pub mod tcp_state;

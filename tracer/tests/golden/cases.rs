@@ -10,6 +10,7 @@ use std::{
 use tracer::{
     correlate::{
         Case, ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
+        blocked::Watched,
         no_attempt,
         no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said},
     },
@@ -74,9 +75,17 @@ pub(crate) const LIST_FIELDS: &[(&str, &[&str])] = &[
 
 const OWN: u32 = 4_026_531_840;
 const OTHER: u32 = 4_026_532_999;
-const FULL: Reach =
-    Reach { drops: true, drop_reasons: true, resets: true, icmp: true, accept_queue: true, security: true };
-const TRACEPOINT: Reach = Reach { icmp: false, accept_queue: false, security: false, ..FULL };
+const FULL: Reach = Reach {
+    drops: true,
+    drop_reasons: true,
+    resets: true,
+    icmp: true,
+    accept_queue: true,
+    security: true,
+    blockers: Watched::ALL,
+};
+const TRACEPOINT: Reach =
+    Reach { icmp: false, accept_queue: false, security: false, blockers: Watched::NONE, ..FULL };
 
 /// 2026-11-22T14:02:11.482113Z.
 pub(crate) fn time() -> SystemTime {

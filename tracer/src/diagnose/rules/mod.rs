@@ -15,6 +15,7 @@ mod peer;
 mod ports;
 mod queue;
 mod resolver;
+mod selinux;
 mod table;
 pub(super) mod unexplained;
 mod unix;
@@ -24,6 +25,7 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::FdLimit], check: fds::check },
     Rule { causes: &[Cause::BindFailed, Cause::LocalPortExhausted], check: bind::check },
     Rule { causes: &[Cause::LocalPortExhausted], check: ports::check },
+    Rule { causes: &[Cause::BlockedSelinux], check: selinux::check },
     Rule { causes: &[Cause::NetworkUnreachable], check: network::check },
     Rule { causes: &[Cause::HostUnreachable], check: host::check },
     Rule { causes: &[Cause::ConnectRefusedByFirewall], check: firewall::refused },

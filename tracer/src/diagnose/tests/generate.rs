@@ -188,6 +188,7 @@ fn record(case: &mut Case, key: Key<'_>, dice: &mut Dice) {
         icmp: (key.icmp.is_some() && case.attempt.remote.is_ipv6()) || dice.one_in(2),
         accept_queue: key.overflow || dice.one_in(2),
         security: case.attempt.security.is_some() || dice.one_in(2),
+        blockers: dice.pick(&[Watched::ALL, Watched::NONE]),
     };
     if dice.one_in(3) {
         case.client_gone = Some(("203.0.113.9:51514".parse().unwrap(), dice.one_in(2)));
