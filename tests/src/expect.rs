@@ -155,9 +155,6 @@ pub(crate) struct Expect {
     pub(crate) rule_never: Vec<String>,
     /// True: each incident of the cause names one rule alone; false: none does so.
     pub(crate) rule_only: Option<bool>,
-    /// Text of a command that some incident advises.
-    #[serde(default)]
-    pub(crate) fix_contains: Vec<String>,
     /// Kinds of evidence that no incident may have.
     #[serde(default)]
     pub(crate) never_kinds: Vec<String>,

@@ -5,8 +5,8 @@ pub mod blocked;
 pub mod no_attempt;
 pub mod request;
 pub mod said;
-pub mod unix;
 pub mod selinux;
+pub mod unix;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -17,8 +17,8 @@ mod rules;
 mod running;
 mod said;
 mod selinux;
-mod unix;
 mod trace;
+mod unix;
 mod watch;
 
 use std::{
