@@ -64,6 +64,8 @@ pub struct Naming {
     pub candidates: Vec<Named>,
     /// The rules were changed since why502 looked at them before: it may have been one that is gone.
     pub changed: bool,
+    /// Lists the rules of that namespace.
+    pub list: String,
     /// What the kernel said of an equal packet (`--trace-rules`).
     pub traced: Option<Traced>,
 }

@@ -154,7 +154,17 @@ impl Rules {
             .enumerate()
             .filter_map(|(number, c)| known.named(c, server, drop.reply, number < MOST_TEXTS))
             .collect();
-        Some(Naming { candidates, changed, traced })
+        let only_legacy = !found.is_empty()
+            && found.iter().all(|c| {
+                known.ruleset.chains.get(c.chain).is_some_and(|chain| chain.engine == Engine::Legacy)
+            });
+        let list = match (only_legacy, packet.v6) {
+            (false, _) => "nft -a list ruleset",
+            (true, false) => "iptables-legacy-save -c",
+            (true, true) => "ip6tables-legacy-save -c",
+        };
+        let list = format!("{}{list}", known.enter.as_deref().unwrap_or_default());
+        Some(Naming { candidates, changed, list, traced })
     }
 
     /// Reads the rules again where they are not known to be the same.

@@ -139,6 +139,15 @@ impl Socket {
     /// From now on the kernel sends what happens in that group; the socket does not wait any more.
     pub(super) fn subscribe(&mut self, group: u32) -> Result<()> {
         const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+        // Without a port of its own it would count as the sender of what the kernel tells all, and be left out.
+        // SAFETY: sockaddr_nl is plain integers, for which zero is valid.
+        let mut own: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
+        own.nl_family = u16::try_from(libc::AF_NETLINK).unwrap_or(0);
+        let length = libc::socklen_t::try_from(size_of_val(&own)).unwrap_or(0);
+        // SAFETY: the address is live and `length` is its size.
+        if unsafe { libc::bind(self.fd.as_raw_fd(), (&raw const own).cast(), length) } != 0 {
+            return Err(Error::os("bind a netlink socket", io::Error::last_os_error()));
+        }
         set_option(&self.fd, libc::SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, &group)?;
         // SAFETY: fcntl(2) with F_SETFL takes no pointers.
         let status = unsafe { libc::fcntl(self.fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };

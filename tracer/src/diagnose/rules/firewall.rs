@@ -195,7 +195,7 @@ impl Verdict {
                 case.attempt.remote,
                 case.facts.drop_hook.unwrap_or("matching")
             ),
-            "nft -a list ruleset",
+            found.map_or("nft -a list ruleset", |found| found.list.as_str()),
         )
     }
 }
