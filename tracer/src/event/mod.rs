@@ -39,7 +39,7 @@ pub enum DecodeError {
 }
 
 /// The name of a unix socket, as the worker gave it to `connect()`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum UnixName {
     /// A path, relative ones too: as bytes, without the closing NUL, at most 108 (`sockaddr_un`).
     Path(Vec<u8>),
@@ -48,7 +48,7 @@ pub enum UnixName {
 }
 
 /// Where an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// `socket()` failed.
     Socket,

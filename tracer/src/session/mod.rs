@@ -15,6 +15,7 @@ mod notes;
 mod requests;
 mod running;
 mod said;
+mod suspects;
 mod watch;
 
 use std::{
@@ -152,7 +153,7 @@ impl<'a> Session<'a> {
         let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let filters = Filters::new(loaded.ready(SECCOMP));
-        let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
+        let Loaded { mut ebpf, tier, drop_reasons, lsm_functions, .. } = loaded;
         let logger = if debug {
             Some(
                 aya_log::EbpfLogger::init(&mut ebpf)
@@ -168,7 +169,7 @@ impl<'a> Session<'a> {
             ebpf,
             maps,
             watch,
-            gatherer: Gatherer::new(drop_reasons),
+            gatherer: Gatherer::new(drop_reasons, lsm_functions),
             reach,
             tier,
             filter,
