@@ -185,6 +185,8 @@ pub struct Facts {
     pub drop_function: Option<String>,
     /// The unix socket that could not be connected to.
     pub unix: Option<Box<unix::UnixFact>>,
+    /// Who may have refused.
+    pub suspects: Option<Box<blocked::Suspects>>,
     /// Nothing was attempted: what nginx had to choose from.
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
     /// What SELinux decided in the same system call.

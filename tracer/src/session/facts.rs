@@ -9,6 +9,7 @@ use std::{
 
 use super::rules::Rules;
 use super::selinux::Selinux;
+use super::suspects::Asker;
 use crate::{
     correlate::{
         ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
@@ -32,6 +33,7 @@ const MOST: usize = 1024;
 
 /// Asks the operating system.
 pub(super) struct Gatherer {
+    suspects: Asker,
     namespaces: HashMap<u32, (NetNs, Instant)>,
     /// Answers by namespace and destination.
     destinations: HashMap<(u32, SocketAddr), (Destination, Instant)>,
@@ -65,10 +67,11 @@ struct Destination {
 }
 
 impl Gatherer {
-    /// `drop_reasons`: names of `enum skb_drop_reason` on this kernel.
+    /// `drop_reasons`: names of `enum skb_drop_reason` on this kernel; `lsm_functions`: BPF LSM's functions by number.
     #[must_use]
-    pub(super) fn new(drop_reasons: HashMap<u32, String>) -> Self {
+    pub(super) fn new(drop_reasons: HashMap<u32, String>, lsm_functions: HashMap<u32, &'static str>) -> Self {
         Self {
+            suspects: Asker::new(lsm_functions),
             namespaces: HashMap::new(),
             destinations: HashMap::new(),
             elsewhere: HashMap::new(),
@@ -99,9 +102,11 @@ impl Gatherer {
 
     /// Everything that helps to explain one attempt. Nothing here fails: what cannot be had stays empty.
     pub(super) fn gather(&mut self, attempt: &Attempt, reach: Reach) -> Facts {
-        let audit = reach.blockers.audit;
-        let selinux = self.selinux.gather(attempt, audit);
-        let mut facts = Facts { selinux, ..Facts::default() };
+        let mut facts = Facts {
+            selinux: self.selinux.gather(attempt, reach.blockers.audit),
+            suspects: self.suspects.ask(attempt),
+            ..Facts::default()
+        };
         self.describe_drop(attempt, &mut facts);
         match attempt.stage {
             Stage::Socket => facts.fds = fds(attempt.worker),
@@ -147,6 +152,7 @@ impl Gatherer {
         self.unix.sweep();
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.rules.sweep();
+        self.suspects.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.selinux.sweep();
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));

@@ -19,6 +19,7 @@ mod said;
 mod selinux;
 mod trace;
 mod unix;
+mod suspects;
 mod watch;
 
 use std::{
@@ -160,7 +161,7 @@ impl<'a> Session<'a> {
         let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let filters = Filters::new(loaded.ready(SECCOMP));
-        let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
+        let Loaded { mut ebpf, tier, drop_reasons, lsm_functions, .. } = loaded;
         let logger = if debug {
             Some(
                 aya_log::EbpfLogger::init(&mut ebpf)
@@ -178,7 +179,7 @@ impl<'a> Session<'a> {
             ebpf,
             maps,
             watch,
-            gatherer: Gatherer::new(drop_reasons),
+            gatherer: Gatherer::new(drop_reasons, lsm_functions),
             traces,
             reach,
             tier,

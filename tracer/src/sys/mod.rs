@@ -5,6 +5,8 @@
 //! exchange loop, filters run in the kernel, and no attribute is trusted before its length is checked.
 
 pub mod acl;
+pub mod apparmor;
+pub mod bpfprog;
 pub mod btf;
 pub mod caps;
 pub mod conntrack;
@@ -33,6 +35,7 @@ pub mod sysctl;
 pub mod tcp_state;
 #[cfg(test)]
 mod testing;
+pub mod unit;
 pub mod unixdiag;
 pub mod walk;
 

@@ -126,6 +126,8 @@ fn job(session: &Session) -> Result<Job> {
         session.binaries.get("faultlab")?.to_owned(),
         binaries::root().join("tests/data"),
     ];
+    // 5.10 has BPF LSM only if it is named.
+    job.lsm = lab::Lsm::Apparmor;
     job.timeout = LIMIT;
     job.memory_mib = 2048;
     Ok(job)
