@@ -29,6 +29,7 @@ pub fn page(cause: Cause) -> Option<&'static str> {
         Cause::BlockedApparmor => include_str!("pages/blocked-apparmor.md"),
         Cause::BlockedBpfLsm => include_str!("pages/blocked-bpf-lsm.md"),
         Cause::BlockedCgroupBpf => include_str!("pages/blocked-cgroup-bpf.md"),
+        Cause::BlockedLandlock => include_str!("pages/blocked-landlock.md"),
         Cause::BlockedSeccomp => include_str!("pages/blocked-seccomp.md"),
         Cause::UnixMissing => include_str!("pages/unix-missing.md"),
         Cause::UnixPermission => include_str!("pages/unix-permission.md"),

@@ -17,9 +17,9 @@ mod rules;
 mod running;
 mod said;
 mod selinux;
+mod suspects;
 mod trace;
 mod unix;
-mod suspects;
 mod watch;
 
 use std::{
