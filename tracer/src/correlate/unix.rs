@@ -39,6 +39,8 @@ pub struct Refusal {
     pub group_may: bool,
     /// An access control list decides, not the mode.
     pub by_list: bool,
+    /// It lies on a file system that has rules of its own (FUSE, NFS, SMB).
+    pub own_rules: bool,
 }
 
 /// How the path ends, as the worker sees it now.

@@ -6,6 +6,7 @@ mod invariants;
 mod table_connect;
 mod table_refused;
 mod table_timeout;
+mod table_unix;
 mod table_untried;
 
 use std::net::{IpAddr, SocketAddr};

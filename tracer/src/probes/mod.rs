@@ -234,8 +234,8 @@ const CONNECTIONS: &[Probe] = &[
     },
     Probe {
         name: "connect-return",
-        tells: "errno of a connect() that failed at once: routes, ports, security modules",
-        lost: "connects that fail before a SYN is sent (no route, prohibit, no free port)",
+        tells: "errno of a connect() that failed at once: unix sockets, routes, ports, security modules",
+        lost: "failures of unix sockets, and connects that fail before a SYN is sent (no route, prohibit, no free port)",
         required: false,
         variants: &[
             on(FULL, "connect_fexit", Attach::FExit("__sys_connect")),

@@ -39,9 +39,24 @@ const MOST: usize = 256;
 /// True for a connect() that has nothing to do with upstream servers: looking up users and groups, libc asks daemons by
 /// unix sockets that often do not exist (nscd, systemd-userdbd, sssd), in the master and as a worker begins.
 pub(super) fn is_foreign(attempt: &Attempt, worker: &Watched) -> bool {
+    if attempt.unix.as_ref().and_then(UnixName::path).is_some_and(asks_for_names) {
+        return true;
+    }
     let leads_there = !worker.config.candidates_of(attempt).is_empty();
     // Without a line it may be a script's, but never without a request.
     (attempt.request.is_none() && !leads_there) || !serves(attempt.worker)
+}
+
+/// True for a daemon that libc asks for users, groups and hosts: most hosts have none of them.
+fn asks_for_names(path: &[u8]) -> bool {
+    const DAEMONS: [&[u8]; 5] = [
+        b"/var/run/nscd/",
+        b"/run/nscd/",
+        b"/run/systemd/userdb/",
+        b"/run/systemd/resolve/io.systemd.",
+        b"/var/lib/sss/pipes/",
+    ];
+    DAEMONS.iter().any(|daemon| path.starts_with(daemon))
 }
 
 /// What was found of late, by worker and name.
@@ -135,7 +150,7 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
         worker: names.describe(&walker),
         user: names.user(walker.credentials.fsuid),
         unit: unit_of(worker),
-        own_mounts: mounts(worker) != mounts_of_host(),
+        own_mounts: !sees_the_same(worker, std::process::id()),
         end: End::Abstract,
         file: None,
         since: None,
@@ -180,7 +195,11 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
         let owners = elsewhere(&mut fact, worker, path, &sockets);
         near(&mut fact, worker, &walk, path, &sockets, &owners);
     }
-    let changed = walk.steps.iter().rev().take(2).map(|step| step.changed).max();
+    // What decides: the file itself, links that lead to it, and the folder that keeps the worker out.
+    let refusing = walk.refusal(&walker).map(|(step, ..)| step);
+    let decides =
+        |step: &&Step| step.kind == Kind::Link || Some(*step) == walk.steps.last() || Some(*step) == refusing;
+    let changed = walk.steps.iter().filter(decides).map(|step| step.changed).max();
     Ok((fact, changed))
 }
 
@@ -374,6 +393,7 @@ fn refusal(
         because,
         group_may: entry.is_none() && !owns && !member && step.mode >> 3 & bits == bits,
         by_list: entry.is_some(),
+        own_rules: step.own_rules,
     }
 }
 
@@ -393,7 +413,7 @@ fn elsewhere(fact: &mut UnixFact, worker: u32, path: &[u8], sockets: &Sockets) -
     for found in &sockets.found {
         let is_it = trimmed(&found.socket.name) == path && found.socket.listens;
         let Some(owner) = owners.get(found.socket.inode).filter(|_| is_it) else { continue };
-        if fact.elsewhere.len() >= MOST_TOLD || mounts(owner.pid) == mounts(worker) {
+        if fact.elsewhere.len() >= MOST_TOLD || sees_the_same(owner.pid, worker) {
             continue;
         }
         let host_path = host_path(&shown, found);
@@ -515,12 +535,14 @@ fn distance(a: &[u8], b: &[u8]) -> usize {
     row.last().copied().unwrap_or(0)
 }
 
-fn mounts(pid: u32) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()
-}
-
-fn mounts_of_host() -> Option<PathBuf> {
-    fs::read_link("/proc/self/ns/mnt").ok()
+/// True if two processes have the same mounts and the same root: a path is the same file for both.
+fn sees_the_same(one: u32, other: u32) -> bool {
+    let view = |pid: u32| {
+        let root = fs::metadata(format!("/proc/{pid}/root/")).ok()?;
+        let mounts = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok()?;
+        Some((mounts, root.dev(), root.ino()))
+    };
+    view(one).is_some_and(|seen| view(other) == Some(seen))
 }
 
 /// The systemd unit that a process belongs to, by its cgroup.
@@ -566,6 +588,15 @@ mod tests {
             assert!(!similar(one.as_bytes(), other.as_bytes()), "{one} {other}");
         }
         assert_eq!((distance(b"kitten", b"sitting"), distance(b"", b"ab"), distance(b"a", b"a")), (3, 2, 0));
+    }
+
+    #[test]
+    fn who_is_asked_for_names() {
+        for path in ["/var/run/nscd/socket", "/run/systemd/userdb/io.systemd.Multiplexer"] {
+            assert!(asks_for_names(path.as_bytes()));
+        }
+        assert!(!asks_for_names(b"/run/php/fpm.sock"));
+        assert!(sees_the_same(std::process::id(), std::process::id()));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Step {
     pub gid: u32,
     /// Access control list; empty if there is none.
     pub acl: Vec<Entry>,
+    /// It lies on a file system that need not go by modes: FUSE, or of the network.
+    pub own_rules: bool,
     /// Device and inode.
     pub id: (u64, u64),
     /// When it was last written to; of a socket: when it was bound.
@@ -285,10 +287,31 @@ fn step(file: &File, path: &Path) -> io::Result<Step> {
         uid: found.uid(),
         gid: found.gid(),
         acl: if kind == Kind::Link { Vec::new() } else { list_of(file) },
+        own_rules: has_own_rules(file),
         id: (found.dev(), found.ino()),
         modified: time(found.mtime(), found.mtime_nsec()),
         changed: time(found.ctime(), found.ctime_nsec()),
     })
+}
+
+/// True for FUSE and file systems of the network (include/uapi/linux/magic.h and their own headers).
+fn has_own_rules(file: &File) -> bool {
+    const FUSE: u32 = 0x6573_5546;
+    const NFS: u32 = 0x6969;
+    const CIFS: u32 = 0xff53_4d42;
+    const SMB2: u32 = 0xfe53_4d42;
+    const V9FS: u32 = 0x0102_1997;
+    const CEPH: u32 = 0x00c3_6400;
+    const AFS: u32 = 0x5346_414f;
+    // SAFETY: integers only.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a live descriptor; the call writes into the given struct only.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) } != 0 {
+        return false;
+    }
+    // All of them are 32 bits, whatever the field's width.
+    let kind = found.f_type.cast_unsigned() as u32;
+    [FUSE, NFS, CIFS, SMB2, V9FS, CEPH, AFS].contains(&kind)
 }
 
 /// The access control list; empty if there is none, or if the file system knows none.

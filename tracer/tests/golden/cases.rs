@@ -22,6 +22,9 @@ use tracer::{
 };
 use tracer_ebpf::{Counters, Evidence, drop_flag, flag};
 
+#[path = "unix.rs"]
+mod unix;
+
 const NGINX_CONF: &str = include_str!("nginx.conf");
 const SHOP_CONF: &str = include_str!("shop.conf");
 const CONFIG_CONF: &str = include_str!("config.conf");
@@ -214,6 +217,7 @@ pub(crate) fn all() -> Vec<Sample> {
     all.extend(networks());
     all.extend(calls());
     all.extend(untried());
+    all.extend(unix::sockets());
     all
 }
 

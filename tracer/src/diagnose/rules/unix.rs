@@ -50,7 +50,10 @@ impl<'a> Failed<'a> {
 
     /// A verdict of the errno alone: the worker was gone before anything could be looked at.
     fn unseen(&self, cause: Cause, summary: String, rival: &str) -> Verdict {
-        Verdict::likely(cause, summary, rival).because("syscall", self.call())
+        Verdict::likely(cause, summary, rival).because("syscall", self.call()).fix_with(
+            format!("look at the socket while it fails, and compare it with {}", self.place()),
+            format!("ls -la {}", folder(self.name)),
+        )
     }
 }
 
@@ -173,15 +176,17 @@ fn mend_missing(
     }
     if let Some(other) = fact.elsewhere.first() {
         let of = other.unit.as_deref().unwrap_or("the backend's service");
-        return verdict
-            .fix(format!(
-                "put the socket where both see it: RuntimeDirectory=NAME in {of} makes /run/NAME; let the backend listen \
-                 there and name that path in {place} (PrivateTmp= can stay)"
-            ))
-            .fix_with(
-                "compare what the two see",
-                format!("nsenter -t {} -m ls -la {}", failed.case.attempt.worker, folder(name)),
-            );
+        let verdict = verdict.fix(format!(
+            "put the socket where both see it: RuntimeDirectory=NAME in {of} makes /run/NAME; let the backend listen there \
+             and name that path in {place} (PrivateTmp= can stay)"
+        ));
+        let containers =
+            "between containers: mount the socket's folder (not the socket, which is made anew) into nginx's";
+        let verdict = if other.private_tmp { verdict } else { verdict.fix(containers) };
+        return verdict.fix_with(
+            "compare what the two see",
+            format!("nsenter -t {} -m ls -la {}", failed.case.attempt.worker, folder(name)),
+        );
     }
     if let Some(near) = fact.near.iter().find(|near| near.listens && !near.name.starts_with('@')) {
         return verdict.fix(format!("point {place} at unix:{}", near.name));
@@ -220,6 +225,10 @@ pub(super) fn permission(case: &Case) -> Option<Verdict> {
     // AppArmor judges a connect() before the path is walked, or the path as a whole after it; SELinux every folder.
     let hidden = fact.selinux || (fact.apparmor.is_some() && !case.reach.security);
     let rival = match (&fact.apparmor, hidden) {
+        (_, false) if refusal.own_rules => {
+            "the rules of that file system itself: it need not go by modes (FUSE, a network file system)"
+                .to_owned()
+        }
         (_, false) => "a mode that was changed since".to_owned(),
         (_, true) if fact.selinux => {
             "SELinux, which is enforcing and may have refused a folder before this one".to_owned()
@@ -238,7 +247,8 @@ pub(super) fn permission(case: &Case) -> Option<Verdict> {
                 .to_owned(),
         ),
     };
-    let verdict = Verdict::graded(Cause::UnixPermission, !fact.changed_since && !hidden, summary, rival)
+    let proof = !fact.changed_since && !hidden && !refusal.own_rules;
+    let verdict = Verdict::graded(Cause::UnixPermission, proof, summary, rival)
         .because("syscall", failed.call())
         .because("worker", format!("the worker is {}", fact.worker))
         .because("path", format!("the first component that refuses: {}; needed: {wants}", component(at)))
@@ -260,8 +270,12 @@ fn place_of<'a>(fact: &'a UnixFact, key: &str) -> Option<&'a str> {
     line(key).or_else(|| line("listen")).map(|line| line.place.as_str())
 }
 
+/// Groups that give far more than a socket: no advice to join one.
+const POWERFUL: [&str; 10] = ["root", "wheel", "sudo", "adm", "shadow", "disk", "docker", "lxd", "kmem", "0"];
+
 fn mend_permission(mut verdict: Verdict, failed: &Failed<'_>, fact: &UnixFact, refusal: &Refusal) -> Verdict {
     let (at, user) = (&refusal.at, &fact.user);
+    let harmless = !POWERFUL.contains(&at.group.as_str());
     let join_group = |verdict: Verdict| {
         verdict.fix_with(
             format!(
@@ -280,10 +294,10 @@ fn mend_permission(mut verdict: Verdict, failed: &Failed<'_>, fact: &UnixFact, r
                      = {user}; then reload php-fpm"
                 ));
             }
-            if refusal.group_may {
+            if refusal.group_may && harmless {
                 verdict = join_group(verdict);
             }
-            if fact.pool.is_empty() && !refusal.group_may {
+            if fact.pool.is_empty() && !(refusal.group_may && harmless) {
                 verdict = verdict.fix(format!(
                     "let the backend make the socket with mode 0660 and a group that {user} is in: it makes it anew at each \
                      start, so a mode set by hand does not last"
@@ -295,7 +309,7 @@ fn mend_permission(mut verdict: Verdict, failed: &Failed<'_>, fact: &UnixFact, r
             verdict
         }
         Wanted::Search => {
-            if refusal.group_may {
+            if refusal.group_may && harmless {
                 verdict = join_group(verdict);
             }
             verdict
