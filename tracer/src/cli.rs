@@ -9,7 +9,7 @@ use tracer::{diagnose::Cause, nginx::Version, probes::Tier};
 /// Explains every failed upstream connection of a live nginx, from kernel evidence.
 ///
 /// Without a subcommand: `trace`. Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH and
-/// CAP_SYS_ADMIN (to look into network namespaces). Changes nothing on the system.
+/// CAP_SYS_ADMIN (to look into network namespaces). Changes nothing on the system, unless --trace-rules is given.
 #[derive(Debug, Parser)]
 #[command(name = "why502", version, args_conflicts_with_subcommands = true)]
 pub(crate) struct Cli {

@@ -58,7 +58,11 @@ pub fn candidates(ruleset: &Ruleset, packet: &Packet, hook: Option<Hook>) -> Vec
         bases
     };
     match hook {
-        Some(hook) => at_hook(ruleset, packet, &bases(Some(hook)), &mut found),
+        Some(hook) => {
+            at_hook(ruleset, packet, &bases(Some(hook)), &mut found);
+            // Where devices and bridges drop, no caller tells, and over loopback the sender's own callers stand there.
+            at_hook(ruleset, packet, &bases(None), &mut found);
+        }
         // At each of them: what one accepts says nothing about where it was dropped.
         None => {
             for hook in [None].into_iter().chain(Hook::ALL.into_iter().map(Some)) {
@@ -71,7 +75,7 @@ pub fn candidates(ruleset: &Ruleset, packet: &Packet, hook: Option<Hook>) -> Vec
 
 fn sees(chain: &Chain, packet: &Packet) -> bool {
     match chain.family {
-        Family::Inet | Family::Netdev => true,
+        Family::Inet | Family::Netdev | Family::Bridge => true,
         Family::Ip => !packet.v6,
         Family::Ip6 => packet.v6,
     }

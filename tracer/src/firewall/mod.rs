@@ -34,16 +34,19 @@ pub enum Family {
     Ip6,
     /// One network device.
     Netdev,
+    /// What a bridge forwards.
+    Bridge,
 }
 
 impl Family {
-    /// By the kernel's number (NFPROTO_*); None for those that see no packet of ours (arp, bridge).
+    /// By the kernel's number (NFPROTO_*); None for the one that sees no packet of ours (arp).
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {
         Some(match number {
             1 => Family::Inet,
             2 => Family::Ip,
             5 => Family::Netdev,
+            7 => Family::Bridge,
             10 => Family::Ip6,
             _ => return None,
         })
@@ -56,6 +59,7 @@ impl Family {
             Family::Inet => 1,
             Family::Ip => 2,
             Family::Netdev => 5,
+            Family::Bridge => 7,
             Family::Ip6 => 10,
         }
     }
@@ -68,6 +72,7 @@ impl Family {
             Family::Ip => "ip",
             Family::Ip6 => "ip6",
             Family::Netdev => "netdev",
+            Family::Bridge => "bridge",
         }
     }
 }
@@ -321,7 +326,7 @@ pub struct Rule {
 /// A base chain's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
-    /// Where; None at a network device (ingress, egress).
+    /// Where; None at a network device (ingress, egress) and in a bridge.
     pub hook: Option<Hook>,
     /// When: lower comes first.
     pub priority: i32,

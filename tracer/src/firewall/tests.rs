@@ -194,6 +194,10 @@ fn families_and_hooks() {
     let ruleset = Ruleset { chains: vec![of(Family::Inet)], ..Ruleset::default() };
     assert!(found_in(&ruleset, &packet(), Some(Hook::Input)).is_empty());
     assert_eq!(found_in(&ruleset, &packet(), None), ["o:0*"]);
+    // A device's chain may have dropped it wherever it seems to have been.
+    let device = Some(Base { hook: None, priority: 0, policy_drop: true, nat: false });
+    let device = Chain { family: Family::Netdev, ..chain("d", device, Vec::new()) };
+    assert_eq!(found(vec![of(Family::Inet), device], &packet()), ["o:0*", "d:0*"]);
 }
 
 fn lookup(set: Set, src: Vec<Expr>) -> Vec<String> {

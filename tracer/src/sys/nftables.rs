@@ -137,7 +137,9 @@ fn chain(payload: &[u8]) -> Option<Chain> {
     let base = match attr(bytes, HOOK) {
         None => None,
         Some(hook) => Some(Base {
-            hook: (family != Family::Netdev).then(|| number(hook, 1).and_then(Hook::from_number)).flatten(),
+            hook: (!matches!(family, Family::Netdev | Family::Bridge))
+                .then(|| number(hook, 1).and_then(Hook::from_number))
+                .flatten(),
             priority: number(hook, 2)?.cast_signed(),
             policy_drop: number(bytes, 5) == Some(0),
             nat: text(bytes, 7).as_deref() == Some("nat"),

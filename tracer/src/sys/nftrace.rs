@@ -146,7 +146,9 @@ fn leftover(payload: &[u8]) -> Option<(Family, String)> {
     let family = Family::from_number(*payload.first()?)?;
     let name = netlink::name(attr(payload.get(NFGENMSG..)?, 1)?);
     let pid: u32 = name.strip_prefix(NAME)?.parse().ok()?;
-    let alive = pid != std::process::id() && proc::comm(pid).starts_with("why502");
+    // One that was killed and that nobody has waited for has still a name, but no executable.
+    let is_why502 = proc::exe_name(pid).is_some_and(|exe| exe.starts_with("why502"));
+    let alive = pid != std::process::id() && is_why502;
     (!alive).then_some((family, name))
 }
 
@@ -314,6 +316,19 @@ mod tests {
             drop(armed);
             testing::poll("the table's end", || (tables(&ns) == before).then_some(()));
         }
+        // What a killed run has left goes at the next start, which says so; other tables stay.
+        let _resident = testing::Resident::new(&ns);
+        testing::run(
+            &ns,
+            "nft 'table ip why502_4194305 { chain output { type filter hook output priority -350; }; }'",
+        );
+        testing::run(&ns, "nft add table ip why502_mine");
+        let said = remove_leftovers();
+        assert!(
+            said.iter().any(|s| s.starts_with("removed table ip why502_4194305 of an earlier")),
+            "{said:?}"
+        );
+        assert_eq!(tables(&ns), format!("{before}table ip why502_mine\n"));
     }
 
     #[test]
