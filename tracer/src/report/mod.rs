@@ -1,6 +1,7 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
 pub mod config;
+pub mod innocence;
 pub mod json;
 mod summary;
 pub mod text;

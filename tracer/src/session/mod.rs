@@ -12,6 +12,7 @@ mod filters;
 mod maps;
 mod narrow;
 mod notes;
+mod refused;
 mod requests;
 mod running;
 mod said;
@@ -43,7 +44,7 @@ use crate::{
         load::{Loaded, give_memory_back},
         uprobes::Mode,
     },
-    report::{Incident, ProgramCost, Report, Summary},
+    report::{Incident, ProgramCost, Report, Summary, innocence},
     sys::{proc, process},
 };
 use alone::Alone;
@@ -52,6 +53,7 @@ use denials::Denials;
 use facts::Gatherer;
 use filters::Filters;
 use maps::Maps;
+use refused::Refused;
 use requests::Requests;
 use said::Uprobes;
 use watch::Watch;
@@ -104,6 +106,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     denials: Denials,
+    refused: Refused,
     filters: Filters,
     requests: Requests,
     alone: Alone,
@@ -178,6 +181,7 @@ impl<'a> Session<'a> {
             out,
             waiting: VecDeque::new(),
             denials: Denials::default(),
+            refused: Refused::default(),
             filters,
             requests,
             alone,
@@ -262,8 +266,7 @@ impl<'a> Session<'a> {
             }
             self.gatherer.sweep();
             self.alone.sweep(monotonic_ns());
-            // Nobody asks for these yet.
-            drop(self.denials.loose(monotonic_ns()));
+            self.refused.loose(self.denials.loose(monotonic_ns()));
             self.watch.sweep();
             self.follow_executables();
         }
@@ -309,7 +312,8 @@ impl<'a> Session<'a> {
             }
             self.show(incident)?;
         }
-        let summary = Summary {
+        self.refused.loose(self.denials.loose(u64::MAX));
+        let mut summary = Summary {
             time: SystemTime::now(),
             duration: self.started.elapsed(),
             incidents: std::mem::take(&mut self.incidents),
@@ -321,9 +325,27 @@ impl<'a> Session<'a> {
             maps: self.maps.occupancy(),
             skipped_runs: self.ebpf.programs().filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
             programs: if self.filter.stats { costs(&self.ebpf) } else { Vec::new() },
+            checked: Vec::new(),
         };
+        summary.checked = self.innocence(&summary);
         self.report.summary(&mut *self.out, &summary).context("cannot write to stdout")?;
         Ok(summary)
+    }
+
+    /// The accounts of the blockers that were asked for.
+    fn innocence(&self, summary: &Summary) -> Vec<innocence::Checked> {
+        let watching = refused::programs(self.tier);
+        let ours = |name: &str| watching.contains(name);
+        let programs = self.ebpf.programs().filter(|(name, _)| ours(name));
+        let run = innocence::Run {
+            reach: self.reach,
+            lost: summary.lost(),
+            skipped: programs.filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
+        };
+        let account = |cause: &Cause| {
+            innocence::check(*cause, summary.counters.connects, self.refused.count(*cause), &run)
+        };
+        self.filter.causes.iter().filter_map(account).collect()
     }
 
     fn drain(&mut self) -> Result<()> {
@@ -410,6 +432,7 @@ impl<'a> Session<'a> {
 
     fn explain(&mut self, held: Held) -> Result<()> {
         let Held { mut attempt, client_gone, .. } = held;
+        self.refused.attempt(&attempt.denials);
         if self.watch.get(attempt.worker).is_none() {
             complain(&self.watch.scan(&mut self.maps)?);
         }
