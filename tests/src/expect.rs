@@ -6,7 +6,7 @@ use serde::Deserialize;
 pub(crate) const TIERS: [&str; 3] = ["full", "kprobe", "tracepoint"];
 
 /// Every stable cause name: a typing error in a case must not become a case that cannot fail.
-pub(crate) const CAUSES: [&str; 44] = [
+pub(crate) const CAUSES: [&str; 45] = [
     "connect-refused-no-listener",
     "connect-refused-by-peer",
     "connect-refused-by-firewall",
@@ -24,6 +24,7 @@ pub(crate) const CAUSES: [&str; 44] = [
     "blocked-bpf-lsm",
     "blocked-cgroup-bpf",
     "blocked-seccomp",
+    "blocked-landlock",
     "unix-missing",
     "unix-permission",
     "unix-no-listener",

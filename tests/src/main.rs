@@ -13,6 +13,7 @@ mod needs;
 mod net;
 mod nginx;
 mod packet;
+mod refuse;
 mod remote;
 mod report;
 mod run;
@@ -63,6 +64,11 @@ enum Command {
         load: LoadArgs,
         #[arg(long, default_value_t = 100_000)]
         requests: u64,
+    },
+    /// Stand in the way of a program, for the cases
+    Refuse {
+        #[command(subcommand)]
+        what: refuse::What,
     },
     /// Send requests of many kinds side by side and see that no incident names a wrong one
     Requests {
@@ -183,6 +189,7 @@ fn try_main() -> Result<bool> {
         Some(Command::Healthy { program, load, requests }) => {
             stress::healthy(&load_options(program, &load)?, requests)
         }
+        Some(Command::Refuse { what }) => refuse::run(&what).map(|()| true),
         Some(Command::Requests { program, clients, requests, workers }) => {
             truth::run(&load_options(program, &LoadArgs { clients })?, requests, workers)
         }

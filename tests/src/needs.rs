@@ -1,7 +1,7 @@
 //! What a case needs of the machine, and the reason when the machine has it not.
 
 use crate::net::command_ok;
-use crate::{nginx, sys};
+use crate::{nginx, refuse, sys};
 use std::path::Path;
 use std::process::Command;
 
@@ -39,6 +39,10 @@ fn missing(need: &str) -> Option<String> {
         }
         "nginx-current" => nginx::current().is_some(),
         "nginx-stream" => Path::new(nginx::STREAM_MODULE).exists(),
+        "lsm" => std::fs::read_to_string("/sys/kernel/security/lsm")
+            .is_ok_and(|modules| modules.trim().split(',').any(|module| module == argument)),
+        "landlock-tcp" => refuse::has_landlock_tcp(),
+        "cgroup-bpf" => refuse::cgroup_root().is_some(),
         "file" => Path::new(argument).exists(),
         "sysctl" => Path::new("/proc/sys").join(argument).exists(),
         "program" => std::env::var_os("PATH")

@@ -61,6 +61,7 @@ impl Nginx {
             web.command(settings.launch.as_ref().map_or(program.as_path(), |_| Path::new("sh")));
         if let Some(text) = &settings.launch {
             command.args(["-euc", text, "sh"]).arg(&program).env("DIR", dir);
+            command.env("FAULTLAB", std::env::current_exe()?);
         }
         if let Some(hosts) = &settings.etc_hosts {
             let path = dir.join("hosts");

@@ -180,6 +180,8 @@ pub struct Facts {
     pub drop_reason: Option<String>,
     /// Kernel function that freed the packet.
     pub drop_function: Option<String>,
+    /// Who may have refused.
+    pub suspects: Option<Box<blocked::Suspects>>,
     /// Nothing was attempted: what nginx had to choose from.
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
     /// What SELinux decided in the same system call.

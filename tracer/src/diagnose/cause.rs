@@ -51,6 +51,7 @@ causes! {
     BlockedBpfLsm = "blocked-bpf-lsm", "a BPF LSM program denied it";
     BlockedCgroupBpf = "blocked-cgroup-bpf", "a cgroup BPF program denied it";
     BlockedSeccomp = "blocked-seccomp", "a seccomp filter denied it";
+    BlockedLandlock = "blocked-landlock", "a Landlock ruleset denied it";
     UnixMissing = "unix-missing", "the unix socket's path does not exist";
     UnixPermission = "unix-permission", "file permissions refuse the unix socket";
     UnixNoListener = "unix-no-listener", "nobody listens on the unix socket";

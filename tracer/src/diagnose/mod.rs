@@ -145,6 +145,9 @@ pub fn diagnose(case: &Case) -> Verdict {
 
 fn settle(case: &Case, mut verdicts: Vec<Verdict>) -> Verdict {
     // Stable: among equals the order of RULES decides.
+    if rules::blocked::is_refused(case) {
+        verdicts.retain(|v| rules::blocked::is_block(v.cause));
+    }
     verdicts.sort_by_key(|v| std::cmp::Reverse(v.confidence));
     let proofs = verdicts.iter().filter(|v| v.confidence == Confidence::Proven).count();
     let mut rest = verdicts.into_iter();

@@ -238,3 +238,11 @@ pub fn server_line(case: &Case) -> Option<String> {
     let line = only.lines.first()?;
     Some(format!("{}:{}", line.file.display(), line.line))
 }
+
+/// Who refused the system call that failed.
+#[must_use]
+pub fn denials(case: &Case) -> Option<String> {
+    let names: Vec<&str> =
+        super::rules::blocked::refusals(case).map(|d| super::rules::blocked::name(d.speaker)).collect();
+    (!names.is_empty()).then(|| format!("refused by {}", names.join(" and ")))
+}

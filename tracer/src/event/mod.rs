@@ -41,7 +41,7 @@ pub enum DecodeError {
 }
 
 /// Where an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// `socket()` failed.
     Socket,

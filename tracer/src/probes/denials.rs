@@ -204,3 +204,12 @@ pub fn may_be_absent(probe: &str) -> bool {
     module_of(probe).is_some()
         || matches!(probe, "security-path" | "cgroup-connect" | "cgroup-create" | SECCOMP)
 }
+
+/// The functions that stand for BPF LSM's programs on sockets.
+pub const LSM_FUNCTIONS: &[&str] = &[
+    "bpf_lsm_socket_connect",
+    "bpf_lsm_socket_create",
+    "bpf_lsm_socket_post_create",
+    "bpf_lsm_socket_bind",
+    "bpf_lsm_unix_stream_connect",
+];

@@ -92,6 +92,8 @@ pub struct Loaded {
     pub probes: Vec<Status>,
     /// Names of the kernel's drop reasons.
     pub drop_reasons: HashMap<u32, String>,
+    /// Functions of BPF LSM that can refuse a connection, by their number in the kernel's type information.
+    pub lsm_functions: HashMap<u32, &'static str>,
     /// Active security modules, in the kernel's order; None if it does not tell.
     pub modules: Option<Vec<String>>,
 }
@@ -186,6 +188,8 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let drop_reasons = layout::drop_reasons(&btf);
     let known = |function: &str| btf.func(function).is_some();
 
+    let lsm_functions =
+        denials::LSM_FUNCTIONS.iter().filter_map(|name| Some((btf.func(name)?, *name))).collect();
     let lsms = caps::active_modules();
     let mut ebpf = open_object(&settings, options)?;
     let mut probes = Vec::with_capacity(PROBES.len());
@@ -210,7 +214,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
         probes.push(Status { probe, state });
     }
     probes.rotate_right(1);
-    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons, modules: lsms })
+    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons, lsm_functions, modules: lsms })
 }
 
 /// Says so if a probe watches a security module that is not active.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::selinux::Selinux;
+use super::{selinux::Selinux, suspects::Asker};
 use crate::{
     correlate::{
         ConntrackFact, Facts, FdFact, Listeners, Listening, NeighbourFact, PortsFact, Reach, RouteFact,
@@ -31,6 +31,7 @@ const MOST: usize = 1024;
 
 /// Asks the operating system.
 pub(super) struct Gatherer {
+    suspects: Asker,
     namespaces: HashMap<u32, (NetNs, Instant)>,
     /// Answers by namespace and destination.
     destinations: HashMap<(u32, SocketAddr), (Destination, Instant)>,
@@ -62,10 +63,11 @@ struct Destination {
 }
 
 impl Gatherer {
-    /// `drop_reasons`: names of `enum skb_drop_reason` on this kernel.
+    /// `drop_reasons`: names of `enum skb_drop_reason` on this kernel; `lsm_functions`: BPF LSM's functions by number.
     #[must_use]
-    pub(super) fn new(drop_reasons: HashMap<u32, String>) -> Self {
+    pub(super) fn new(drop_reasons: HashMap<u32, String>, lsm_functions: HashMap<u32, &'static str>) -> Self {
         Self {
+            suspects: Asker::new(lsm_functions),
             namespaces: HashMap::new(),
             destinations: HashMap::new(),
             elsewhere: HashMap::new(),
@@ -93,9 +95,11 @@ impl Gatherer {
 
     /// Everything that helps to explain one attempt. Nothing here fails: what cannot be had stays empty.
     pub(super) fn gather(&mut self, attempt: &Attempt, reach: Reach) -> Facts {
-        let audit = reach.blockers.audit;
-        let selinux = self.selinux.gather(attempt, audit);
-        let mut facts = Facts { selinux, ..Facts::default() };
+        let mut facts = Facts {
+            suspects: self.suspects.ask(attempt),
+            selinux: self.selinux.gather(attempt, reach.blockers.audit),
+            ..Facts::default()
+        };
         self.describe_drop(attempt, &mut facts);
         match attempt.stage {
             Stage::Socket => facts.fds = fds(attempt.worker),
@@ -137,6 +141,7 @@ impl Gatherer {
         self.destinations.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.suspects.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.selinux.sweep();
         self.queues.retain(|_, (_, at)| at.elapsed() < Duration::from_secs(600));

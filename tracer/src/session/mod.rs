@@ -17,6 +17,7 @@ mod requests;
 mod running;
 mod said;
 mod selinux;
+mod suspects;
 mod unix;
 mod watch;
 
@@ -157,7 +158,7 @@ impl<'a> Session<'a> {
         let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let filters = Filters::new(loaded.ready(SECCOMP));
-        let Loaded { mut ebpf, tier, drop_reasons, .. } = loaded;
+        let Loaded { mut ebpf, tier, drop_reasons, lsm_functions, .. } = loaded;
         let logger = if debug {
             Some(
                 aya_log::EbpfLogger::init(&mut ebpf)
@@ -173,7 +174,7 @@ impl<'a> Session<'a> {
             ebpf,
             maps,
             watch,
-            gatherer: Gatherer::new(drop_reasons),
+            gatherer: Gatherer::new(drop_reasons, lsm_functions),
             reach,
             tier,
             filter,

@@ -4,6 +4,8 @@
 //! time. Netlink is spoken by hand (`netlink.rs`): three families (sock_diag, rtnetlink, ctnetlink) share one
 //! exchange loop, filters run in the kernel, and no attribute is trusted before its length is checked.
 
+pub mod apparmor;
+pub mod bpfprog;
 pub mod btf;
 pub mod caps;
 pub mod conntrack;
@@ -27,6 +29,7 @@ pub mod sysctl;
 pub mod tcp_state;
 #[cfg(test)]
 mod testing;
+pub mod unit;
 pub mod unixdiag;
 
 pub use error::{Error, Result};

@@ -36,7 +36,7 @@ pub(crate) enum Lsm {
     Bpf,
     /// SELinux with Debian's default policy loaded, permissive; `setenforce 1` enforces
     Selinux,
-    /// AppArmor without profiles; `apparmor_parser` loads them
+    /// AppArmor without profiles (`apparmor_parser` loads them), BPF LSM, and Landlock where the kernel has it
     Apparmor,
 }
 
@@ -46,7 +46,7 @@ impl Lsm {
             Lsm::Kernel => &[],
             Lsm::Bpf => &["lsm=lockdown,yama,bpf"],
             Lsm::Selinux => &["lsm=lockdown,yama,selinux,bpf", "selinux=1", "enforcing=0"],
-            Lsm::Apparmor => &["lsm=lockdown,yama,apparmor,bpf", "apparmor=1"],
+            Lsm::Apparmor => &["lsm=landlock,lockdown,yama,apparmor,bpf", "apparmor=1"],
         }
     }
 }

@@ -84,7 +84,8 @@ pub(super) fn run(session: &mut Session) -> Result<Counts> {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(kernel) = next else { return };
-                    for lsm in [Lsm::Kernel, Lsm::Selinux] {
+                    // 5.10 has BPF LSM only if it is named.
+                    for lsm in [Lsm::Apparmor, Lsm::Selinux] {
                         let outcome = one(session, kernel, lsm);
                         let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
                         print!("{}", outcome.text);

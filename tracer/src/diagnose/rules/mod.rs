@@ -3,6 +3,7 @@
 use super::{Cause, Rule};
 
 mod bind;
+pub(super) mod blocked;
 mod client;
 mod fds;
 mod firewall;
@@ -26,6 +27,16 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::LocalPortExhausted], check: ports::check },
     Rule { causes: &[Cause::BlockedSelinux], check: selinux::check },
     Rule { causes: &[Cause::NetworkUnreachable], check: network::check },
+    Rule {
+        causes: &[
+            Cause::BlockedApparmor,
+            Cause::BlockedBpfLsm,
+            Cause::BlockedCgroupBpf,
+            Cause::BlockedSeccomp,
+            Cause::BlockedLandlock,
+        ],
+        check: blocked::check,
+    },
     Rule { causes: &[Cause::HostUnreachable], check: host::check },
     Rule { causes: &[Cause::ConnectRefusedByFirewall], check: firewall::refused },
     Rule { causes: &[Cause::ConnectRefusedNoListener], check: listener::check },

@@ -47,6 +47,7 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
         fix: Vec::new(),
     }
     .because_if("errno", errno.map(|e| format!("it ended with {} {}", words::errno(e), words::after(case))))
+    .because_if("security", words::denials(case))
     .because_if("rst", a.reset.then(|| format!("a RST came {}", words::after(case))))
     .because_if("icmp", words::icmp(case))
     .because_if("drop", words::drop_text(case))
