@@ -155,7 +155,7 @@ pub(crate) enum At {
     AtTheEnd,
 }
 
-/// A listener of this program in a namespace.
+/// A listener of this program in a namespace. `unix:NAME` is a path below nginx's prefix, `unix:@NAME` an abstract name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Listen {
@@ -205,8 +205,12 @@ pub(crate) enum ListenMode {
     Close,
     /// Accepts, reads the request and resets.
     Reset,
-    /// A UDP socket on that address.
+    /// A UDP socket on that address; a datagram socket at that path.
     Udp,
+    /// A unix socket of type SOCK_SEQPACKET.
+    Seqpacket,
+    /// A unix socket's file whose listener is gone.
+    LeftOver,
     /// A name server (UDP).
     Dns,
 }
@@ -222,7 +226,7 @@ pub(crate) struct Connect {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Nginx {
-    /// Inside `http { }`.
+    /// Inside `http { }`. `@DIR@` is nginx's prefix.
     #[serde(default)]
     pub(crate) conf: String,
     /// Inside `stream { }`.

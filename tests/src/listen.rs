@@ -4,10 +4,12 @@ use crate::case::{Connect, Listen, ListenMode};
 use crate::dns;
 use crate::net::NetNs;
 use crate::sys;
-use anyhow::{Context, Result, ensure};
+use crate::unix;
+use anyhow::{Context, Result, bail, ensure};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -25,6 +27,7 @@ pub(crate) struct Held {
     _listener: Option<TcpListener>,
     _udp: Option<UdpSocket>,
     streams: Vec<TcpStream>,
+    _unix: Option<unix::Opened>,
 }
 
 impl Drop for Held {
@@ -47,12 +50,23 @@ impl Held {
             _listener: None,
             _udp: None,
             streams: Vec::new(),
+            _unix: None,
         }
     }
 }
 
-/// Opens the listener in `ns`; with `threads` > 1 that many accept at the same time.
-pub(crate) fn listen(ns: &NetNs, listen: &Listen, threads: usize, bound: Duration) -> Result<Held> {
+/// Opens the listener in `ns`; with `threads` > 1 that many accept at the same time. Paths of unix sockets begin at
+/// `dir`.
+pub(crate) fn listen(
+    ns: &NetNs,
+    listen: &Listen,
+    dir: &Path,
+    threads: usize,
+    bound: Duration,
+) -> Result<Held> {
+    if let Some(name) = listen.address.strip_prefix("unix:") {
+        return on_unix(ns, listen, name, dir);
+    }
     let address: SocketAddr =
         listen.address.parse().with_context(|| format!("listen address `{}`", listen.address))?;
     let mut held = Held::new();
@@ -75,6 +89,9 @@ pub(crate) fn listen(ns: &NetNs, listen: &Listen, threads: usize, bound: Duratio
     })?;
     match listen.mode {
         ListenMode::Hold | ListenMode::Udp | ListenMode::Dns => {}
+        ListenMode::LeftOver | ListenMode::Seqpacket => {
+            bail!("only a unix socket can be `{:?}`", listen.mode)
+        }
         ListenMode::Full => held.streams = ns.run(|| fill(address, listen.backlog, bound))?,
         ListenMode::Http
         | ListenMode::HttpKeepalive
@@ -94,6 +111,20 @@ pub(crate) fn listen(ns: &NetNs, listen: &Listen, threads: usize, bound: Duratio
         }
     }
     held._listener = Some(listener);
+    Ok(held)
+}
+
+fn on_unix(ns: &NetNs, listen: &Listen, name: &str, dir: &Path) -> Result<Held> {
+    let mut held = Held::new();
+    let opened = ns.run(|| unix::open(name, dir, listen.mode, listen.backlog))?;
+    if listen.mode == ListenMode::Http
+        && let Some(listener) = &opened.listener
+    {
+        let (stop, served, status) = (Arc::clone(&held.stop), Arc::clone(&held.served), listen.status);
+        let listener = listener.try_clone()?;
+        held.threads.push(std::thread::spawn(move || unix::serve(&listener, status, &stop, &served)));
+    }
+    held._unix = Some(opened);
     Ok(held)
 }
 

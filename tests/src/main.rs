@@ -21,6 +21,7 @@ mod scene;
 mod stress;
 mod sys;
 mod truth;
+mod unix;
 mod watch;
 
 use anyhow::{Context, Result, bail};

@@ -38,6 +38,7 @@ fn missing(need: &str) -> Option<String> {
             Path::new("/sys/fs/selinux/policy").exists() && Path::new("/sys/fs/selinux/booleans").exists()
         }
         "nginx-current" => nginx::current().is_some(),
+        "php-fpm" => php_fpm(),
         "nginx-stream" => Path::new(nginx::STREAM_MODULE).exists(),
         "lsm" => std::fs::read_to_string("/sys/kernel/security/lsm")
             .is_ok_and(|modules| modules.trim().split(',').any(|module| module == argument)),
@@ -54,6 +55,12 @@ fn missing(need: &str) -> Option<String> {
         _ => return Some(format!("unknown need `{need}`; the names are in src/needs.rs")),
     };
     (!met).then(|| format!("this machine has no {need}"))
+}
+
+/// Debian's program carries its version: php-fpm8.2.
+fn php_fpm() -> bool {
+    let programs = std::fs::read_dir("/usr/sbin").into_iter().flatten().flatten();
+    programs.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"php-fpm"))
 }
 
 /// Modules that no system call loads by itself. Built in or absent, the check after it tells.

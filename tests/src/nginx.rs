@@ -53,7 +53,7 @@ impl Nginx {
     /// Starts nginx in `web` and waits until it listens and its worker runs.
     pub(crate) fn start(web: &NetNs, settings: &Settings, dir: &Path, bound: Duration) -> Result<Self> {
         let (program, stream_module) = program(settings)?;
-        let text = config(settings, &stream_module);
+        let text = config(settings, &stream_module).replace("@DIR@", &dir.to_string_lossy());
         std::fs::write(dir.join("nginx.conf"), text).context("cannot write nginx.conf")?;
         let out = std::fs::File::create(dir.join("output"))?;
         // The absolute path is what USR2 executes again.

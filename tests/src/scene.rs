@@ -194,7 +194,7 @@ impl Scene<'_> {
         let bound = self.setup.bound(10.0);
         let ns = self.world.get(&step.r#in)?;
         if let Some(listen) = &step.listen {
-            self.held.push(listen::listen(ns, listen, 4, bound)?);
+            self.held.push(listen::listen(ns, listen, self.dir, 4, bound)?);
         } else if let Some(connect) = &step.connect {
             self.held.push(listen::connect(ns, connect)?);
         } else if step.fill_conntrack {

@@ -158,7 +158,7 @@ fn scene(
         status: 200,
         names: BTreeMap::new(),
     };
-    let held = if backend { Some(listen::listen(web, &listen, 4, bound)?) } else { None };
+    let held = if backend { Some(listen::listen(web, &listen, Path::new("."), 4, bound)?) } else { None };
     let settings = Settings {
         conf: conf.to_owned(),
         stream: String::new(),

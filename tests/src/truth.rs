@@ -168,7 +168,7 @@ pub(crate) fn run(options: &Options, requests: u64, workers: u32) -> Result<bool
             status: 200,
             names: BTreeMap::new(),
         };
-        held.push(listen::listen(web, &listen, 24, bound)?);
+        held.push(listen::listen(web, &listen, &scratch.0, 24, bound)?);
     }
     net::command_ok(
         web.command("nft")

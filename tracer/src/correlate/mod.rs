@@ -6,6 +6,7 @@ pub mod no_attempt;
 pub mod request;
 pub mod said;
 pub mod selinux;
+pub mod unix;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -182,6 +183,8 @@ pub struct Facts {
     pub drop_function: Option<String>,
     /// Who may have refused.
     pub suspects: Option<Box<blocked::Suspects>>,
+    /// The unix socket that could not be connected to.
+    pub unix: Option<Box<unix::UnixFact>>,
     /// Nothing was attempted: what nginx had to choose from.
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
     /// What SELinux decided in the same system call.

@@ -42,6 +42,7 @@ pub fn blocker(cause: Cause) -> Option<&'static str> {
         Cause::BlockedBpfLsm => "BPF LSM programs",
         Cause::BlockedCgroupBpf => "cgroup programs",
         Cause::BlockedSeccomp => "system call filters",
+        Cause::BlockedLandlock => "Landlock",
         _ => return None,
     })
 }
@@ -61,6 +62,7 @@ fn hooks(cause: Cause, reach: &Reach) -> Vec<(&'static str, bool)> {
                 .concat()
         }
         Cause::BlockedApparmor => [sums.as_slice(), &[("AppArmor's own answers", b.apparmor)]].concat(),
+        Cause::BlockedLandlock => [sums.as_slice(), &[("Landlock's own answers", b.landlock)]].concat(),
         Cause::BlockedBpfLsm => [sums.as_slice(), &[("the answers of BPF LSM programs", b.bpf)]].concat(),
         Cause::BlockedCgroupBpf => vec![
             ("connect programs", b.cgroup_connect),

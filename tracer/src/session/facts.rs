@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long an answer about a destination is used again.
-const FRESH: Duration = Duration::from_millis(500);
+pub(super) const FRESH: Duration = Duration::from_millis(500);
 /// How long an unused namespace is kept open (an open one cannot be removed by the kernel).
 const NAMESPACE_IDLE: Duration = Duration::from_secs(2);
 /// Most remembered answers.
@@ -47,6 +47,7 @@ pub(super) struct Gatherer {
     baselines: HashMap<u32, u64>,
     routes: HashMap<(u32, IpAddr), (Option<RouteFact>, Instant)>,
     pub(super) selinux: Selinux,
+    unix: super::unix::Known,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -79,6 +80,7 @@ impl Gatherer {
             baselines: HashMap::new(),
             routes: HashMap::new(),
             selinux: Selinux::default(),
+            unix: super::unix::Known::default(),
         }
     }
 
@@ -109,8 +111,10 @@ impl Gatherer {
                 }
             }
             Stage::Untried => {}
-            Stage::Connect if attempt.unix.is_some() => {}
-            Stage::Connect => self.at_once(attempt, &mut facts),
+            Stage::Connect => match &attempt.unix {
+                Some(name) => facts.unix = self.unix.gather(attempt, name),
+                None => self.at_once(attempt, &mut facts),
+            },
             Stage::SynSent | Stage::Established => self.in_flight(attempt, reach, &mut facts),
         }
         facts
@@ -140,6 +144,7 @@ impl Gatherer {
         self.namespaces.retain(|_, (_, used)| used.elapsed() < NAMESPACE_IDLE);
         self.destinations.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.elsewhere.retain(|_, (_, at)| at.elapsed() < FRESH);
+        self.unix.sweep();
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.suspects.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
@@ -398,7 +403,7 @@ fn listening(found: &Found) -> Listening {
     }
 }
 
-fn owner(owner: &Owner) -> String {
+pub(super) fn owner(owner: &Owner) -> String {
     let name = owner.exe.as_deref().unwrap_or(&owner.comm);
     match &owner.container {
         Some(container) => format!("{name} (pid {}, {container})", owner.pid),

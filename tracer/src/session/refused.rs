@@ -55,6 +55,7 @@ fn refusal(denial: &Denial) -> Option<Cause> {
         Speaker::BpfLsm => Cause::BlockedBpfLsm,
         Speaker::CgroupConnect | Speaker::CgroupCreate => Cause::BlockedCgroupBpf,
         Speaker::Seccomp => Cause::BlockedSeccomp,
+        Speaker::Landlock => Cause::BlockedLandlock,
         Speaker::SumConnect
         | Speaker::SumUnix
         | Speaker::SumCreate
@@ -64,8 +65,7 @@ fn refusal(denial: &Denial) -> Option<Cause> {
         | Speaker::SumInode
         | Speaker::SumPath
         | Speaker::Tomoyo
-        | Speaker::Smack
-        | Speaker::Landlock => return None,
+        | Speaker::Smack => return None,
     })
 }
 

@@ -4,6 +4,7 @@
 //! time. Netlink is spoken by hand (`netlink.rs`): three families (sock_diag, rtnetlink, ctnetlink) share one
 //! exchange loop, filters run in the kernel, and no attribute is trusted before its length is checked.
 
+pub mod acl;
 pub mod apparmor;
 pub mod bpfprog;
 pub mod btf;
@@ -12,6 +13,7 @@ pub mod conntrack;
 pub mod container;
 pub mod error;
 pub mod fib;
+pub mod fpm;
 pub mod kallsyms;
 pub mod link;
 pub mod listen;
@@ -31,5 +33,6 @@ pub mod tcp_state;
 mod testing;
 pub mod unit;
 pub mod unixdiag;
+pub mod walk;
 
 pub use error::{Error, Result};

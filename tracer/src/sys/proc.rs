@@ -59,6 +59,11 @@ pub fn printable(bytes: &[u8]) -> String {
     text
 }
 
+/// The lines of a text file, each as [`printable`].
+pub fn printable_lines(bytes: &[u8]) -> Vec<String> {
+    bytes.split(|&byte| byte == b'\n').map(printable).collect()
+}
+
 /// Characters that reorder the text after them on a terminal.
 fn is_bidi(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

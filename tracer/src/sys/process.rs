@@ -309,7 +309,7 @@ fn differs(pid: u32, what: &str) -> bool {
     matches!((identity(&pid.to_string()), identity("self")), (Ok(theirs), Ok(ours)) if theirs != ours)
 }
 
-fn parse_credentials(status: &[u8]) -> Credentials {
+pub(super) fn parse_credentials(status: &[u8]) -> Credentials {
     let ids = |key| proc::field(status, key).map(proc::numbers).unwrap_or_default();
     let (uids, gids) = (ids("Uid"), ids("Gid"));
     let at = |list: &[u32], index: usize| list.get(index).copied().unwrap_or(u32::MAX);

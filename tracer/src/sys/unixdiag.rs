@@ -11,9 +11,10 @@ const SHOW: u32 = 0x01 | 0x02 | 0x10;
 const DIAG_NAME: u16 = 0;
 const DIAG_VFS: u16 = 1;
 const DIAG_RQLEN: u16 = 4;
+const TCP_CLOSE: u8 = 7;
 const TCP_LISTEN: u8 = 10;
 
-/// A listening unix socket.
+/// A unix socket that listens, or that has a name and no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnixListener {
     /// The socket's inode, as in /proc/PID/fd.
@@ -30,6 +31,8 @@ pub struct UnixListener {
     pub send_q: u32,
     /// SOCK_STREAM (1), SOCK_DGRAM (2) or SOCK_SEQPACKET (5).
     pub kind: u8,
+    /// It listens.
+    pub listens: bool,
 }
 
 impl UnixListener {
@@ -66,9 +69,21 @@ pub enum FileMatch {
 /// All listening unix sockets that were made in a network namespace. A path reaches across network
 /// namespaces: a backend's socket is listed in the backend's.
 pub fn listeners(ns: &NetNs) -> Result<Vec<UnixListener>> {
+    list(ns, 1 << TCP_LISTEN)
+}
+
+/// The same, and those that have a name without listening: datagram sockets, and stream sockets between bind(2) and
+/// listen(2).
+pub fn named(ns: &NetNs) -> Result<Vec<UnixListener>> {
+    let mut all = list(ns, 1 << TCP_LISTEN | 1 << TCP_CLOSE)?;
+    all.retain(|socket| socket.listens || !socket.name.is_empty());
+    Ok(all)
+}
+
+fn list(ns: &NetNs, states: u32) -> Result<Vec<UnixListener>> {
     let mut socket = Socket::open(ns, libc::NETLINK_SOCK_DIAG)?;
     let mut header = vec![libc::AF_UNIX as u8, 0, 0, 0];
-    header.extend_from_slice(&(1_u32 << TCP_LISTEN).to_ne_bytes());
+    header.extend_from_slice(&states.to_ne_bytes());
     header.extend_from_slice(&0_u32.to_ne_bytes());
     header.extend_from_slice(&SHOW.to_ne_bytes());
     header.extend_from_slice(&[0xff; 8]);
@@ -91,8 +106,9 @@ fn parse(payload: &[u8]) -> Option<UnixListener> {
         recv_q: 0,
         send_q: 0,
         kind: netlink::u8_at(payload, 1)?,
+        listens: netlink::u8_at(payload, 2)? == TCP_LISTEN,
     };
-    if netlink::u8_at(payload, 2)? != TCP_LISTEN {
+    if !matches!(netlink::u8_at(payload, 2)?, TCP_LISTEN | TCP_CLOSE) {
         return None;
     }
     for (kind, value) in netlink::attrs(payload, MESSAGE) {

@@ -438,7 +438,7 @@ fn untried() -> Vec<Sample> {
         line,
         down: false,
         backup: false,
-        unix: false,
+        unix: None,
         max_fails: server.max_fails,
         fail_timeout_s: server.fail_timeout_s,
         max_conns: 0,

@@ -19,6 +19,7 @@ mod resolver;
 mod selinux;
 mod table;
 pub(super) mod unexplained;
+mod unix;
 
 /// Every rule. The order decides only among equally sure verdicts.
 pub const RULES: &[Rule] = &[
@@ -46,6 +47,11 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::ConnectTimeoutBacklogFull], check: queue::check },
     Rule { causes: &[Cause::ClientAborted], check: client::check },
     Rule { causes: &[Cause::ConnectTimeoutNoAnswer], check: no_answer::check },
+    Rule { causes: &[Cause::UnixMissing], check: unix::missing },
+    Rule { causes: &[Cause::UnixPermission], check: unix::permission },
+    Rule { causes: &[Cause::UnixNoListener], check: unix::no_listener },
+    Rule { causes: &[Cause::UnixNotASocket], check: unix::not_a_socket },
+    Rule { causes: &[Cause::UnixBacklogFull], check: unix::backlog },
     Rule { causes: &[Cause::NoLiveUpstreams], check: no_live::check },
     Rule { causes: &[Cause::NoResolver], check: resolver::none },
     Rule { causes: &[Cause::ResolverFailed], check: resolver::failed },

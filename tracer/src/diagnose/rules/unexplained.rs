@@ -59,6 +59,9 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
             format!("the upstream's accept queue was full ({} waiting, limit {})", o.queued, o.limit)
         }),
     );
+    if let Some(fact) = &case.facts.unix {
+        verdict = verdict.because("path", super::unix::path(fact)).because("worker", fact.worker.clone());
+    }
     if a.stage == Stage::SynSent {
         verdict = verdict.because("syn", format!("{} sent", words::syns(case.syns())));
     }

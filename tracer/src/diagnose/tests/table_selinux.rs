@@ -45,8 +45,7 @@ fn decision(class: &str, permission: &str) -> Decision {
 fn refused_by(speakers: &[Speaker], decision: Decision) -> Build {
     call(Stage::Connect, FAR, libc::EACCES).edit(|c| {
         c.attempt.denials = speakers.iter().map(|s| said(*s, -libc::EACCES)).collect();
-        c.attempt.security =
-            speakers.iter().any(|s| *s == Speaker::SumConnect).then_some(-libc::EACCES);
+        c.attempt.security = speakers.iter().any(|s| *s == Speaker::SumConnect).then_some(-libc::EACCES);
         let decisions = vec![decision];
         c.facts.selinux = Some(Box::new(SelinuxFact { enforcing: Some(true), audit_off: false, decisions }));
     })
@@ -90,18 +89,19 @@ fn the_whole_chain_is_proof() {
 
 #[test]
 fn a_denial_that_was_let_through_is_no_cause() {
-    let lax = refused_by(&[], Decision { refused: false, ..decision("tcp_socket", "name_connect") }).edit(|c| {
-        c.attempt.denials = vec![said(Speaker::AvcDenied, 0)];
-        c.facts.route = Some(RouteFact {
-            errno: Some(libc::EACCES),
-            kind: Some("prohibit".to_owned()),
-            entry: Some("prohibit 10.0.0.0/24".to_owned()),
-            next_hop: None,
-            device: None,
-            device_up: None,
-            device_xdp: false,
+    let lax =
+        refused_by(&[], Decision { refused: false, ..decision("tcp_socket", "name_connect") }).edit(|c| {
+            c.attempt.denials = vec![said(Speaker::AvcDenied, 0)];
+            c.facts.route = Some(RouteFact {
+                errno: Some(libc::EACCES),
+                kind: Some("prohibit".to_owned()),
+                entry: Some("prohibit 10.0.0.0/24".to_owned()),
+                next_hop: None,
+                device: None,
+                device_up: None,
+                device_xdp: false,
+            });
         });
-    });
     assert_eq!(told(&lax), (NetworkUnreachable, Proven));
 }
 
