@@ -106,6 +106,9 @@ const NEEDS: &[Need] = &[
            debian: "curl", fedora: "curl", arch: "curl" },
     Need { purpose: Purpose::Test, sign: Sign::Program("wrk"), why: "load of benchmarks",
            debian: "wrk", fedora: "wrk", arch: "wrk" },
+    // Installing the policy switches nothing on.
+    Need { purpose: Purpose::Test, sign: Sign::Program("sesearch"), why: "the oracle of the SELinux policy reader",
+           debian: "setools selinux-policy-default", fedora: "setools-console selinux-policy-targeted", arch: "setools" },
     Need { purpose: Purpose::Guest, sign: Sign::Program("qemu-system-x86_64"), why: "runs guest kernels",
            debian: "qemu-system-x86", fedora: "qemu-system-x86-core", arch: "qemu-system-x86" },
     Need { purpose: Purpose::Guest, sign: Sign::Program("mmdebstrap"), why: "makes the guests' root file system",

@@ -129,13 +129,16 @@ pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         return 0;
     }
     // Of every connect(), so that none takes what was said to another.
-    let refusal = if ret == -EINPROGRESS { None } else { emit::take_lsm(bpf_get_current_pid_tgid()) };
+    let mut lsm_ret =
+        if ret == -EINPROGRESS { 0 } else { emit::take_lsm(bpf_get_current_pid_tgid()).unwrap_or(0) };
+    // An Option that is empty would leave a part of the stack unwritten, which 5.10's verifier does not let be read.
+    kernel::forget(&mut lsm_ret);
     let Some((fd, addr)) = kernel::syscall_args(setting!(nr_connect)) else {
         return 0;
     };
     let sk = kernel::tcp_sock_of_fd(fd as u32);
     if sk == 0 {
-        unix::failed(fd as u32, addr, proc, ret, refusal.unwrap_or(0));
+        unix::failed(fd as u32, addr, proc, ret, lsm_ret);
         return 0;
     }
     if ret == -EINPROGRESS {
@@ -143,9 +146,7 @@ pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         return 0;
     }
     let mut flags = flag::CONNECT_RET;
-    let mut lsm_ret = 0;
-    if let Some(refusal) = refusal {
-        lsm_ret = refusal;
+    if lsm_ret != 0 {
         flags |= flag::LSM;
     }
     let mut conn = empty(tgid);

@@ -5,6 +5,7 @@ mod generate;
 mod invariants;
 mod table_connect;
 mod table_refused;
+mod table_selinux;
 mod table_timeout;
 mod table_unix;
 mod table_untried;

@@ -41,7 +41,7 @@ macro_rules! module {
 }
 
 /// The rows.
-pub(super) const ROWS: &[Probe] = &[
+pub const ROWS: &[Probe] = &[
     answer!(
         "security-connect",
         "security_socket_connect",

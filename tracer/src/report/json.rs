@@ -111,6 +111,7 @@ struct SummaryLine<'a> {
     found_late: u64,
     overhead_ns_per_connection: Option<u64>,
     programs: &'a [super::ProgramCost],
+    checked: &'a [super::innocence::Checked],
     maps: Occupancy,
 }
 
@@ -210,6 +211,7 @@ impl Report for Json {
             found_late: s.counters.found_late,
             overhead_ns_per_connection: s.overhead_ns(),
             programs: &s.programs,
+            checked: &s.checked,
             maps: s.maps,
         };
         write_line(out, &line)

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod explain;
+pub mod innocence;
 pub mod json;
 mod summary;
 pub mod text;

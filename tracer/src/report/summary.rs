@@ -8,6 +8,7 @@ use std::{
 use serde::Serialize;
 use tracer_ebpf::Counters;
 
+use super::innocence::Checked;
 use crate::{diagnose::Cause, probes::Tier};
 
 /// Entries in the kernel's maps, for the proof that none leak.
@@ -58,6 +59,8 @@ pub struct Summary {
     pub skipped_runs: u64,
     /// Cost by program; empty unless the kernel counted.
     pub programs: Vec<ProgramCost>,
+    /// Accounts of the blockers that were asked for (`--cause`).
+    pub checked: Vec<Checked>,
 }
 
 impl Summary {

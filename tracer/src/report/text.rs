@@ -296,6 +296,9 @@ impl Report for Text {
         for (cause, count) in &s.incidents {
             writeln!(err, "{count:>10}  {cause}: {}", cause.meaning())?;
         }
+        for checked in &s.checked {
+            writeln!(err, "why502: {}: {}", checked.cause, checked.text)?;
+        }
         if s.lost() > 0 {
             writeln!(
                 err,

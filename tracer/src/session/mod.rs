@@ -12,6 +12,7 @@ mod filters;
 mod maps;
 mod narrow;
 mod notes;
+mod refused;
 mod requests;
 mod rules;
 mod running;
@@ -46,7 +47,7 @@ use crate::{
         load::{Loaded, give_memory_back},
         uprobes::Mode,
     },
-    report::{Incident, ProgramCost, Report, Summary},
+    report::{Incident, ProgramCost, Report, Summary, innocence},
     sys::{proc, process},
 };
 use alone::Alone;
@@ -55,6 +56,7 @@ use denials::Denials;
 use facts::Gatherer;
 use filters::Filters;
 use maps::Maps;
+use refused::Refused;
 use requests::Requests;
 use said::Uprobes;
 use trace::Traces;
@@ -111,6 +113,7 @@ pub struct Session<'a> {
     out: Box<dyn Write + 'a>,
     waiting: VecDeque<Held>,
     denials: Denials,
+    refused: Refused,
     filters: Filters,
     requests: Requests,
     alone: Alone,
@@ -188,6 +191,7 @@ impl<'a> Session<'a> {
             out,
             waiting: VecDeque::new(),
             denials: Denials::default(),
+            refused: Refused::default(),
             filters,
             requests,
             alone,
@@ -273,8 +277,7 @@ impl<'a> Session<'a> {
             }
             self.gatherer.sweep();
             self.alone.sweep(monotonic_ns());
-            // Nobody asks for these yet.
-            drop(self.denials.loose(monotonic_ns()));
+            self.refused.loose(self.denials.loose(monotonic_ns()));
             self.watch.sweep();
             self.follow_executables();
         }
@@ -321,7 +324,8 @@ impl<'a> Session<'a> {
             }
             self.show(incident)?;
         }
-        let summary = Summary {
+        self.refused.loose(self.denials.loose(u64::MAX));
+        let mut summary = Summary {
             time: SystemTime::now(),
             duration: self.started.elapsed(),
             incidents: std::mem::take(&mut self.incidents),
@@ -333,9 +337,27 @@ impl<'a> Session<'a> {
             maps: self.maps.occupancy(),
             skipped_runs: self.ebpf.programs().filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
             programs: if self.filter.stats { costs(&self.ebpf) } else { Vec::new() },
+            checked: Vec::new(),
         };
+        summary.checked = self.innocence(&summary);
         self.report.summary(&mut *self.out, &summary).context("cannot write to stdout")?;
         Ok(summary)
+    }
+
+    /// The accounts of the blockers that were asked for.
+    fn innocence(&self, summary: &Summary) -> Vec<innocence::Checked> {
+        let watching = refused::programs(self.tier);
+        let ours = |name: &str| watching.contains(name);
+        let programs = self.ebpf.programs().filter(|(name, _)| ours(name));
+        let run = innocence::Run {
+            reach: self.reach,
+            lost: summary.lost(),
+            skipped: programs.filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
+        };
+        let account = |cause: &Cause| {
+            innocence::check(*cause, summary.counters.connects, self.refused.count(*cause), &run)
+        };
+        self.filter.causes.iter().filter_map(account).collect()
     }
 
     fn drain(&mut self) -> Result<()> {
@@ -422,6 +444,7 @@ impl<'a> Session<'a> {
 
     fn explain(&mut self, held: Held) -> Result<()> {
         let Held { mut attempt, client_gone, .. } = held;
+        self.refused.attempt(&attempt.denials);
         if self.watch.get(attempt.worker).is_none() {
             complain(&self.watch.scan(&mut self.maps)?);
         }

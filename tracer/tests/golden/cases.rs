@@ -530,5 +530,6 @@ pub(crate) fn summary() -> Summary {
         maps: Occupancy { conns: 7, procs: 6, flows: 5 },
         skipped_runs: 0,
         programs: vec![ProgramCost { name: "set_state".to_owned(), runs: 3000, run_time_ns: 600_000 }],
+        checked: Vec::new(),
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use super::counts::{self, Counts};
 use super::live::is_news;
 use super::{Session, stream};
-use crate::lab::{self, GuestRun, Job, Kernel, Stream};
+use crate::lab::{self, GuestRun, Job, Kernel, Lsm, Stream};
 use crate::{binaries, process, signals};
 
 /// Guests at a time. Two are a quarter faster on two cores, but emulated kernels that starve each other stretch
@@ -40,6 +40,18 @@ hooks() {
     done
 }
 part doctor hooks
+"#;
+
+/// The same for a guest that starts with SELinux: cases that need it, one after the other, as there is one mode and one set
+/// of booleans for all. The others are not repeated.
+const SELINUX: &str = r#"
+part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
+lab() { part "selinux $1" ./faultlab --why502 ./why502 --cases data --slow 15 --jobs 1 --case selinux- --tier "$@"; }
+hooks() {
+    ./why502 doctor --tier full > doctor.txt 2>&1 || { cat doctor.txt; return 1; }
+    ! grep 'MISSING  *selinux' doctor.txt
+}
+part "selinux doctor" hooks
 "#;
 
 /// How the script's own lines begin, and the end of a part.
@@ -72,10 +84,13 @@ pub(super) fn run(session: &mut Session) -> Result<Counts> {
                 loop {
                     let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(kernel) = next else { return };
-                    let outcome = one(session, kernel);
-                    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
-                    print!("{}", outcome.text);
-                    sum.add(outcome.counts);
+                    // 5.10 has BPF LSM only if it is named.
+                    for lsm in [Lsm::Apparmor, Lsm::Selinux] {
+                        let outcome = one(session, kernel, lsm);
+                        let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                        print!("{}", outcome.text);
+                        sum.add(outcome.counts);
+                    }
                 }
             });
         }
@@ -83,16 +98,20 @@ pub(super) fn run(session: &mut Session) -> Result<Counts> {
     Ok(sum.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Boots one kernel and runs everything in it.
-fn one(session: &Session, kernel: &Kernel) -> Outcome {
-    let name = kernel.series;
+/// Boots one kernel with these security modules and runs everything in it that is for them.
+fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
+    let name = match lsm {
+        Lsm::Selinux => format!("{}-selinux", kernel.series),
+        Lsm::Kernel | Lsm::Bpf | Lsm::Apparmor => kernel.series.to_owned(),
+    };
+    let name = name.as_str();
     if signals::interrupted() {
         return Outcome { counts: Counts::one_skipped(), text: format!("skip kernel {name}: interrupted\n") };
     }
     println!("kernel {name} ({}): started", kernel.release);
     let started = Instant::now();
     let mut shown = Progress::default();
-    let guest = job(session).and_then(|job| {
+    let guest = job(session, lsm).and_then(|job| {
         lab::run(kernel, &job, &mut |stream, bytes| {
             for part in shown.parts(stream, bytes) {
                 println!("kernel {name}: {part} begins after {:.0} s", started.elapsed().as_secs_f64());
@@ -114,9 +133,9 @@ fn one(session: &Session, kernel: &Kernel) -> Outcome {
     }
 }
 
-fn job(session: &Session) -> Result<Job> {
+fn job(session: &Session, lsm: Lsm) -> Result<Job> {
     let small = if session.quick { " --core" } else { "" };
-    let mut script = SCRIPT.to_owned();
+    let mut script = if lsm == Lsm::Selinux { SELINUX } else { SCRIPT }.to_owned();
     for (tier, core) in [("full", small), ("kprobe", " --core"), ("tracepoint", " --core")] {
         writeln!(script, "lab {tier}{core}").context("cannot write the guest's script")?;
     }
@@ -126,8 +145,7 @@ fn job(session: &Session) -> Result<Job> {
         session.binaries.get("faultlab")?.to_owned(),
         binaries::root().join("tests/data"),
     ];
-    // 5.10 has BPF LSM only if it is named.
-    job.lsm = lab::Lsm::Apparmor;
+    job.lsm = lsm;
     job.timeout = LIMIT;
     job.memory_mib = 2048;
     Ok(job)

@@ -159,19 +159,20 @@ fn fixes(decision: &Decision) -> Vec<(String, Option<String>)> {
     for (at, remedy) in booleans.iter().enumerate() {
         fixes.push(boolean(remedy, domain, at));
     }
-    if !fixes.is_empty() {
-        return fixes;
-    }
+    let or = if booleans.is_empty() { "" } else { "or narrower: " };
     match &decision.label {
         Some(Label::Port { port, kind }) => fixes.push((
-            format!("label the port {kind}, to which {domain} may connect: no boolean allows it"),
+            format!("{or}label this port {kind}, to which {domain} may connect already"),
             Some(format!("semanage port -a -t {kind} -p tcp {port}")),
         )),
         Some(Label::File { path, kind }) => fixes.push((
-            format!("label the socket {kind}, to which {domain} may write: no boolean allows it"),
+            format!("{or}label the socket {kind}, to which {domain} may write already"),
             Some(format!("semanage fcontext -a -t {kind} '{path}' && restorecon -v {path}")),
         )),
         Some(Label::Restore { .. }) | None => {}
+    }
+    if !fixes.is_empty() {
+        return fixes;
     }
     if let (Some(source), Some(target), Some(class)) = (
         decision.source.as_deref().and_then(type_of),
@@ -182,7 +183,7 @@ fn fixes(decision: &Decision) -> Vec<(String, Option<String>)> {
         let target = if source == target { "self" } else { target };
         let rule = format!("(allow {source} {target} ({class} ({})))", decision.permissions.join(" "));
         fixes.push((
-            "or a policy module with this rule alone".to_owned(),
+            "neither a boolean nor a label allows it: a policy module with this rule alone".to_owned(),
             Some(format!("echo '{rule}' >why502_local.cil && semodule -i why502_local.cil")),
         ));
     }
