@@ -152,7 +152,7 @@ pub(crate) enum At {
     AfterFirstRequest,
     AfterRequests,
     /// When why502 has spoken: for what the whole machine has once and must get back.
-    AtTheEnd,
+    Finally,
 }
 
 /// A listener of this program in a namespace. `unix:NAME` is a path below nginx's prefix, `unix:@NAME` an abstract name.

@@ -152,7 +152,7 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         sys::poll_until(setup.settle, || warned().is_empty());
         outcome.failures.extend(warned());
     }
-    scene.steps(At::AtTheEnd)?;
+    scene.steps(At::Finally)?;
     scene.check_logs(outcome);
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     Context, Policy,
+    bytes::Bitmap,
     policy::{Conditional, Key, Step, rule},
 };
 
@@ -135,7 +136,7 @@ impl Policy {
     /// A type and its attributes, as rules name them.
     fn names_of(&self, kind: u32) -> Vec<u16> {
         let map = kind.checked_sub(1).and_then(|at| self.attributes.get(usize::try_from(at).ok()?));
-        let bits = map.into_iter().flat_map(|map| map.iter());
+        let bits = map.into_iter().flat_map(Bitmap::iter);
         bits.filter_map(|bit| u16::try_from(bit.checked_add(1)?).ok()).collect()
     }
 

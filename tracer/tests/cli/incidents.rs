@@ -44,8 +44,16 @@ const INCIDENT: &[&str] = &[
     "/fix/0/text",
     "/fix/0/command",
 ];
-const SUMMARY: &[&str] =
-    &["/type", "/incidents", "/events_lost", "/workers", "/tier", "/overhead_ns_per_connection", "/connects"];
+const SUMMARY: &[&str] = &[
+    "/type",
+    "/incidents",
+    "/events_lost",
+    "/workers",
+    "/tier",
+    "/overhead_ns_per_connection",
+    "/connects",
+    "/checked",
+];
 
 /// The objects of a stream: every line is one, incidents first, then one summary.
 fn objects(ended: &Ended) -> (Vec<Value>, Value) {
@@ -157,7 +165,10 @@ fn duration_ends_the_run() {
 #[test]
 fn only_the_wanted_causes() {
     let Some(nginx) = Nginx::start("only_the_wanted_causes") else { return };
-    let live = json(&nginx.pid_arg(), &["--cause", "network-unreachable", "--cause", "fd-limit"]);
+    let live = json(
+        &nginx.pid_arg(),
+        &["--cause", "network-unreachable", "--cause", "fd-limit", "--cause", "blocked-selinux"],
+    );
     assert_eq!((nginx.get("/refused"), nginx.get("/no-route")), (502, 502));
     assert!(live.stdout.wait(|text| lines(text) >= 1), "no incident\n{}", live.interrupt());
     let ended = live.interrupt();
@@ -165,6 +176,19 @@ fn only_the_wanted_causes() {
     assert_eq!(incidents.len(), 1, "{ended}");
     assert_eq!(incidents[0]["cause"], "network-unreachable", "{ended}");
     assert_eq!((&summary["incidents_total"], &summary["failed"]), (&1.into(), &2.into()), "{ended}");
+    // Of the blocker that was asked for there is an account; without its hooks it proves nothing, and says so.
+    let checked = &summary["checked"];
+    assert_eq!(checked.as_array().map(Vec::len), Some(1), "{ended}");
+    assert_eq!(
+        (&checked[0]["cause"], &checked[0]["denied"]),
+        (&"blocked-selinux".into(), &0.into()),
+        "{ended}"
+    );
+    assert_eq!(checked[0]["connects"], summary["connects"], "{ended}");
+    if summary["tier"] == "tracepoint" {
+        assert_eq!(checked[0]["complete"], false, "{ended}");
+        assert!(checked[0]["text"].as_str().is_some_and(|text| text.contains("no innocence")), "{ended}");
+    }
 }
 
 #[test]

@@ -24,7 +24,10 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let decision = fact.decisions.iter().rev().find(|d| d.refused)?;
     let errno = a.ret.saturating_neg();
     let proof = errno == libc::EACCES && agrees(case, decision);
-    let rival = if a.denials.iter().any(|d| d.speaker == Speaker::AvcDenied) {
+    let capability = decision.class.as_deref().is_some_and(|class| class.starts_with("cap"));
+    let rival = if capability {
+        "file permissions: what was denied is only the capability to override them"
+    } else if a.denials.iter().any(|d| d.speaker == Speaker::AvcDenied) {
         "another check of the same call that refused as well"
     } else {
         "file permissions, a prohibit route or another security module: on this tier only the audit log's side is seen"
