@@ -18,6 +18,7 @@ use crate::{
         request::{Attribution, Head},
     },
     diagnose::{Cause, Verdict},
+    event::Stage,
     nginx::{Candidate, ConfigLine, Role, Timeout},
 };
 
@@ -75,7 +76,7 @@ impl Incident {
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         let a = &self.case.attempt;
-        (!a.no_remote && a.stage != crate::event::Stage::Bind).then_some(a.remote)
+        (!a.no_remote && a.stage != Stage::Bind).then_some(a.remote)
     }
 
     /// The upstream's name, if all candidates agree.
@@ -130,8 +131,7 @@ impl Incident {
                 | Cause::ConnectTimeoutFirewallDrop
                 | Cause::ConnectTimeoutNoAnswer
                 | Cause::ClientAborted
-                | Cause::BlockedCgroupBpf
-        )
+        ) || (self.verdict.cause == Cause::BlockedCgroupBpf && self.case.attempt.stage == Stage::SynSent)
     }
 }
 

@@ -4,6 +4,7 @@
 //! sent is known to have been dropped here: then no answer can be the peer's. Look-alikes: a drop of the first
 //! SYN only and an honest RST for the second; a full conntrack table (see `table`); a closed port.
 
+use super::blocked;
 use crate::{
     correlate::{Case, GaveUp},
     diagnose::{Cause, Verdict, words},
@@ -156,41 +157,46 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
     } else {
         "a host that did not answer the SYNs that got through"
     };
-    Some(
-        Verdict::graded(
-            cause,
-            every && table_excluded && only_by_rules(drop) && !early,
-            format!("{who} drops {direction} for {}", a.remote),
-            rival,
-        )
-        .because_if("drop", words::drop_text(case))
-        .because("syn", format!("{} sent, {} dropped here", words::syns(case.syns()), drop.count))
-        .because("end", words::gave_up(case, how))
-        .because_if("dnat", words::translation(case))
-        .because_if("listener", listener(case))
-        .fix_with(
-            match class {
-                DropClass::RpFilter => {
-                    "correct the route back to the upstream, or loosen rp_filter on that interface".to_owned()
-                }
-                DropClass::Tc => "remove or correct the tc filter on that interface".to_owned(),
-                DropClass::Bpf => "systemd: IPAddressAllow= for the upstream in nginx's unit".to_owned(),
-                DropClass::Xfrm => "correct the IPsec policy for that address".to_owned(),
-                _ => format!(
-                    "allow {} in the {} chain of that ruleset",
-                    a.remote,
-                    case.facts.drop_hook.unwrap_or("matching")
-                ),
-            },
-            match class {
-                DropClass::RpFilter => "ip route get; sysctl net.ipv4.conf.all.rp_filter",
-                DropClass::Tc => "tc filter show",
-                DropClass::Bpf => "bpftool cgroup tree",
-                DropClass::Xfrm => "ip xfrm policy",
-                _ => "nft -a list ruleset",
-            },
-        ),
+    let verdict = Verdict::graded(
+        cause,
+        every && table_excluded && only_by_rules(drop) && !early,
+        format!("{who} drops {direction} for {}", a.remote),
+        rival,
     )
+    .because_if("drop", words::drop_text(case))
+    .because("syn", format!("{} sent, {} dropped here", words::syns(case.syns()), drop.count))
+    .because("end", words::gave_up(case, how))
+    .because_if("dnat", words::translation(case))
+    .because_if("listener", listener(case))
+    .fix_with(
+        match class {
+            DropClass::RpFilter => {
+                "correct the route back to the upstream, or loosen rp_filter on that interface".to_owned()
+            }
+            DropClass::Tc => "remove or correct the tc filter on that interface".to_owned(),
+            DropClass::Bpf => "systemd: IPAddressAllow= for the upstream in nginx's unit".to_owned(),
+            DropClass::Xfrm => "correct the IPsec policy for that address".to_owned(),
+            _ => format!(
+                "allow {} in the {} chain of that ruleset",
+                a.remote,
+                case.facts.drop_hook.unwrap_or("matching")
+            ),
+        },
+        match class {
+            DropClass::RpFilter => "ip route get; sysctl net.ipv4.conf.all.rp_filter",
+            DropClass::Tc => "tc filter show",
+            DropClass::Bpf => "bpftool cgroup tree",
+            DropClass::Xfrm => "ip xfrm policy",
+            _ => "nft -a list ruleset",
+        },
+    );
+    if class != DropClass::Bpf {
+        return Some(verdict);
+    }
+    let programs =
+        case.facts.suspects.as_ref().and_then(|s| s.cgroup_programs.as_deref()).unwrap_or_default();
+    let verdict = blocked::listed(verdict, programs);
+    Some(blocked::unit(verdict, case, &["IPAddressDeny", "IPAddressAllow", "IPEgressFilterPath"]))
 }
 
 /// False if a SYN was also dropped for want of a neighbour or a route: that answers for itself.
