@@ -237,7 +237,7 @@ impl Scene<'_> {
             .args(["-euc", command])
             .current_dir(self.dir)
             .env("DIR", self.dir)
-            .env("CASE", &self.case.dir)
+            .env("CASE", std::path::absolute(&self.case.dir)?)
             .env("FAULTLAB", std::env::current_exe().context("no path of this program")?)
             .env("WHY502", self.setup.program.unwrap_or(Path::new("")))
             .env("NGINX_PID", first.map_or(0, |n| n.pid).to_string())

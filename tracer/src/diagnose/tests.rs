@@ -3,6 +3,7 @@
 
 mod generate;
 mod invariants;
+mod table_blocked;
 mod table_connect;
 mod table_refused;
 mod table_selinux;

@@ -19,6 +19,7 @@ use crate::{
         request::{Attribution, Head},
     },
     diagnose::{Cause, Verdict},
+    event::Stage,
     nginx::{Candidate, ConfigLine, Role, Timeout},
 };
 
@@ -79,7 +80,7 @@ impl Incident {
         if let Some(name) = &a.unix {
             return Some(format!("unix:{name}"));
         }
-        (!a.no_remote && a.stage != crate::event::Stage::Bind).then(|| a.remote.to_string())
+        (!a.no_remote && a.stage != Stage::Bind).then(|| a.remote.to_string())
     }
 
     /// The upstream's name, if all candidates agree.
@@ -134,8 +135,7 @@ impl Incident {
                 | Cause::ConnectTimeoutFirewallDrop
                 | Cause::ConnectTimeoutNoAnswer
                 | Cause::ClientAborted
-                | Cause::BlockedCgroupBpf
-        )
+        ) || (self.verdict.cause == Cause::BlockedCgroupBpf && self.case.attempt.stage == Stage::SynSent)
     }
 }
 

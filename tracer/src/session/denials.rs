@@ -84,3 +84,67 @@ fn family_of(attempt: &Attempt) -> Option<u16> {
     };
     u16::try_from(family).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denial(call: libc::c_long, ret: i32) -> Denial {
+        Denial {
+            speaker: Speaker::SumConnect,
+            worker: 7,
+            thread: 7,
+            time_ns: 1_000,
+            socket: 99,
+            ret,
+            family: u16::try_from(libc::AF_INET).unwrap(),
+            remote: None,
+            avc: None,
+            syscall: u32::try_from(call).ok(),
+            arg: libc::SOCK_STREAM.cast_unsigned() | libc::SOCK_NONBLOCK.cast_unsigned(),
+        }
+    }
+
+    fn attempt(stage: Stage) -> Attempt {
+        Attempt { socket: 99, end_ns: 2_000, ret: -libc::EACCES, ..Attempt::blank(stage, 7) }
+    }
+
+    fn joined(denial: Denial, stage: Stage) -> usize {
+        let mut all = Denials::default();
+        all.note(denial);
+        let mut attempt = attempt(stage);
+        all.join(&mut attempt);
+        attempt.denials.len()
+    }
+
+    #[test]
+    fn the_same_call_of_the_same_thread_and_socket() {
+        let connect = || denial(libc::SYS_connect, -libc::EACCES);
+        assert_eq!(joined(connect(), Stage::Connect), 1);
+        assert_eq!(joined(denial(libc::SYS_connect, 0), Stage::Connect), 1, "let through before");
+        assert_eq!(joined(connect(), Stage::Socket), 0, "another call");
+        assert_eq!(joined(Denial { thread: 8, ..connect() }, Stage::Connect), 0, "another thread");
+        assert_eq!(joined(Denial { socket: 98, ..connect() }, Stage::Connect), 0, "another socket");
+        assert_eq!(joined(Denial { ret: -libc::EPERM, ..connect() }, Stage::Connect), 0, "another answer");
+        assert_eq!(joined(Denial { time_ns: 3_000, ..connect() }, Stage::Connect), 0, "later");
+    }
+
+    #[test]
+    fn socket_by_family_and_type() {
+        let create = || Denial { socket: 0, ..denial(libc::SYS_socket, -libc::EACCES) };
+        assert_eq!(joined(create(), Stage::Socket), 1);
+        let family = u16::try_from(libc::AF_INET6).unwrap();
+        assert_eq!(joined(Denial { family, ..create() }, Stage::Socket), 0);
+        let arg = libc::SOCK_DGRAM.cast_unsigned();
+        assert_eq!(joined(Denial { arg, ..create() }, Stage::Socket), 0, "a name server's");
+    }
+
+    #[test]
+    fn what_nobody_claims_is_loose_after_a_while() {
+        let mut all = Denials::default();
+        all.note(denial(libc::SYS_connect, 0));
+        assert_eq!(all.loose(5_000).count(), 0, "its attempt may still come");
+        assert_eq!(all.loose(CALL_NS + 5_000).count(), 1);
+        assert_eq!(all.loose(CALL_NS + 5_000).count(), 0);
+    }
+}

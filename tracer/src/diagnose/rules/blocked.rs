@@ -248,7 +248,7 @@ fn bpf_lsm(case: &Case, rival: Option<String>) -> Verdict {
         many => format!("one of {} BPF LSM programs", many.len()),
     };
     let verdict = graded(Cause::BlockedBpfLsm, format!("{who} refused {}", what(case)), rival);
-    listed(
+    by_owner(
         verdict,
         programs,
         "whoever loaded it decides: change its rules for this upstream, or ask its owner",
@@ -264,7 +264,7 @@ fn cgroup(case: &Case, rival: Option<String>) -> Verdict {
         many => format!("one of {} programs of the worker's cgroup", many.len()),
     };
     let verdict = graded(Cause::BlockedCgroupBpf, format!("{who} refused {}", what(case)), rival);
-    let verdict = listed(
+    let verdict = by_owner(
         verdict,
         programs,
         "whoever attached it to the cgroup decides: change its rules for this upstream",
@@ -273,7 +273,7 @@ fn cgroup(case: &Case, rival: Option<String>) -> Verdict {
 }
 
 /// What is known of each program; at most four.
-pub(super) fn listed(mut verdict: Verdict, programs: &[Program], fix: &str) -> Verdict {
+pub(super) fn listed(mut verdict: Verdict, programs: &[Program]) -> Verdict {
     for program in programs.iter().take(4) {
         let mut text = format!("program {}", label(program));
         if let Some(cgroup) = &program.cgroup {
@@ -287,7 +287,12 @@ pub(super) fn listed(mut verdict: Verdict, programs: &[Program], fix: &str) -> V
         }
         verdict = verdict.because("program", text);
     }
-    with(verdict, fix.to_owned(), programs.first().map(|p| format!("bpftool prog show id {}", p.id)))
+    verdict
+}
+
+fn by_owner(verdict: Verdict, programs: &[Program], fix: &str) -> Verdict {
+    let show = programs.first().map(|p| format!("bpftool prog show id {}", p.id));
+    with(listed(verdict, programs), fix.to_owned(), show)
 }
 
 fn label(program: &Program) -> String {

@@ -4,6 +4,7 @@
 //! sent is known to have been dropped here: then no answer can be the peer's. Look-alikes: a drop of the first
 //! SYN only and an honest RST for the second; a full conntrack table (see `table`); a closed port.
 
+use super::blocked;
 use crate::{
     correlate::{Case, GaveUp},
     diagnose::{Cause, Fix, Verdict, words},
@@ -169,8 +170,13 @@ pub(super) fn dropped(case: &Case) -> Option<Verdict> {
         DropClass::Tc => {
             verdict.fix_with("remove or correct the tc filter on that interface", "tc filter show")
         }
-        DropClass::Bpf => verdict
-            .fix_with("systemd: IPAddressAllow= for the upstream in nginx's unit", "bpftool cgroup tree"),
+        DropClass::Bpf => {
+            let programs = case.facts.suspects.as_ref().and_then(|s| s.cgroup_programs.as_deref());
+            let verdict = verdict
+                .fix_with("systemd: IPAddressAllow= for the upstream in nginx's unit", "bpftool cgroup tree");
+            let verdict = blocked::listed(verdict, programs.unwrap_or_default());
+            blocked::unit(verdict, case, &["IPAddressDeny", "IPAddressAllow", "IPEgressFilterPath"])
+        }
         DropClass::Xfrm => verdict.fix_with("correct the IPsec policy for that address", "ip xfrm policy"),
         _ => verdict.named(case),
     })

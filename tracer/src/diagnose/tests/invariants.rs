@@ -110,7 +110,8 @@ fn refusals(case: &Case, v: &Verdict, must: &mut Must<'_>) {
 fn timeouts(case: &Case, v: &Verdict, must: &mut Must<'_>) {
     let a = &case.attempt;
     let proven = v.confidence == Proven;
-    let timeout = v.cause.name().starts_with("connect-timeout-") || v.cause == Cause::BlockedCgroupBpf;
+    let timeout = v.cause.name().starts_with("connect-timeout-")
+        || (v.cause == Cause::BlockedCgroupBpf && a.stage == Stage::SynSent);
     if timeout {
         must(!a.reset && a.icmp.is_none(), "a RST or ICMP error came");
         must(a.stage == Stage::SynSent, "no SYN was sent");
@@ -139,6 +140,9 @@ fn timeouts(case: &Case, v: &Verdict, must: &mut Must<'_>) {
     let saw = |class| a.drop.as_ref().is_some_and(|d| d.saw(class));
     let count = a.drop.as_ref().map_or(0, |d| d.count);
     match v.cause {
+        Cause::BlockedCgroupBpf if a.stage != Stage::SynSent => {
+            must(!proven || a.denials.iter().any(|d| d.ret == a.ret), "nobody refused the call");
+        }
         Cause::ConnectTimeoutFirewallDrop | Cause::BlockedCgroupBpf => {
             must(RULES.into_iter().any(saw), "no rule dropped anything");
             must(!proven || count >= case.syns(), "a SYN got through");
