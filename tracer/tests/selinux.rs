@@ -2,6 +2,11 @@
 //!
 //! The policy is `$WHY502_SELINUX_POLICY`, or the one that is installed (Debian: selinux-policy-default). `WHY502_SEED=n`
 //! asks other questions, `WHY502_LONG=1` many more.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and tells its seed, in its helpers as well"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

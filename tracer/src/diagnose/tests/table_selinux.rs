@@ -45,7 +45,7 @@ fn decision(class: &str, permission: &str) -> Decision {
 fn refused_by(speakers: &[Speaker], decision: Decision) -> Build {
     call(Stage::Connect, FAR, libc::EACCES).edit(|c| {
         c.attempt.denials = speakers.iter().map(|s| said(*s, -libc::EACCES)).collect();
-        c.attempt.security = speakers.iter().any(|s| *s == Speaker::SumConnect).then_some(-libc::EACCES);
+        c.attempt.security = speakers.contains(&Speaker::SumConnect).then_some(-libc::EACCES);
         let decisions = vec![decision];
         c.facts.selinux = Some(Box::new(SelinuxFact { enforcing: Some(true), audit_off: false, decisions }));
     })
