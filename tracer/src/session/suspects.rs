@@ -71,7 +71,7 @@ impl Asker {
         let cgroup = unit::cgroup_of(pid);
         let unit = cgroup.as_deref().and_then(unit::name_in).map(|name| Unit {
             name: name.to_owned(),
-            lines: unit::restrictions(name).into_iter().map(|l| line(&l.file, l.line, l.text)).collect(),
+            lines: unit::restrictions(name).into_iter().map(|l| line(&l.file, l.line, &l.text)).collect(),
         });
         Suspects {
             apparmor: confinement(attempt),
@@ -111,7 +111,7 @@ fn suspicious(attempt: &Attempt) -> bool {
     }
 }
 
-fn line(file: &Path, line: usize, text: String) -> FileLine {
+fn line(file: &Path, line: usize, text: &str) -> FileLine {
     FileLine { file: file.display().to_string(), line, text: proc::printable(text.as_bytes()) }
 }
 
@@ -131,7 +131,7 @@ fn confinement(attempt: &Attempt) -> Option<Confinement> {
     let Some(text) = apparmor::find(Path::new(apparmor::FOLDER), &found.profile) else {
         return Some(found);
     };
-    let place = |rule: &apparmor::Rule| line(&rule.file, rule.line, rule.text.clone());
+    let place = |rule: &apparmor::Rule| line(&rule.file, rule.line, &rule.text);
     for rule in &text.rules {
         match apparmor::about_network(&rule.text, family) {
             Some(Says::Deny(audited)) if found.deny.is_none() => {
