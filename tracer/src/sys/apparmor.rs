@@ -57,7 +57,8 @@ pub fn confinement(pid: u32) -> Option<(String, Option<String>)> {
     // The first is AppArmor's alone (5.8); the second is whichever module's is the first.
     let text = ["attr/apparmor/current", "attr/current"].into_iter().find_map(|file| {
         let bytes = proc::read_up_to(format!("/proc/{pid}/{file}"), 8192).ok()?;
-        Some(proc::printable(&bytes).trim().to_owned()).filter(|text| !text.is_empty())
+        // The end of the line is not part of the name.
+        Some(proc::printable(bytes.trim_ascii_end())).filter(|text| !text.is_empty())
     })?;
     Some(label(&text))
 }
