@@ -28,6 +28,7 @@ fn missing(need: &str) -> Option<String> {
         "iptables-legacy" => {
             command_ok(Command::new("unshare").args(["-n", "iptables-legacy", "-S"])).is_ok()
         }
+        "tc-flower" => command_ok(Command::new("unshare").args(["-n", "sh", "-c", FLOWER])).is_ok(),
         "ipv6" => Path::new("/proc/net/if_inet6").exists(),
         "tun" => {
             load("tun");
@@ -60,6 +61,10 @@ fn missing(need: &str) -> Option<String> {
     };
     (!met).then(|| format!("this machine has no {need}"))
 }
+
+/// The classifier is a module of its own, and small kernels leave it out.
+const FLOWER: &str =
+    "tc qdisc add dev lo clsact && tc filter add dev lo egress protocol ip flower ip_proto tcp action drop";
 
 /// Debian's program carries its version: php-fpm8.2.
 fn php_fpm() -> bool {
