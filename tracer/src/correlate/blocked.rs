@@ -132,7 +132,7 @@ pub struct Confinement {
     pub deny_is_audited: bool,
     /// A rule that allows it: then the file is not what is loaded, or was read wrongly.
     pub allow: Option<FileLine>,
-    /// Every included file was found and understood.
+    /// Every included file was found, and every rule that may be about the call was understood.
     pub whole: bool,
     /// The file for local additions that the profile includes.
     pub local: Option<String>,

@@ -142,6 +142,7 @@ fn confinement(attempt: &Attempt) -> Option<Confinement> {
             _ => {}
         }
     }
+    found.whole = text.whole;
     // A socket's file is a matter of its own, where the family is not the reason.
     if let Some(UnixName::Path(path)) = &attempt.unix
         && found.deny.is_none()
@@ -157,12 +158,13 @@ fn confinement(attempt: &Attempt) -> Option<Confinement> {
                     found.deny_is_audited = audited;
                 }
                 Some(Says::Allow) if found.allow.is_none() => found.allow = Some(place(rule)),
+                // What a variable stands for is not looked up.
+                None if rule.text.contains("@{") => found.whole = false,
                 _ => {}
             }
         }
     }
     found.header = Some(place(&text.header));
-    found.whole = text.whole;
     found.local = text.local.map(|path| path.display().to_string());
     Some(found)
 }

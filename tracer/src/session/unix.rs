@@ -16,12 +16,12 @@ use crate::{
     report::moment,
     sys::{
         acl::{self, Tag},
-        fpm,
+        apparmor, fpm,
         netns::{self, NetNs},
         owners::{self, Budget, Owners},
         proc,
         rootfs::RootFs,
-        sysctl,
+        sysctl, unit,
         unixdiag::{self, FileMatch, UnixListener},
         walk::{self, Kind, Step, Walk, Walker},
     },
@@ -149,7 +149,7 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
     let mut fact = UnixFact {
         worker: names.describe(&walker),
         user: names.user(walker.credentials.fsuid),
-        unit: unit_of(worker),
+        unit: unit::service_of(worker),
         own_mounts: !sees_the_same(worker, std::process::id()),
         end: End::Abstract,
         file: None,
@@ -162,7 +162,7 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
         elsewhere: Vec::new(),
         near: Vec::new(),
         selinux: selinux(),
-        apparmor: apparmor(worker),
+        apparmor: profile(worker),
     };
     let path = match name {
         UnixName::Path(path) => path,
@@ -220,7 +220,7 @@ fn abstract_name(fact: &mut UnixFact, name: &[u8], sockets: &Sockets) {
             let who = format!("{} in another network namespace", facts::owner(owner));
             fact.elsewhere.push(Elsewhere {
                 who,
-                unit: unit_of(owner.pid),
+                unit: unit::service_of(owner.pid),
                 host_path: None,
                 private_tmp: false,
             });
@@ -418,7 +418,7 @@ fn elsewhere(fact: &mut UnixFact, worker: u32, path: &[u8], sockets: &Sockets) -
         }
         let host_path = host_path(&shown, found);
         let private_tmp = host_path.as_deref().is_some_and(|path| path.contains("/systemd-private-"));
-        let unit = unit_of(owner.pid);
+        let unit = unit::service_of(owner.pid);
         fact.elsewhere.push(Elsewhere { who: facts::owner(owner), unit, host_path, private_tmp });
     }
     let host = fs::symlink_metadata(&shown).is_ok();
@@ -545,29 +545,15 @@ fn sees_the_same(one: u32, other: u32) -> bool {
     view(one).is_some_and(|seen| view(other) == Some(seen))
 }
 
-/// The systemd unit that a process belongs to, by its cgroup.
-fn unit_of(pid: u32) -> Option<String> {
-    unit_in(&proc::read_up_to(format!("/proc/{pid}/cgroup"), 8192).ok()?)
-}
-
-fn unit_in(cgroup: &[u8]) -> Option<String> {
-    let text = std::str::from_utf8(cgroup).ok()?;
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::").or(line.split_once(":name=systemd:").map(|p| p.1)))?;
-    let unit = path.rsplit('/').find(|part| part.ends_with(".service"))?;
-    Some(proc::printable(unit.as_bytes()))
-}
-
 fn selinux() -> bool {
     proc::read_trimmed("/sys/fs/selinux/enforce").is_ok_and(|on| on == "1")
 }
 
 /// The AppArmor profile that is enforced on a process: `nginx (enforce)`.
-fn apparmor(pid: u32) -> Option<String> {
-    let profile = proc::read_trimmed(format!("/proc/{pid}/attr/apparmor/current")).ok()?;
-    let enforced = !profile.is_empty() && profile != "unconfined" && !profile.ends_with("(complain)");
-    enforced.then(|| proc::printable(profile.as_bytes()))
+fn profile(pid: u32) -> Option<String> {
+    let (profile, mode) = apparmor::confinement(pid)?;
+    let enforced = profile != "unconfined" && !matches!(mode.as_deref(), Some("complain" | "unconfined"));
+    enforced.then(|| mode.map_or_else(|| profile.clone(), |mode| format!("{profile} ({mode})")))
 }
 
 #[cfg(test)]
@@ -596,17 +582,7 @@ mod tests {
             assert!(asks_for_names(path.as_bytes()));
         }
         assert!(!asks_for_names(b"/run/php/fpm.sock"));
-        assert!(sees_the_same(std::process::id(), std::process::id()));
-    }
-
-    #[test]
-    fn units() {
-        assert_eq!(unit_in(b"0::/system.slice/php8.2-fpm.service\n").as_deref(), Some("php8.2-fpm.service"));
-        assert_eq!(
-            unit_in(b"12:pids:/x\n1:name=systemd:/system.slice/nginx.service\n").as_deref(),
-            Some("nginx.service")
-        );
-        assert_eq!(unit_in(b"0::/user.slice/session-1.scope\n"), None);
         assert_eq!(last(b"/run/php/a.sock\0\0"), b"a.sock");
+        assert!(sees_the_same(std::process::id(), std::process::id()));
     }
 }

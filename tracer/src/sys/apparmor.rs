@@ -54,12 +54,10 @@ pub enum Says {
 /// process is gone.
 #[must_use]
 pub fn confinement(pid: u32) -> Option<(String, Option<String>)> {
-    // The first is AppArmor's alone (5.8); the second is whichever module's is the first.
-    let text = ["attr/apparmor/current", "attr/current"].into_iter().find_map(|file| {
-        let bytes = proc::read_up_to(format!("/proc/{pid}/{file}"), 8192).ok()?;
-        // The end of the line is not part of the name.
-        Some(proc::printable(bytes.trim_ascii_end())).filter(|text| !text.is_empty())
-    })?;
+    // `attr/current` is whichever module's is the first: SELinux's context is no profile. This one is AppArmor's own (5.8).
+    let bytes = proc::read_up_to(format!("/proc/{pid}/attr/apparmor/current"), 8192).ok()?;
+    // The end of the line is not part of the name.
+    let text = Some(proc::printable(bytes.trim_ascii_end())).filter(|text| !text.is_empty())?;
     Some(label(&text))
 }
 

@@ -67,6 +67,21 @@ pub fn cgroup_mount() -> Option<PathBuf> {
     })
 }
 
+/// The service that a process belongs to, on hosts with cgroups of either version.
+#[must_use]
+pub fn service_of(pid: u32) -> Option<String> {
+    service_in(&proc::read_up_to(format!("/proc/{pid}/cgroup"), 64 * 1024).ok()?)
+}
+
+fn service_in(cgroup: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(cgroup).ok()?;
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::").or(line.split_once(":name=systemd:").map(|p| p.1)))?;
+    let unit = path.rsplit('/').find(|part| part.ends_with(".service"))?;
+    Some(proc::printable(unit.as_bytes()))
+}
+
 /// The unit that a cgroup's path names: the last part that is a service or a scope.
 #[must_use]
 pub fn name_in(cgroup: &str) -> Option<&str> {
@@ -127,6 +142,17 @@ fn lines(file: &Path, text: &str) -> Vec<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn services() {
+        let of = |text: &str| service_in(text.as_bytes());
+        assert_eq!(of("0::/system.slice/php8.2-fpm.service\n").as_deref(), Some("php8.2-fpm.service"));
+        assert_eq!(
+            of("12:pids:/x\n1:name=systemd:/system.slice/nginx.service\n").as_deref(),
+            Some("nginx.service")
+        );
+        assert_eq!(of("0::/user.slice/session-1.scope\n"), None);
+    }
 
     #[test]
     fn units_by_cgroup() {

@@ -206,7 +206,7 @@ fn apparmor(case: &Case, rival: Option<String>) -> Verdict {
         }
         (None, None) => {
             if c.header.is_some() {
-                let scope = if c.whole { "" } else { " (not every included file could be read)" };
+                let scope = if c.whole { "" } else { " (not every rule of it could be read)" };
                 verdict = verdict
                     .because("profile", format!("no rule of the profile allows `{}`{scope}", c.wanted));
             }

@@ -222,15 +222,18 @@ pub(super) fn permission(case: &Case) -> Option<Verdict> {
             )
         }
     };
-    // AppArmor judges a connect() before the path is walked, or the path as a whole after it; SELinux every folder.
-    let hidden = fact.selinux || (fact.apparmor.is_some() && !case.reach.security);
+    // AppArmor judges a connect() before the path is walked, or the path as a whole after it; SELinux every folder: a
+    // denial of either would have been seen where its hooks are.
+    let watched = case.reach.blockers;
+    let selinux = fact.selinux && !watched.avc;
+    let hidden = selinux || (fact.apparmor.is_some() && !(case.reach.security && watched.unix));
     let rival = match (&fact.apparmor, hidden) {
         (_, false) if refusal.own_rules => {
             "the rules of that file system itself: it need not go by modes (FUSE, a network file system)"
                 .to_owned()
         }
         (_, false) => "a mode that was changed since".to_owned(),
-        (_, true) if fact.selinux => {
+        (_, true) if selinux => {
             "SELinux, which is enforcing and may have refused a folder before this one".to_owned()
         }
         (profile, true) => format!(
