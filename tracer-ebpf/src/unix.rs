@@ -3,6 +3,16 @@
 /// Most bytes of a name (`sockaddr_un.sun_path`, include/uapi/linux/un.h).
 pub const NAME: usize = 108;
 
+/// How the sockets begin by which libc asks daemons for users, groups and hosts (nscd, systemd-userdbd, systemd-resolved,
+/// sssd). Most hosts have none of them, and every process asks: a failed connect() there is nobody's failure.
+pub const LIBC: [[u8; 16]; 5] = [
+    *b"/var/run/nscd/so",
+    *b"/run/nscd/socket",
+    *b"/run/systemd/use",
+    *b"/run/systemd/res",
+    *b"/var/lib/sss/pip",
+];
+
 /// A connect() of a worker to a unix stream socket that failed.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -9,6 +9,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use tracer_ebpf::unix::LIBC;
+
 use super::{clock::wall_clock, facts, serves, watch::Watched};
 use crate::{
     correlate::unix::{Bound, Component, Elsewhere, End, Near, PoolLine, Refusal, Type, UnixFact, Wanted},
@@ -49,14 +51,7 @@ pub(super) fn is_foreign(attempt: &Attempt, worker: &Watched) -> bool {
 
 /// True for a daemon that libc asks for users, groups and hosts: most hosts have none of them.
 fn asks_for_names(path: &[u8]) -> bool {
-    const DAEMONS: [&[u8]; 5] = [
-        b"/var/run/nscd/",
-        b"/run/nscd/",
-        b"/run/systemd/userdb/",
-        b"/run/systemd/resolve/io.systemd.",
-        b"/var/lib/sss/pipes/",
-    ];
-    DAEMONS.iter().any(|daemon| path.starts_with(daemon))
+    LIBC.iter().any(|daemon| path.starts_with(daemon))
 }
 
 /// What was found of late, by worker and name.
@@ -578,7 +573,9 @@ mod tests {
 
     #[test]
     fn who_is_asked_for_names() {
-        for path in ["/var/run/nscd/socket", "/run/systemd/userdb/io.systemd.Multiplexer"] {
+        for path in
+            ["/var/run/nscd/socket", "/run/systemd/userdb/io.systemd.Multiplexer", "/var/lib/sss/pipes/nss"]
+        {
             assert!(asks_for_names(path.as_bytes()));
         }
         assert!(!asks_for_names(b"/run/php/fpm.sock"));

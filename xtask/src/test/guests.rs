@@ -20,7 +20,7 @@ use crate::{binaries, process, signals};
 /// nginx's own timers, and that is what is measured.
 const AT_A_TIME: usize = 1;
 /// For a whole guest.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1500);
 /// How much of a failed guest's console and of its programs' stderr is shown, in bytes.
 const TAIL: usize = 6000;
 

@@ -358,6 +358,10 @@ fn by_elimination(case: &Case) -> Option<Verdict> {
     if seen || !matches!(errno, libc::EPERM | libc::EACCES | libc::EAFNOSUPPORT) {
         return None;
     }
+    // A mode that certainly refuses comes before somebody who may have; its rule names them as rivals.
+    if case.facts.unix.as_ref().is_some_and(|fact| fact.refusal.is_some()) {
+        return None;
+    }
     let suspects = case.facts.suspects.as_ref()?;
     let some = |programs: &Option<Vec<Program>>| programs.as_ref().is_some_and(|p| !p.is_empty());
     let mut rivals = Vec::new();

@@ -226,7 +226,13 @@ pub(super) fn permission(case: &Case) -> Option<Verdict> {
     // denial of either would have been seen where its hooks are.
     let watched = case.reach.blockers;
     let selinux = fact.selinux && !watched.avc;
-    let hidden = selinux || (fact.apparmor.is_some() && !(case.reach.security && watched.unix));
+    let apparmor = fact.apparmor.is_some() && !(case.reach.security && watched.unix);
+    // So would others that may be there: their refusal comes before anything of the path is looked at.
+    let others = case.facts.suspects.as_ref().is_some_and(|s| {
+        let programs = s.lsm_programs.as_ref().is_some_and(|programs| !programs.is_empty());
+        (programs && !case.reach.security) || (s.seccomp == Some(2) && !watched.seccomp)
+    });
+    let hidden = selinux || apparmor || others;
     let rival = match (&fact.apparmor, hidden) {
         (_, false) if refusal.own_rules => {
             "the rules of that file system itself: it need not go by modes (FUSE, a network file system)"
@@ -236,10 +242,12 @@ pub(super) fn permission(case: &Case) -> Option<Verdict> {
         (_, true) if selinux => {
             "SELinux, which is enforcing and may have refused a folder before this one".to_owned()
         }
-        (profile, true) => format!(
-            "AppArmor ({}), whose verdict cannot be seen on this tier",
-            profile.as_deref().unwrap_or_default()
-        ),
+        (Some(profile), true) if apparmor => {
+            format!("AppArmor ({profile}), whose verdict cannot be seen on this tier")
+        }
+        (_, true) => {
+            "a BPF LSM program or a system call filter, whose verdict cannot be seen on this tier".to_owned()
+        }
     };
     let (wants, who) = match refusal.wanted {
         Wanted::Write => ("w, to connect", refusal.because.clone()),

@@ -5,6 +5,7 @@ use Cause::{Unexplained, UnixBacklogFull, UnixMissing, UnixNoListener, UnixNotAS
 use Confidence::{Likely, Proven, Unexplained as No};
 
 use crate::{
+    correlate::blocked::Suspects,
     correlate::unix::{Bound, Component, Elsewhere, End, Near, PoolLine, Refusal, Type, UnixFact, Wanted},
     event::{Denial, Speaker, UnixName},
 };
@@ -137,6 +138,10 @@ fn closed_doors() {
     let open = || failed(libc::EACCES, Some(fact(End::Socket)));
     let selinux = || edit(door(), |f| f.selinux = true);
     let apparmor = || edit(door(), |f| f.apparmor = Some("nginx (enforce)".to_owned()));
+    let filtered = || {
+        let suspects = Suspects { seccomp: Some(2), ..Suspects::default() };
+        door().edit(|c| c.facts.suspects = Some(Box::new(suspects)))
+    };
     let hook = |build: Build| build.edit(|c| c.attempt.security = Some(-libc::EACCES));
     check(vec![
         ("the mode refuses", door(), UnixPermission, Proven),
@@ -152,6 +157,8 @@ fn closed_doors() {
         ("SELinux may have come first", selinux().on(TRACEPOINT), UnixPermission, Likely),
         ("AppArmor was seen to refuse nothing", apparmor(), UnixPermission, Proven),
         ("AppArmor cannot be seen", apparmor().on(TRACEPOINT), UnixPermission, Likely),
+        ("a filter cannot be seen", filtered().on(TRACEPOINT), UnixPermission, Likely),
+        ("a filter was seen to refuse nothing", filtered(), UnixPermission, Proven),
         ("a module refused the call", hook(door()), Unexplained, No),
         ("a module refused a folder", refused_by(-libc::EACCES, door()), Unexplained, No),
         ("the mode lets it in", open(), Unexplained, No),
