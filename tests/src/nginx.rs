@@ -128,6 +128,8 @@ impl Nginx {
         for signal in [libc::SIGTERM, libc::SIGKILL] {
             for pid in web.pids() {
                 sys::kill(pid, signal);
+                // One that a case has stopped ends no sooner than it goes on.
+                sys::kill(pid, libc::SIGCONT);
             }
             if sys::poll_until(bound, || web.pids().is_empty()) {
                 return;

@@ -8,6 +8,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
+
+use crate::sys;
+
+/// No case takes as long.
+const HELD: Duration = Duration::from_secs(3600);
 
 /// `faultlab refuse …`.
 #[derive(Debug, clap::Subcommand)]
@@ -71,9 +77,9 @@ pub(crate) fn run(what: &What) -> Result<()> {
         What::BpfLsm { hook, pid, errno, name, ready } => {
             let _link = bpf_lsm(hook, *pid, *errno, name)?;
             std::fs::write(ready, "").context("cannot say that the program is attached")?;
-            loop {
-                std::thread::park();
-            }
+            // The link goes with this process, which the end of the case interrupts.
+            sys::poll_until(HELD, || false);
+            Ok(())
         }
     }
 }
