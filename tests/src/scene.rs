@@ -110,6 +110,17 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         _remote: remote,
         world,
     };
+    let acted = act(&mut scene, outcome, seen);
+    Nginx::stop_all(&scene.world.web, setup.bound(5.0));
+    // Whatever went wrong: these steps undo what is not the case's own.
+    let undone = scene.steps(At::Finally);
+    acted.and(undone)?;
+    scene.check_logs(outcome);
+    Ok(())
+}
+
+fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<()> {
+    let Scene { case, setup, dir, .. } = *scene;
     nginx::prefix(dir, &case.dir)?;
     scene.steps(At::BeforeNginx)?;
     scene.start(&case.nginx, dir, seen)?;
@@ -152,8 +163,6 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
         sys::poll_until(setup.settle, || warned().is_empty());
         outcome.failures.extend(warned());
     }
-    scene.steps(At::Finally)?;
-    scene.check_logs(outcome);
     Ok(())
 }
 
