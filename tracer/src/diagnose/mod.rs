@@ -145,10 +145,11 @@ pub fn diagnose(case: &Case) -> Verdict {
 }
 
 fn settle(case: &Case, mut verdicts: Vec<Verdict>) -> Verdict {
-    // Stable: among equals the order of RULES decides.
+    // A call that somebody refused did not fail for anything else, whatever its errno looks like.
     if rules::blocked::is_refused(case) {
         verdicts.retain(|v| rules::blocked::is_block(v.cause));
     }
+    // Stable: among equals the order of RULES decides.
     verdicts.sort_by_key(|v| std::cmp::Reverse(v.confidence));
     let proofs = verdicts.iter().filter(|v| v.confidence == Confidence::Proven).count();
     let mut rest = verdicts.into_iter();
