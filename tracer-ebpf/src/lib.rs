@@ -10,6 +10,7 @@ pub mod denial;
 pub mod request;
 pub mod said;
 mod settings;
+pub mod talk;
 pub mod unix;
 
 pub use settings::{NONE, Settings};
@@ -52,6 +53,10 @@ pub mod kind {
     pub const SAID: u32 = 8;
     /// A [`Unix`](super::unix::Unix): a failed connect() to a unix socket.
     pub const UNIX: u32 = 9;
+    /// A [`Broken`](super::talk::Broken): a connection that stood and then failed.
+    pub const TALK: u32 = 10;
+    /// A [`Death`](super::talk::Death): a process ended that held the far end of a watched connection.
+    pub const DEATH: u32 = 11;
 }
 
 /// Where an attempt ended.

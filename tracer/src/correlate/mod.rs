@@ -1,11 +1,13 @@
 //! One failed attempt with everything that is known about it: the kernel's record, facts from user space,
 //! and the lines of the configuration. Pure data; diagnosis reads it and nothing else.
 
+pub mod backend;
 pub mod blocked;
 pub mod no_attempt;
 pub mod request;
 pub mod said;
 pub mod selinux;
+pub mod talk;
 pub mod unix;
 
 use std::net::{IpAddr, SocketAddr};
@@ -30,6 +32,12 @@ pub struct Reach {
     pub security: bool,
     /// Who refused, and refusals of other calls than connect().
     pub blockers: blocked::Watched,
+    /// What is read from and written to connections that stand.
+    pub talk: bool,
+    /// The same of unix sockets.
+    pub unix_talk: bool,
+    /// Processes that end while they hold the far end, and who killed them.
+    pub deaths: bool,
 }
 
 /// A socket that listens, in words fit for evidence.
@@ -191,6 +199,8 @@ pub struct Facts {
     pub no_attempt: Option<Box<no_attempt::NoAttempt>>,
     /// What SELinux decided in the same system call.
     pub selinux: Option<Box<selinux::SelinuxFact>>,
+    /// The far end of a connection that stood.
+    pub backend: Box<backend::Backend>,
 }
 
 /// One failed attempt.

@@ -48,6 +48,9 @@ const FULL: Reach = Reach {
     accept_queue: true,
     security: true,
     blockers: Watched::ALL,
+    talk: true,
+    unix_talk: true,
+    deaths: true,
 };
 /// What tracepoints see on a kernel since 6.1.
 const TRACEPOINT: Reach =

@@ -6,6 +6,7 @@ pub mod denial;
 mod drops;
 mod request;
 pub mod said;
+mod talk;
 mod unix;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -17,6 +18,7 @@ use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 pub use denial::{Avc, Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
+pub use talk::{Death, Talk, Told};
 pub use unix::UnixName;
 
 /// Why a record could not be read.
@@ -155,6 +157,8 @@ pub struct Attempt {
     pub request: Option<u64>,
     /// Which attempt of its request this is, from 1.
     pub number: Option<u32>,
+    /// What was said on a connection that stood; None before [`Stage::Established`].
+    pub talk: Option<Box<Talk>>,
 }
 
 impl Attempt {
@@ -192,6 +196,7 @@ impl Attempt {
             overflow: None,
             request: None,
             number: None,
+            talk: None,
         }
     }
 
@@ -294,6 +299,8 @@ pub enum Event {
     Denial(Box<Denial>),
     /// nginx itself says what has failed.
     Said(Box<said::Statement>),
+    /// A process that held the far end of a watched connection ended.
+    Death(Box<Death>),
 }
 
 /// include/net/tcp_states.h.
@@ -328,6 +335,8 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
         kind::DNS => request::dns(record),
         kind::UNIX => Ok(Event::Attempt(Box::new(unix::attempt(&read(record, kind)?)))),
         kind::DENIAL => Denial::of(&read(record, kind)?).map(|d| Event::Denial(Box::new(d))),
+        kind::TALK => talk::broken(record),
+        kind::DEATH => Ok(Event::Death(Box::new(talk::death(&read(record, kind)?)))),
         other => Err(DecodeError::Kind(other)),
     }
 }
@@ -342,6 +351,8 @@ impl Wire for wire::Evidence {}
 impl Wire for wire::said::Said {}
 impl Wire for wire::denial::Denial {}
 impl Wire for wire::unix::Unix {}
+impl Wire for wire::talk::Broken {}
+impl Wire for wire::talk::Death {}
 
 fn read<T: Wire>(record: &[u8], kind: u32) -> Result<T, DecodeError> {
     if record.len() < size_of::<T>() {
@@ -436,6 +447,7 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         overflow,
         request: (a.client != 0).then_some(a.client),
         number: (a.number != 0).then_some(u32::from(a.number)),
+        talk: None,
     })))
 }
 

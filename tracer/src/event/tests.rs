@@ -143,6 +143,7 @@ fn every_field_of_an_attempt_arrives() {
         overflow: Some(Overflow { queued: 6, limit: 5, netns: 4 }),
         request: Some(77),
         number: Some(3),
+        talk: None,
     };
     assert_eq!(a, expected);
     assert_eq!((a.duration_us(), a.errno()), (Some(38), Some(13)));

@@ -22,6 +22,9 @@ pub(super) fn reach(loaded: &Loaded) -> Reach {
         accept_queue: loaded.has("accept-queue"),
         security: loaded.has("security-connect"),
         blockers: blockers(loaded),
+        talk: loaded.has("upstream-read") && loaded.has("answer"),
+        unix_talk: loaded.has("unix-read") && loaded.has("unix-close"),
+        deaths: loaded.has("backend-death"),
     }
 }
 

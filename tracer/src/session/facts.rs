@@ -51,6 +51,7 @@ pub(super) struct Gatherer {
     unix: super::unix::Known,
     pub(super) rules: Rules,
     pub(super) selinux: Selinux,
+    pub(super) backends: super::backends::Backends,
 }
 
 /// A destination that is an address of another namespace of this machine.
@@ -85,6 +86,7 @@ impl Gatherer {
             unix: super::unix::Known::default(),
             rules: Rules::default(),
             selinux: Selinux::default(),
+            backends: super::backends::Backends::default(),
         }
     }
 
@@ -120,7 +122,8 @@ impl Gatherer {
                 Some(name) => facts.unix = self.unix.gather(attempt, name),
                 None => self.at_once(attempt, &mut facts),
             },
-            Stage::SynSent | Stage::Established => self.in_flight(attempt, reach, &mut facts),
+            Stage::SynSent => self.in_flight(attempt, reach, &mut facts),
+            Stage::Established => self.standing(attempt, &mut facts),
         }
         facts
     }

@@ -4,6 +4,7 @@
 //! events do), and explaining has a time budget per round, so that the buffer never waits for /proc.
 
 mod alone;
+mod backends;
 mod clock;
 mod config;
 mod denials;
@@ -38,7 +39,7 @@ use bytes::Bytes;
 pub use config::Snapshot;
 
 use crate::{
-    correlate::{Case, Reach, request::Attribution},
+    correlate::{Case, Reach, request::Attribution, talk},
     diagnose::{self, Cause},
     event::{self, Attempt, Event, Stage},
     probes::{
@@ -397,6 +398,7 @@ impl<'a> Session<'a> {
                 complain(self.gatherer.selinux.warning(&denial).as_slice());
                 self.denials.note(*denial);
             }
+            Event::Death(death) => self.gatherer.backends.died(*death),
             Event::Said(statement) => self.requests.said(*statement, Instant::now()),
             Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {
@@ -482,6 +484,9 @@ impl<'a> Session<'a> {
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
         let case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
+        if !talk::is_failure(&case) {
+            return Ok(());
+        }
         complain(self.traces.arm(&mut self.gatherer, &case).as_slice());
         let mut verdict = diagnose::diagnose(&case);
         self.alone.failed(&case, verdict.cause, &worker);

@@ -86,6 +86,9 @@ const FULL: Reach = Reach {
     accept_queue: true,
     security: true,
     blockers: Watched::ALL,
+    talk: true,
+    unix_talk: true,
+    deaths: true,
 };
 const TRACEPOINT: Reach =
     Reach { icmp: false, accept_queue: false, security: false, blockers: Watched::NONE, ..FULL };

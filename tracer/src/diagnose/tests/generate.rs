@@ -189,6 +189,9 @@ fn record(case: &mut Case, key: Key<'_>, dice: &mut Dice) {
         accept_queue: key.overflow || dice.one_in(2),
         security: case.attempt.security.is_some() || dice.one_in(2),
         blockers: dice.pick(&[Watched::ALL, Watched::NONE]),
+        talk: dice.one_in(2),
+        unix_talk: dice.one_in(2),
+        deaths: dice.one_in(2),
     };
     if dice.one_in(3) {
         case.client_gone = Some(("203.0.113.9:51514".parse().unwrap(), dice.one_in(2)));

@@ -1,0 +1,176 @@
+//! The wire contract of what happens on a connection that stands: one exchange (a request and its response) at a time.
+
+use crate::{ATTEMPT_HEAD, unix};
+
+/// Most bytes of a request that are sent to user space: those that nginx wrote first.
+pub const SENT: usize = 256;
+
+/// Most bytes of a response that are kept and sent to user space: those that nginx read first.
+pub const GOT: usize = 512;
+
+/// Places for the beginnings of responses, by socket; one that finds its place taken drives the other out. A power of two.
+pub const HEADS: u32 = 8192;
+
+/// Bits of [`Talk::flags`].
+pub mod talk_flag {
+    /// nginx reads and writes of this connection are seen: a field that is 0 did not happen.
+    pub const WATCHED: u32 = 1 << 0;
+    /// The connection was there before why502: what was written before is unknown.
+    pub const FOUND: u32 = 1 << 1;
+    /// nginx has read the end of the stream (a read returned 0), not only looked whether it is there (MSG_PEEK).
+    pub const EOF: u32 = 1 << 2;
+    /// The last bytes that were read end a chunked body (RFC 9112, 7.1): `0\r\n\r\n`.
+    pub const LAST_CHUNK: u32 = 1 << 3;
+    /// The first bytes that were written are a TLS record.
+    pub const TLS: u32 = 1 << 4;
+    /// More than a handshake has been written through TLS, as far as sizes tell: a request is out.
+    pub const TLS_DATA: u32 = 1 << 5;
+    /// What nginx wrote last, after its last read, is a TLS alert (close_notify, as a rule).
+    pub const TLS_BYE: u32 = 1 << 6;
+    /// The client of [`Talk::client_sk`] has been written to what was read here.
+    pub const CLIENT: u32 = 1 << 7;
+    /// The record was made when the response began, not when the connection ended: the server itself answered with an
+    /// error (5xx).
+    pub const SAID_5XX: u32 = 1 << 8;
+    /// nginx answered the client with 502 or 504 while the response, by what the kernel looks at, was whole.
+    pub const ANSWERED_BAD: u32 = 1 << 9;
+    /// The kernel side saw a whole response (by its length, or its last chunk).
+    pub const WHOLE: u32 = 1 << 10;
+    /// Unread bytes were thrown away by the close.
+    pub const UNREAD: u32 = 1 << 11;
+    /// A unix socket: counters of TCP are 0.
+    pub const UNIX: u32 = 1 << 12;
+    /// The bytes that nginx had written were gone from its memory or came by `sendfile`: none follow.
+    pub const NO_REQUEST: u32 = 1 << 13;
+    /// The beginning of the response was driven out of its place: none follows.
+    pub const NO_RESPONSE: u32 = 1 << 14;
+}
+
+/// What is kept of the exchange at work while a connection is open. Times are 0 for what has not happened in this exchange.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Talk {
+    /// The first write of this exchange.
+    pub sent_ns: u64,
+    /// Its last write.
+    pub last_sent_ns: u64,
+    /// The first read that brought bytes of its response.
+    pub first_read_ns: u64,
+    /// The last one.
+    pub read_ns: u64,
+    /// The peer's FIN arrived (of the connection, not of the exchange).
+    pub fin_ns: u64,
+    /// nginx learned of the end: a read returned 0 or an error, or a write an error.
+    pub told_ns: u64,
+    /// The client that is served (`struct sock *`), if known.
+    pub client_sk: u64,
+    /// Where the first bytes written lie in the worker's memory.
+    pub buf: u64,
+    /// The first 8 bytes written in this exchange.
+    pub first: u64,
+    /// The first 16 bytes read.
+    pub head: [u64; 2],
+    /// `tcp_sock.write_seq` before the first write.
+    pub write_seq: u32,
+    /// `tcp_sock.copied_seq` then.
+    pub copied_seq: u32,
+    /// How long the connection had been idle then: since the last read before, microseconds; 0 for the first exchange.
+    pub idle_us: u32,
+    /// How many bytes lie at [`Talk::buf`].
+    pub buf_len: u32,
+    /// Exchanges begun on this connection.
+    pub requests: u32,
+    /// [`talk_flag`] bits.
+    pub flags: u32,
+    /// The error that nginx was told (negative errno), with [`Talk::told_ns`]; 0 for an end of the stream.
+    pub told: i32,
+    /// TLS alert that nginx wrote in the clear: level << 8 | description (RFC 8446, 6); 0 if none.
+    pub alert: u16,
+    /// Status of the response (RFC 9112, 4), as far as the kernel side read it; 0 unknown.
+    pub status: u16,
+}
+
+/// A connection that stood and failed, or that brought the server's own error; the name of its unix socket if it is one.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Broken {
+    /// As the head of an [`Attempt`](crate::Attempt), with [`kind::TALK`](crate::kind::TALK) and `ESTABLISHED`.
+    pub head: [u64; ATTEMPT_HEAD / 8],
+    /// The exchange.
+    pub talk: Talk,
+    /// When the peer's process ended, if it closed its end as it did; else 0. See [`Death`].
+    pub death_ns: u64,
+    /// Bytes written in this exchange.
+    pub sent_bytes: u32,
+    /// Bytes of its response that nginx has read.
+    pub got_bytes: u32,
+    /// Bytes written that the peer's stack has not acknowledged (`write_seq - snd_una`), a FIN of nginx's left out.
+    pub unacked: u32,
+    /// Bytes that had arrived and that nginx did not read.
+    pub unread: u32,
+    /// `tcp_sock.total_retrans`: segments sent again in the connection's life.
+    pub total_retrans: u32,
+    /// `tcp_sock.srtt_us`, microseconds.
+    pub srtt_us: u32,
+    /// Bytes in [`Broken::sent`].
+    pub sent_len: u16,
+    /// Bytes in [`Broken::got`].
+    pub got_len: u16,
+    /// Bytes in [`Broken::name`].
+    pub name_len: u16,
+    /// Padding.
+    pub _pad: u16,
+    /// The beginning of what nginx wrote.
+    pub sent: [u8; SENT],
+    /// The beginning of what it read.
+    pub got: [u8; GOT],
+    /// As in [`Unix`](unix::Unix); only with [`talk_flag::UNIX`].
+    pub name: [u8; unix::NAME + 4],
+}
+
+/// A process closed the far end of a watched connection while it was ending.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Death {
+    /// [`kind::DEATH`](crate::kind::DEATH).
+    pub kind: u32,
+    /// The process (thread group id).
+    pub tgid: u32,
+    /// When its end of the connection was closed.
+    pub time_ns: u64,
+    /// The watched connection (`struct sock *`); 0 if only its addresses are known.
+    pub sk: u64,
+    /// nginx's address of it.
+    pub saddr: crate::Addr,
+    /// The far end's address.
+    pub daddr: crate::Addr,
+    /// nginx's port.
+    pub sport: u16,
+    /// The far end's port.
+    pub dport: u16,
+    /// `task_struct.exit_code`: status << 8 | 0x80 for a core dump | signal.
+    pub exit_code: u32,
+    /// Parent's thread group id.
+    pub parent: u32,
+    /// Who sent the signal that ended it (thread group id); 0 unknown or the kernel.
+    pub sender: u32,
+    /// When that was sent; 0 unknown.
+    pub signal_ns: u64,
+    /// When the process began (`task_struct.start_time`).
+    pub start_ns: u64,
+    /// 1: the OOM killer chose it.
+    pub oom: u32,
+    /// The signal that was sent by [`Death::sender`].
+    pub signal: u32,
+    /// `task_struct.comm` of the process.
+    pub comm: [u8; 16],
+    /// And of the sender.
+    pub sender_comm: [u8; 16],
+}
+
+const _: () = {
+    assert!(size_of::<Talk>() == 120);
+    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 120 + 8 + 24 + 8 + SENT + GOT + 112);
+    assert!(size_of::<Death>() == 128);
+    assert!(HEADS.is_power_of_two());
+};

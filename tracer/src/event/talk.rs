@@ -1,0 +1,225 @@
+//! What happened on a connection that stood, and who died at its far end.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use tracer_ebpf::{
+    self as wire, kind,
+    talk::{self, Broken, talk_flag},
+};
+
+use super::{Attempt, DecodeError, Event, UnixName, attempt, ip, read};
+
+/// How nginx learned that the stream had ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Told {
+    /// A read returned 0.
+    End,
+    /// A read or a write failed with this errno (positive).
+    Error(i32),
+}
+
+/// One exchange on a connection that stood: the one that was at work when it ended. Times are CLOCK_MONOTONIC ns, `None`
+/// for what did not happen (or, without [`Talk::watched`], was not seen).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "one independent fact each")]
+pub struct Talk {
+    /// nginx's reads and writes of this connection were seen.
+    pub watched: bool,
+    /// The connection was older than why502: earlier exchanges are unknown.
+    pub found: bool,
+    /// Exchanges begun on the connection, this one included.
+    pub requests: u32,
+    /// How long the connection had been idle when this exchange began, microseconds; `None` for the first.
+    pub idle_us: Option<u64>,
+    /// First write.
+    pub sent_ns: Option<u64>,
+    /// Last write.
+    pub last_sent_ns: Option<u64>,
+    /// First read of the response.
+    pub first_read_ns: Option<u64>,
+    /// Last one.
+    pub read_ns: Option<u64>,
+    /// Arrival of the peer's FIN.
+    pub fin_ns: Option<u64>,
+    /// nginx learned of the end.
+    pub told_ns: Option<u64>,
+    /// What it was told.
+    pub told: Option<Told>,
+    /// nginx read the end of the stream.
+    pub eof: bool,
+    /// Bytes written in this exchange.
+    pub sent_bytes: u32,
+    /// Bytes of the response that nginx has read.
+    pub got_bytes: u32,
+    /// Bytes written that the peer's stack had not acknowledged at the end.
+    pub unacked: u32,
+    /// Bytes that had arrived and that nginx did not read.
+    pub unread: u32,
+    /// Segments sent again in the connection's life.
+    pub total_retrans: u32,
+    /// Smoothed round-trip time, microseconds; 0 unknown.
+    pub srtt_us: u32,
+    /// Status of the response, if the kernel side read one.
+    pub status: Option<u16>,
+    /// TLS alert that nginx sent in the clear: level, description.
+    pub alert_sent: Option<(u8, u8)>,
+    /// nginx spoke TLS.
+    pub tls: bool,
+    /// More than a handshake was written through TLS.
+    pub tls_data: bool,
+    /// A chunked body had ended.
+    pub last_chunk: bool,
+    /// The response was whole, by what the kernel side looks at.
+    pub whole: bool,
+    /// The record was made as the response began, since its status is 5xx; the connection may go on.
+    pub said_5xx: bool,
+    /// nginx answered 502 or 504 although the response seemed whole to the kernel side.
+    pub answered_bad: bool,
+    /// A process closed the far end as it was dying, then; [`Event::Death`] tells of it.
+    pub death_ns: Option<u64>,
+    /// The first 8 bytes written; zeroes if none were, or are not told (`--no-payload`).
+    pub first: [u8; 8],
+    /// The first bytes written, at most [`talk::SENT`]. Empty for TLS, and with `--no-payload`.
+    pub request: Bytes,
+    /// The first bytes read, at most [`talk::GOT`]. Empty with `--no-payload`.
+    pub response: Bytes,
+    /// [`Talk::response`] is missing though bytes were read: its place was driven out, or they are not told.
+    pub response_lost: bool,
+}
+
+/// A process that held the far end of a watched connection and closed it as it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// The process, in the initial PID namespace.
+    pub pid: u32,
+    /// When its end was closed, CLOCK_MONOTONIC ns.
+    pub time_ns: u64,
+    /// The watched connection's socket; 0 if only its addresses are known.
+    pub socket: u64,
+    /// nginx's address.
+    pub local: SocketAddr,
+    /// The far end's.
+    pub remote: SocketAddr,
+    /// Exit status, if it exited.
+    pub status: Option<u8>,
+    /// Signal that ended it.
+    pub signal: Option<u8>,
+    /// It left a core dump.
+    pub core: bool,
+    /// Its parent.
+    pub parent: u32,
+    /// Who sent that signal: process and name; `None` for the kernel, or unknown.
+    pub sender: Option<(u32, String)>,
+    /// When, CLOCK_MONOTONIC ns.
+    pub signal_ns: Option<u64>,
+    /// When the process began, CLOCK_MONOTONIC ns.
+    pub start_ns: u64,
+    /// The OOM killer chose it.
+    pub oom: bool,
+    /// Its name (`comm`).
+    pub comm: String,
+}
+
+fn begin(bytes: &[u8], len: u16) -> Bytes {
+    Bytes::copy_from_slice(bytes.get(..usize::from(len)).unwrap_or(bytes))
+}
+
+/// Reads a [`Broken`].
+pub(super) fn broken(record: &[u8]) -> Result<Event, DecodeError> {
+    let broken = read::<Broken>(record, kind::TALK)?;
+    let mut head = [0_u8; size_of::<wire::Attempt>()];
+    if let Some(to) = head.get_mut(..wire::ATTEMPT_HEAD)
+        && let Some(from) = record.get(..wire::ATTEMPT_HEAD)
+    {
+        to.copy_from_slice(from);
+    }
+    let mut head = read::<wire::Attempt>(&head, kind::TALK)?;
+    // No evidence follows.
+    head.flags &=
+        !(wire::flag::DROP | wire::flag::ICMP | wire::flag::LISTEN_OVERFLOW | wire::flag::NO_SOCKET);
+    let Event::Attempt(mut attempt) = attempt(&head)? else {
+        return Err(DecodeError::Kind(kind::TALK));
+    };
+    let flags = broken.talk.flags;
+    if flags & talk_flag::UNIX != 0 {
+        let name = begin(&broken.name, broken.name_len.min(wire::unix::NAME as u16));
+        *attempt = Attempt { unix: Some(UnixName::of(&name)), no_remote: true, ..*attempt };
+    }
+    attempt.talk = Some(Box::new(talk_of(&broken)));
+    Ok(Event::Attempt(attempt))
+}
+
+fn talk_of(b: &Broken) -> Talk {
+    let t = &b.talk;
+    let has = |bit: u32| t.flags & bit != 0;
+    let at = |ns: u64| (ns != 0).then_some(ns);
+    let response = begin(&b.got, b.got_len);
+    Talk {
+        watched: has(talk_flag::WATCHED),
+        found: has(talk_flag::FOUND),
+        requests: t.requests,
+        idle_us: (t.requests > 1).then_some(u64::from(t.idle_us)),
+        sent_ns: at(t.sent_ns),
+        last_sent_ns: at(t.last_sent_ns),
+        first_read_ns: at(t.first_read_ns),
+        read_ns: at(t.read_ns),
+        fin_ns: at(t.fin_ns),
+        told_ns: at(t.told_ns),
+        told: (t.told_ns != 0).then(|| match t.told {
+            0 => Told::End,
+            error => Told::Error(error.saturating_neg()),
+        }),
+        eof: has(talk_flag::EOF),
+        sent_bytes: b.sent_bytes,
+        got_bytes: b.got_bytes,
+        unacked: b.unacked,
+        unread: b.unread,
+        total_retrans: b.total_retrans,
+        srtt_us: b.srtt_us,
+        status: (t.status != 0).then_some(t.status),
+        alert_sent: (t.alert != 0).then(|| {
+            let [level, description] = t.alert.to_be_bytes();
+            (level, description)
+        }),
+        tls: has(talk_flag::TLS),
+        tls_data: has(talk_flag::TLS_DATA),
+        last_chunk: has(talk_flag::LAST_CHUNK),
+        whole: has(talk_flag::WHOLE),
+        said_5xx: has(talk_flag::SAID_5XX),
+        answered_bad: has(talk_flag::ANSWERED_BAD),
+        death_ns: at(b.death_ns),
+        first: t.first.to_ne_bytes(),
+        request: begin(&b.sent, b.sent_len),
+        response_lost: response.is_empty() && b.got_bytes > 0,
+        response,
+    }
+}
+
+/// Reads a [`talk::Death`].
+pub(super) fn death(d: &talk::Death) -> Death {
+    let at = |ns: u64| (ns != 0).then_some(ns);
+    let name = |comm: &[u8]| {
+        let text = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(text).into_owned()
+    };
+    let [low, status, ..] = d.exit_code.to_le_bytes();
+    let signal = (low & 0x7f != 0).then_some(low & 0x7f);
+    let sent_by_process = d.sender != 0 && signal.is_some_and(|s| u32::from(s) == d.signal);
+    Death {
+        pid: d.tgid,
+        time_ns: d.time_ns,
+        socket: d.sk,
+        local: SocketAddr::new(ip(&d.saddr), d.sport),
+        remote: SocketAddr::new(ip(&d.daddr), d.dport),
+        status: signal.is_none().then_some(status),
+        signal,
+        core: low & 0x80 != 0,
+        parent: d.parent,
+        sender: sent_by_process.then(|| (d.sender, name(&d.sender_comm))),
+        signal_ns: at(d.signal_ns).filter(|_| sent_by_process),
+        start_ns: d.start_ns,
+        oom: d.oom != 0,
+        comm: name(&d.comm),
+    }
+}
