@@ -221,7 +221,7 @@ pub fn settings(
         audit_requested: r.optional("selinux_audit_data.requested"),
         audit_denied: r.optional("selinux_audit_data.denied"),
         audit_result: r.optional("selinux_audit_data.result"),
-        _pad: 0,
+        payload: 1,
         follow_new: 1,
         packed_common: 0,
         bucket_mask: 0,
