@@ -128,7 +128,8 @@ pub struct Broken {
     pub name: [u8; unix::NAME + 4],
 }
 
-/// A process closed the far end of a watched connection while it was ending, or soon after a fatal signal.
+/// A process closed the far end of a watched connection while it was ending, soon after a fatal signal, or
+/// without having sent a byte.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Death {
@@ -148,8 +149,8 @@ pub struct Death {
     pub sport: u16,
     /// The far end's port.
     pub dport: u16,
-    /// `task_struct.exit_code`: status << 8 | 0x80 for a core dump | signal; `u32::MAX`: it had been sent
-    /// [`Death::signal`] and was still running.
+    /// `task_struct.exit_code`: status << 8 | 0x80 for a core dump | signal; `u32::MAX`: it was running, perhaps
+    /// because of [`Death::signal`] not for long.
     pub exit_code: u32,
     /// Parent's thread group id.
     pub parent: u32,

@@ -1,7 +1,8 @@
 //! Who closed the far end of one of nginx's connections as it died, and who killed it.
 //!
 //! Far ends on this machine are sockets like others: the state hook sees them closed, in the process that closes them. So a
-//! process that is ending, or has just been told to, is recognised at the close itself; no list of backends is kept.
+//! process that is ending, or has just been told to, is recognised at the close itself; no list of backends is kept. One that
+//! closes without having sent a byte is told as well: an answered connection never is one of these, so that is rare.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_comm, bpf_get_current_task, generated::bpf_ringbuf_submit},
@@ -38,7 +39,7 @@ const FATAL: u32 =
 const FAULTS: u32 = 1 << 4 | 1 << 7 | 1 << 8 | 1 << 11;
 const SIGKILL: u32 = 9;
 
-/// A transition of any socket of the host. What is no close, and what living processes close, leaves here.
+/// A transition of any socket of the host. What is no close leaves here, and what living processes close after an answer.
 #[inline(always)]
 pub(super) fn state(sk: u64, old: i32, new: i32) {
     let closes = matches!(new, TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE);
@@ -48,8 +49,8 @@ pub(super) fn state(sk: u64, old: i32, new: i32) {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let exiting = read::<u32>(task, setting!(task_flags)) & PF_EXITING != 0;
-    if exiting || signalled() {
-        closed(sk, new);
+    if exiting || read::<u64>(sk, setting!(bytes_sent)) == 0 || signalled() {
+        closed(sk, old, new);
     }
 }
 
@@ -74,9 +75,9 @@ fn signalled() -> bool {
     SIGNALS.get_ptr(kernel::tgid()).is_some_and(|s| now.wrapping_sub(unsafe { (*s).time_ns }) < SIGNAL_NS)
 }
 
-/// The close of a TCP socket by such a process: is that the far end of a watched connection?
+/// Such a close of a TCP socket: is that the far end of a watched connection?
 #[inline(never)]
-fn closed(sk: u64, new: i32) -> u32 {
+fn closed(sk: u64, old: i32, new: i32) -> u32 {
     let family: u16 = read(sk, setting!(skc_family));
     if family != AF_INET && family != AF_INET6 {
         return 0;
@@ -101,7 +102,9 @@ fn closed(sk: u64, new: i32) -> u32 {
         // A RST or a time-out ends a socket too, in whatever process it interrupts: both leave an error.
         let shut = read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3;
         // Connections that nobody accepted go with their listener, without a shutdown and without a `struct socket`.
-        let never_accepted = has(setting!(sk_socket)) && read::<u64>(sk, setting!(sk_socket)) == 0;
+        let never_accepted = old != TCP_SYN_RECV
+            && has(setting!(sk_socket))
+            && read::<u64>(sk, setting!(sk_socket)) == 0;
         if read::<i32>(sk, setting!(sk_err)) != 0 || !(shut || never_accepted) {
             return 0;
         }
@@ -109,7 +112,7 @@ fn closed(sk: u64, new: i32) -> u32 {
     died(0, sk)
 }
 
-/// Tells that the current process, which is ending or was told to, closes the far end of a watched connection. `watched` is
+/// Tells that the current process, which is ending or was told to, or has not answered, closes the far end of a watched connection. `watched` is
 /// nginx's socket, 0 if only addresses are known; `own` the socket that is closed, for those addresses, 0 for a unix
 /// socket.
 #[inline(never)]
