@@ -102,9 +102,8 @@ fn closed(sk: u64, old: i32, new: i32) -> u32 {
         // A RST or a time-out ends a socket too, in whatever process it interrupts: both leave an error.
         let shut = read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3;
         // Connections that nobody accepted go with their listener, without a shutdown and without a `struct socket`.
-        let never_accepted = old != TCP_SYN_RECV
-            && has(setting!(sk_socket))
-            && read::<u64>(sk, setting!(sk_socket)) == 0;
+        let never_accepted =
+            old != TCP_SYN_RECV && has(setting!(sk_socket)) && read::<u64>(sk, setting!(sk_socket)) == 0;
         if read::<i32>(sk, setting!(sk_err)) != 0 || !(shut || never_accepted) {
             return 0;
         }

@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn threads_in_words() {
-        let one = Threads { sleeping: 1, waits_in: Some("hrtimer_nanosleep".to_owned()), ..Threads::default() };
+        let one =
+            Threads { sleeping: 1, waits_in: Some("hrtimer_nanosleep".to_owned()), ..Threads::default() };
         assert_eq!(one.text().unwrap(), "its thread is sleeping in hrtimer_nanosleep");
         let many = Threads { running: 1, sleeping: 7, ..Threads::default() };
         assert_eq!(many.text().unwrap(), "8 threads: 1 running, 7 sleeping");

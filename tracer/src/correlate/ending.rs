@@ -225,9 +225,9 @@ pub fn method(talk: &Talk) -> Option<&'static str> {
     const METHODS: [&str; 10] =
         ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "LOCK", "PROPFIND", "MKCOL"];
     let start: &[u8] = if talk.request.is_empty() { &talk.first } else { &talk.request };
-    METHODS.into_iter().find(|name| {
-        start.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' '))
-    })
+    METHODS
+        .into_iter()
+        .find(|name| start.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' ')))
 }
 
 /// The values in force of a directive, by its name behind the module's prefix.

@@ -4,6 +4,7 @@
 
 pub mod denial;
 mod drops;
+mod redact;
 mod request;
 pub mod said;
 mod talk;

@@ -8,7 +8,7 @@ use tracer_ebpf::{
     talk::{self, Broken, talk_flag},
 };
 
-use super::{Attempt, DecodeError, Event, UnixName, attempt, ip, read};
+use super::{Attempt, DecodeError, Event, UnixName, attempt, ip, read, redact::redact};
 
 /// How nginx learned that the stream had ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -139,6 +139,13 @@ fn begin(bytes: &[u8], len: u16) -> Bytes {
     Bytes::copy_from_slice(bytes.get(..usize::from(len)).unwrap_or(bytes))
 }
 
+/// The first bytes of one direction, without secrets.
+fn said(bytes: &[u8], len: u16, is_request: bool) -> Bytes {
+    let mut kept = bytes.get(..usize::from(len)).unwrap_or(bytes).to_vec();
+    redact(&mut kept, is_request);
+    kept.into()
+}
+
 /// Reads a [`Broken`].
 pub(super) fn broken(record: &[u8]) -> Result<Event, DecodeError> {
     let broken = read::<Broken>(record, kind::TALK)?;
@@ -168,7 +175,7 @@ fn talk_of(b: &Broken) -> Talk {
     let t = &b.talk;
     let has = |bit: u32| t.flags & bit != 0;
     let at = |ns: u64| (ns != 0).then_some(ns);
-    let response = begin(&b.got, b.got_len);
+    let response = said(&b.got, b.got_len, false);
     Talk {
         watched: has(talk_flag::WATCHED),
         found: has(talk_flag::FOUND),
@@ -204,7 +211,7 @@ fn talk_of(b: &Broken) -> Talk {
         answered_bad: has(talk_flag::ANSWERED_BAD),
         death_ns: at(b.death_ns),
         first: t.first.to_ne_bytes(),
-        request: begin(&b.sent, b.sent_len),
+        request: said(&b.sent, b.sent_len, true),
         response_lost: response.is_empty() && b.got_bytes > 0,
         response,
     }
@@ -288,7 +295,11 @@ mod tests {
         ] {
             let death = death(&wire(code, signal, 5));
             assert_eq!((death.ending, death.status, death.signal, death.core), expect, "{name}");
-            assert_eq!(death.sent.as_ref().map(|s| u32::from(s.signal)), (signal != 0).then_some(signal), "{name}");
+            assert_eq!(
+                death.sent.as_ref().map(|s| u32::from(s.signal)),
+                (signal != 0).then_some(signal),
+                "{name}"
+            );
         }
     }
 

@@ -231,7 +231,7 @@ pub fn settings(
         sk_socket: r.optional("sock.sk_socket"),
         si_code: r.optional("kernel_siginfo.si_code"),
         mark_victim_task: u32::from(btf.tracepoint_params("mark_victim").is_some_and(|count| count >= 2)),
-        _pad: 0,
+        payload: 1,
         follow_new: 1,
         packed_common: 0,
         bucket_mask: 0,

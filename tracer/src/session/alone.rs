@@ -23,7 +23,10 @@ use crate::{
     },
     diagnose::{self, Cause},
     event::{Answered, Attempt, Dns, Stage},
-    nginx::{Candidate, ConfigLine, Located, REDIRECT, Role, choice::Destination, tree::NodeId, uri, value},
+    nginx::{
+        Candidate, ConfigLine, InForces, Located, REDIRECT, Role, choice::Destination, tree::NodeId, uri,
+        value,
+    },
     report::Incident,
 };
 
@@ -282,6 +285,7 @@ impl Session<'_> {
             module: model.passes.get(pass)?.module,
             lines,
             connect_timeouts: Vec::new(),
+            settings: InForces::default(),
             exact: no_attempt.certain,
             upstream_server: None,
             passes: vec![pass],

@@ -102,8 +102,8 @@ impl Backends {
             && found.netns != 0
             && attempt.netns != 0
             && found.netns != attempt.netns;
-        let in_time = attempt.start_ns.is_none_or(|start| found.time_ns >= start)
-            && found.time_ns <= attempt.end_ns;
+        let in_time =
+            attempt.start_ns.is_none_or(|start| found.time_ns >= start) && found.time_ns <= attempt.end_ns;
         (in_time && !other).then_some(found)
     }
 

@@ -94,9 +94,7 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         (Some(_), _) => {
             "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
         }
-        (None, true) => {
-            "a rule of a firewall that resets connections: the far end's socket is still there"
-        }
+        (None, true) => "a rule of a firewall that resets connections: the far end's socket is still there",
         (None, false) if case.facts.backend.here == Some(true) => DIED,
         (None, false) => "a firewall or load balancer on the way that resets, or a process that ended there",
     };

@@ -172,8 +172,11 @@ fn name(signal: u8) -> String {
 fn advice(verdict: Verdict, death: &Death, work_us: Option<u64>) -> Verdict {
     /// No worker time-out is shorter.
     const LONG_US: u64 = 900_000;
-    let parent =
-        death.sent.as_ref().and_then(|sent| sent.sender.as_ref()).is_some_and(|(pid, _)| *pid == death.parent);
+    let parent = death
+        .sent
+        .as_ref()
+        .and_then(|sent| sent.sender.as_ref())
+        .is_some_and(|(pid, _)| *pid == death.parent);
     let is = |name: &str| death.comm.starts_with(name);
     if death.oom {
         return verdict

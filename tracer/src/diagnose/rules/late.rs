@@ -60,11 +60,13 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         Timer::Send(fit) => Some(send(case, talk, fit.as_ref(), certain(case, fit.as_ref()), CLIENT)),
         // The socket's buffer holds what the peer does not take: the more is in it, the likelier it is full.
         Timer::Either(fit, other) if talk.unacked < 16_384 => {
-            let rival = format!("the socket took no more of the request: {}", standing::directive(other.timeout));
+            let rival =
+                format!("the socket took no more of the request: {}", standing::directive(other.timeout));
             Some(read(case, talk, Some(&fit), false, &rival))
         }
         Timer::Either(other, fit) => {
-            let rival = format!("all of it was sent and no answer came: {}", standing::directive(other.timeout));
+            let rival =
+                format!("all of it was sent and no answer came: {}", standing::directive(other.timeout));
             Some(send(case, talk, Some(&fit), false, &rival))
         }
     }
@@ -106,7 +108,9 @@ fn read(case: &Case, talk: &Talk, fit: Option<&Fit<'_>>, proof: bool, rival: &st
     let late = late(case, talk);
     let who = standing::holder(case);
     let summary = match late {
-        Late::Path => format!("{target} did not even acknowledge the request in time: packets are lost, or its host hangs"),
+        Late::Path => format!(
+            "{target} did not even acknowledge the request in time: packets are lost, or its host hangs"
+        ),
         Late::Accept => format!("{target} has the request, but no process accepted the connection in time"),
         Late::Unread => format!("{who} at {target} did not read the request in time"),
         Late::Answer => format!("{who} at {target} read the request and did not answer in time"),
@@ -141,7 +145,10 @@ fn send(case: &Case, talk: &Talk, fit: Option<&Fit<'_>>, proof: bool, rival: &st
     let who = standing::holder(case);
     let unread = standing::far_socket(case).map_or(0, |far| far.unread);
     let summary = if unread > 0 {
-        format!("{who} at {target} did not read the request: {} lie in its queue, and the rest could not be sent", standing::bytes(unread))
+        format!(
+            "{who} at {target} did not read the request: {} lie in its queue, and the rest could not be sent",
+            standing::bytes(unread)
+        )
     } else {
         format!("{target} did not take the whole request in time")
     };
@@ -195,7 +202,11 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
     let shortest = ending::timeouts(case).filter_map(crate::nginx::InForce::milliseconds).min();
     let waited = talk.last_sent_ns.map(|ns| case.attempt.end_ns.saturating_sub(ns) / 1000);
     let before = shortest.zip(waited).map(|(ms, us)| {
-        format!("{} after the request was sent, before the time-out of {}", words::duration(us), words::duration(ms.saturating_mul(1000)))
+        format!(
+            "{} after the request was sent, before the time-out of {}",
+            words::duration(us),
+            words::duration(ms.saturating_mul(1000))
+        )
     });
     // A response that nginx refuses makes it close as well.
     let refused = talk.got_bytes > 0 && ending::head(case) != Head::Whole;
@@ -216,7 +227,8 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
     .because_if("request", standing::request(talk))
     .because("response", standing::response(talk));
     Some(
-        backend(verdict, case)
-            .fix("nothing failed here: if it happens often, see why the answer takes longer than clients wait"),
+        backend(verdict, case).fix(
+            "nothing failed here: if it happens often, see why the answer takes longer than clients wait",
+        ),
     )
 }
