@@ -183,6 +183,26 @@ pub struct Settings {
     pub audit_denied: u32,
     /// selinux_audit_data.result.
     pub audit_result: u32,
+    /// task_struct.exit_code.
+    pub task_exit_code: u32,
+    /// task_struct.group_leader.
+    pub task_leader: u32,
+    /// task_struct.real_parent.
+    pub task_parent: u32,
+    /// task_struct.start_time (CLOCK_MONOTONIC).
+    pub task_start: u32,
+    /// task_struct.comm.
+    pub task_comm: u32,
+    /// task_struct.signal.
+    pub task_signal: u32,
+    /// signal_struct.group_exit_code.
+    pub signal_exit_code: u32,
+    /// sock.sk_socket.
+    pub sk_socket: u32,
+    /// kernel_siginfo.si_code.
+    pub si_code: u32,
+    /// 1 if the tracepoint `mark_victim` brings a task (6.8), not its number.
+    pub mark_victim_task: u32,
     /// 1 if the first bytes of failed exchanges go to user space; 0 with `--no-payload`.
     pub payload: u32,
     /// Number of buckets of open connections, less one; a power of two less one.

@@ -19,7 +19,7 @@ use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 pub use denial::{Avc, Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
-pub use talk::{Death, Talk, Told};
+pub use talk::{Death, Sent, Talk, Told};
 pub use unix::UnixName;
 
 /// Why a record could not be read.

@@ -17,7 +17,7 @@ use tracer_ebpf::request::client_flag;
 use super::{Session, clock::wall_clock, complain, config::Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{
-        Case, Facts, GaveUp,
+        Case, Facts, GaveUp, ending,
         no_attempt::{self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Place, Reply, Said, Source},
         request::{Attribution, Head},
     },
@@ -100,8 +100,9 @@ impl Alone {
             Stage::SynSent => {
                 !matches!(case.gave_up(), Some(GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early))
             }
-            // socket() and bind() end the request; of what stood, nothing is said here.
-            Stage::Socket | Stage::Bind | Stage::Established | Stage::Untried => false,
+            Stage::Established => ending::counts_as_failure(case),
+            // socket() and bind() end the request.
+            Stage::Socket | Stage::Bind | Stage::Untried => false,
         };
         if !counts || cause == Cause::ClientAborted {
             return;
