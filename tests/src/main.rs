@@ -2,6 +2,7 @@
 //!
 //! Without a subcommand it runs the cases; `leak`, `healthy` and `requests` are the long runs. See ../README.md.
 
+mod backend;
 mod case;
 mod client;
 mod conntrack;
@@ -19,6 +20,7 @@ mod report;
 mod rules;
 mod run;
 mod scene;
+mod script;
 mod stress;
 mod sys;
 mod truth;
@@ -67,6 +69,8 @@ enum Command {
         #[arg(long, default_value_t = 100_000)]
         requests: u64,
     },
+    /// Be a backend that follows a script, for the cases
+    Backend(backend::Options),
     /// Stand in the way of a program, for the cases
     Refuse {
         #[command(subcommand)]
@@ -191,6 +195,7 @@ fn try_main() -> Result<bool> {
         Some(Command::Healthy { program, load, requests }) => {
             stress::healthy(&load_options(program, &load)?, requests)
         }
+        Some(Command::Backend(options)) => backend::run(&options),
         Some(Command::Refuse { what }) => refuse::run(&what).map(|()| true),
         Some(Command::Requests { program, clients, requests, workers }) => {
             truth::run(&load_options(program, &LoadArgs { clients })?, requests, workers)

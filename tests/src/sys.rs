@@ -130,6 +130,47 @@ pub(crate) fn reset_on_close(fd: RawFd) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Makes the process a backend: it leaves no core dump, and its children need no waiting for.
+pub(crate) fn backend_manners() -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer describes `none`; SIG_IGN is a valid disposition.
+    let rc = unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        // Ends as a program without handlers does.
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        libc::signal(libc::SIGINT, libc::SIG_DFL);
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const none)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// fork(2) of a process with one thread; true in the child.
+pub(crate) fn fork() -> io::Result<bool> {
+    // SAFETY: the caller has one thread, so that the child finds every lock as it needs it.
+    match unsafe { libc::fork() } {
+        0 => Ok(true),
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(false),
+    }
+}
+
+/// Ends the process at once, as a crash of a program does not: without a word.
+pub(crate) fn exit(status: libc::c_int) -> ! {
+    // SAFETY: _exit has no memory effects.
+    unsafe { libc::_exit(status) }
+}
+
+/// Sends the process a signal with its default effect.
+pub(crate) fn signal_self(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: the default disposition is valid for every signal; kill has no memory effects here.
+    let rc = unsafe {
+        // Rust's own handler of stack overflows would take SIGSEGV.
+        libc::signal(signal, libc::SIG_DFL);
+        libc::kill(libc::getpid(), signal)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Waits until `fd` can be read (or accepted from); false when `bound` passed.
 pub(crate) fn readable(fd: RawFd, bound: Duration) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
