@@ -163,9 +163,10 @@ impl Player<'_> {
                     return Ok(false);
                 }
                 Do::Close => return Ok(false),
-                Do::Stall => loop {
-                    std::thread::park();
-                },
+                Do::Stall => {
+                    sys::until_hung_up(self.stream.as_raw_fd());
+                    return Ok(false);
+                }
                 Do::Again => return Ok(true),
                 Do::Exit(status) => sys::exit(*status),
                 Do::Signal(signal) => sys::signal_self(*signal)?,

@@ -103,11 +103,8 @@ fn head(request: &Request, number: u32, connection: &str) -> String {
         String::new()
     };
     let headers = &request.headers;
-    let connection = if headers.contains("Connection:") {
-        String::new()
-    } else {
-        format!("Connection: {connection}\r\n")
-    };
+    let connection =
+        if headers.contains("Connection:") { String::new() } else { format!("Connection: {connection}\r\n") };
     format!(
         "{} {} HTTP/1.1\r\nHost: {HOST}\r\n{length}{headers}{connection}\r\n{body}",
         request.method,

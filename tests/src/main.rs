@@ -4,7 +4,9 @@
 
 mod backend;
 mod case;
+mod chaos;
 mod client;
+mod compare;
 mod conntrack;
 mod dns;
 mod expect;
@@ -71,6 +73,13 @@ enum Command {
     },
     /// Be a backend that follows a script, for the cases
     Backend(backend::Options),
+    /// Send requests to backends that fail at random, and compare the incidents with nginx's own logs, one to one
+    Chaos {
+        #[command(flatten)]
+        program: ProgramArgs,
+        #[command(flatten)]
+        load: chaos::Load,
+    },
     /// Stand in the way of a program, for the cases
     Refuse {
         #[command(subcommand)]
@@ -196,6 +205,9 @@ fn try_main() -> Result<bool> {
             stress::healthy(&load_options(program, &load)?, requests)
         }
         Some(Command::Backend(options)) => backend::run(&options),
+        Some(Command::Chaos { program, load }) => {
+            chaos::run(&load_options(program, &LoadArgs { clients: 0 })?, &load)
+        }
         Some(Command::Refuse { what }) => refuse::run(&what).map(|()| true),
         Some(Command::Requests { program, clients, requests, workers }) => {
             truth::run(&load_options(program, &LoadArgs { clients })?, requests, workers)

@@ -39,7 +39,7 @@ pub(crate) enum Do {
     Reset,
     /// Ends it as close(2) does: with RST if unread bytes have arrived, else with FIN.
     Close,
-    /// Keeps it and does nothing more.
+    /// Keeps it and does nothing more while the other side keeps it, too.
     Stall,
     /// Begins anew with the next request.
     Again,
@@ -215,13 +215,18 @@ mod tests {
             ]
         );
         assert_eq!(steps("read 12"), [Do::Read(Read::Bytes(12))]);
-        assert_eq!(steps("answer 200 ok")[0], Do::Send(b"HTTP/1.1 200 Lab\r\nContent-Length: 2\r\n\r\nok".to_vec()));
+        assert_eq!(
+            steps("answer 200 ok")[0],
+            Do::Send(b"HTTP/1.1 200 Lab\r\nContent-Length: 2\r\n\r\nok".to_vec())
+        );
         assert_eq!(steps("fcgi hi")[0], Do::Send(b"\x01\x06\0\x01\0\x02\0\0hi".to_vec()));
     }
 
     #[test]
     fn mistakes_are_named() {
-        for bad in ["", "= 0", "dance", "send \\q", "send \\x1", "wait soon", "signal 9", "= x\nclose", "touch"] {
+        for bad in
+            ["", "= 0", "dance", "send \\q", "send \\x1", "wait soon", "signal 9", "= x\nclose", "touch"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -130,11 +130,16 @@ pub(crate) fn reset_on_close(fd: RawFd) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the process a backend: it leaves no core dump, and its children need no waiting for.
+/// Makes the process a backend: it leaves no core dump, its children need no waiting for, and many connections may be
+/// open.
 pub(crate) fn backend_manners() -> io::Result<()> {
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer describes `none`; SIG_IGN is a valid disposition.
+    let mut files = none;
+    // SAFETY: the pointers describe `none` and `files`; SIG_IGN is a valid disposition.
     let rc = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files);
+        files.rlim_cur = files.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
         libc::signal(libc::SIGCHLD, libc::SIG_IGN);
         // Ends as a program without handlers does.
         libc::signal(libc::SIGTERM, libc::SIG_DFL);
@@ -177,6 +182,13 @@ pub(crate) fn readable(fd: RawFd, bound: Duration) -> bool {
     let bound = libc::c_int::try_from(bound.as_millis()).unwrap_or(libc::c_int::MAX);
     // SAFETY: exactly one initialised pollfd is passed.
     unsafe { libc::poll(&raw mut poll, 1, bound) > 0 }
+}
+
+/// Waits without reading until the peer has closed its side.
+pub(crate) fn until_hung_up(fd: RawFd) {
+    let mut poll = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: exactly one initialised pollfd is passed.
+    while unsafe { libc::poll(&raw mut poll, 1, -1) } < 1 {}
 }
 
 /// Creates the TUN device `name` in the calling thread's namespace: whole IP packets, no extra header.
