@@ -11,4 +11,5 @@ mod request;
 mod reset;
 mod said;
 mod state;
+mod talk;
 mod unix;

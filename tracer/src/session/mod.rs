@@ -542,7 +542,12 @@ impl<'a> Session<'a> {
 
 /// An attempt that nginx gave up waits one round for the note that its client had left.
 fn needs_company(attempt: &Attempt) -> bool {
-    attempt.app_closed && attempt.stage == Stage::SynSent
+    match attempt.stage {
+        Stage::SynSent => attempt.app_closed,
+        // So does one that its server, perhaps, ended by dying.
+        Stage::Established => true,
+        Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried => false,
+    }
 }
 
 /// True if the process makes upstream connections, by its title now; a process that is gone counts as one.
