@@ -29,10 +29,11 @@ pub(super) fn broken(case: &Case, v: &Verdict) -> Vec<String> {
     refusals(case, v, &mut must);
     timeouts(case, v, &mut must);
     calls(case, v, &mut must);
+    super::invariants_standing::hold(case, v, &mut must);
     found
 }
 
-type Must<'a> = dyn FnMut(bool, &str) + 'a;
+pub(super) type Must<'a> = dyn FnMut(bool, &str) + 'a;
 
 fn form(v: &Verdict, must: &mut Must<'_>) {
     let proven = v.confidence == Proven;
