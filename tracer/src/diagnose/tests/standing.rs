@@ -205,6 +205,6 @@ pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
     case.attempt.reset_ns = if case.attempt.reset { near } else { 0 };
     case.attempt.talk = Some(talk);
     case.config = if case.config.is_empty() { Vec::new() } else { seed.config };
-    case.facts.backend =
-        Box::new(Backend { here: dice.pick(&[None, Some(true), Some(false)]), ..*seed.facts.backend });
+    *case.facts.backend =
+        Backend { here: dice.pick(&[None, Some(true), Some(false)]), ..*seed.facts.backend };
 }
