@@ -97,11 +97,6 @@ pub(super) fn threads(case: &Case) -> Option<String> {
     Some(format!("{}: {}", holder.name, holder.threads.text()?))
 }
 
-/// The far end is on this machine, and what its process does at the close can be seen: nothing is translated on the way.
-pub(super) fn in_sight(case: &Case) -> bool {
-    case.reach.deaths && case.facts.backend.here == Some(true) && case.facts.translated.is_none()
-}
-
 /// Who closed the far end without ending.
 pub(super) fn living_closer(case: &Case) -> Option<String> {
     let backend = &case.facts.backend;
