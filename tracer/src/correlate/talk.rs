@@ -366,7 +366,7 @@ pub fn is_failure(case: &Case) -> bool {
 /// nginx threw away what had arrived, and not on purpose.
 fn is_dropped(case: &Case, talk: &Talk, answer: &Answer) -> bool {
     let purpose = matches!(answer, Answer::Head(head) if is_dropped_on_purpose(case, head));
-    talk.unread > 0 && talk.fin_ns.is_none() && !purpose
+    talk.unread > 0 && !purpose
 }
 
 /// nginx closed it without having learned of an end, when its time-out for reads ran out or its client left; not as one that
