@@ -251,14 +251,14 @@ pub(super) fn finished(sk: u64) {
 /// The worker closes an upstream connection that stood: was anything wrong with it? What seems well stays for a moment, since
 /// nginx may tell its client otherwise.
 #[inline(never)]
-pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8) -> u32 {
+pub(super) fn closing(sk: u64, old: u8) -> u32 {
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
-    if conn.is_null() {
-        return 0;
-    }
     settle(proc);
+    let Some(conn) = conns::find(sk) else {
+        return 0;
+    };
     let talk = conns::talk_of(conn);
     // SAFETY: as in `heard`.
     unsafe {
