@@ -12,4 +12,5 @@ mod request;
 mod reset;
 mod said;
 mod state;
+mod talk;
 mod unix;
