@@ -12,7 +12,7 @@ use crate::{
     clients, conns,
     emit::{self, CLIENT_WATCH_NS, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
-    maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
+    maps::{EVENTS, GIVEN_UP, JUMPS, PEERS, PROCS, SHARED, setting},
     probes::{death, request, talk},
     procs,
 };
@@ -34,14 +34,21 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     death::state(sk, old, new);
     match new {
         TCP_SYN_SENT => begin(&ctx, sk),
-        TCP_CLOSE => end(&ctx, sk, old),
         TCP_CLOSE_WAIT => talk::finished(sk),
-        TCP_FIN_WAIT1 => {
-            closed_by_worker(sk, old);
-        }
-        TCP_LAST_ACK => {
-            if !closed_by_worker(sk, old) {
-                client_closed(sk, 1);
+        TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE => {
+            let mut by_worker = if new == TCP_CLOSE {
+                end(&ctx, sk, old)
+            } else {
+                let how = closed_by_worker(sk);
+                if how.is_none() && new == TCP_LAST_ACK {
+                    client_closed(sk, 1);
+                }
+                u32::from(how == Some(true))
+            };
+            // One state for the verifier, whichever it was.
+            kernel::forget(&mut by_worker);
+            if by_worker != 0 {
+                go_on(&ctx);
             }
         }
         _ => {}
@@ -49,20 +56,33 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A close, or a `shutdown()` of one direction, has begun. True if it is a worker's of an upstream connection.
+/// The entry of `JUMPS` that is `judge`.
+const JUDGE: u32 = 0;
+
+/// Ends this program and goes on with `judge`, in the same context.
 #[inline(always)]
-fn closed_by_worker(sk: u64, old: i32) -> bool {
-    if procs::worker().is_none() {
-        return false;
-    }
-    let Some(found) = conns::find(sk) else {
-        return false;
-    };
-    if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 {
-        count(|c| c.established += 1);
-        talk::closing(sk, found, old as u8);
-    }
-    true
+fn go_on(ctx: &RawTracePointContext) {
+    // SAFETY: a program of the same type, which needs no more than this one's first argument. It does not return, or does
+    // nothing if user space has not set the entry.
+    let _ = unsafe { JUMPS.tail_call(ctx, JUDGE) };
+}
+
+/// A worker closes an upstream connection that stood: `inet_sock_set_state` and `tcp_destroy_sock` have the socket in the same
+/// place.
+#[raw_tracepoint]
+fn judge(ctx: RawTracePointContext) -> i32 {
+    count(|c| c.established += 1);
+    talk::closing(ctx.arg(0));
+    0
+}
+
+/// A close, or a `shutdown()` of one direction, has begun: None if it is not a worker's of an upstream connection, true for a
+/// close.
+#[inline(always)]
+fn closed_by_worker(sk: u64) -> Option<bool> {
+    procs::worker()?;
+    conns::find(sk)?;
+    Some(read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3)
 }
 
 /// True if the current process is a verified nginx.
@@ -145,11 +165,12 @@ pub(super) fn record(sk: u64, conn: &Conn, proc: *mut Proc) {
     count(|c| c.connects += 1);
 }
 
+/// A socket reached CLOSE. Returns 1 if a worker closes an upstream connection that stood.
 #[inline(always)]
-fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
+fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
     let Some(found) = conns::find(sk) else {
         unknown_end(sk, old);
-        return;
+        return 0;
     };
     if old == TCP_SYN_SENT {
         let mut sk_err: i32 = read(sk, setting!(sk_err));
@@ -164,7 +185,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
                     // connect() itself failed (no free port, a packet-level refusal), and its return brings
                     // the errno.
                     (*found).flags |= flag::SYNC_CLOSED;
-                    return;
+                    return 0;
                 }
                 // Or the error is reported before the transition, and nginx on another CPU has read it already.
                 if (*found).flags & flag::RST_IN != 0 {
@@ -188,18 +209,17 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         }
     } else {
         if talk::has(found, talk_flag::CLOSED) {
-            return;
+            return 0;
         }
-        count(|c| c.established += 1);
         // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
         if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
-            talk::closing(sk, found, old as u8);
-        } else {
-            talk::ended(found);
+            return 1;
         }
-        return;
+        talk::ended(found);
+        return 0;
     }
     conns::close(sk);
+    0
 }
 
 /// True if that worker is inside connect().
@@ -307,37 +327,40 @@ fn client_closed(sk: u64, how: u8) {
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
+    let mut by_worker = 0;
     if let Some(found) = conns::find(sk) {
-        gone(sk, found);
+        by_worker = gone(sk, found);
     } else {
         clients::closed(sk);
     }
-    if emit::watching_until() != 0 {
+    kernel::forget(&mut by_worker);
+    if by_worker != 0 {
+        go_on(&ctx);
+    } else if emit::watching_until() != 0 {
         client_closed(sk, 2);
     }
     0
 }
 
 /// The socket of a connection that is still in the map is destroyed. One that stood has received a SYN-ACK: the stack has
-/// measured a round trip.
+/// measured a round trip. Returns 1 if a worker closes one that stood.
 #[inline(always)]
-fn gone(sk: u64, found: *mut Conn) {
+fn gone(sk: u64, found: *mut Conn) -> u32 {
     if talk::has(found, talk_flag::CLOSED) {
-        return;
+        return 0;
     }
     // SAFETY: a live element of a pre-allocated map; copied as in `end`.
     let mut conn = unsafe { *found };
     kernel::forget(&mut conn);
     if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
-        const TCP_ESTABLISHED: u8 = 1;
         if procs::worker().is_some() {
-            talk::closing(sk, found, TCP_ESTABLISHED);
-            return;
+            return 1;
         }
     } else {
         missed_end(sk, &conn);
     }
     conns::close(sk);
+    0
 }
 
 /// Tells what can still be told of a connection whose end was not seen.

@@ -535,7 +535,9 @@ impl<'a> Session<'a> {
                 incident.verdict.evidence.push(said::evidence(said, place.is_some()));
             }
         }
-        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&incident.verdict.cause) {
+        // What nginx told its client can settle that nothing was wrong.
+        let wanted = self.filter.causes.is_empty() || self.filter.causes.contains(&incident.verdict.cause);
+        if !wanted || !talk::is_failure(&incident.case) {
             return Ok(());
         }
         *self.incidents.entry(incident.verdict.cause).or_default() += 1;
