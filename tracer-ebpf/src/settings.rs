@@ -183,6 +183,26 @@ pub struct Settings {
     pub audit_denied: u32,
     /// selinux_audit_data.result.
     pub audit_result: u32,
+    /// pt_regs register of the fourth system call argument.
+    pub regs_arg3: u32,
+    /// unix_sock.peer.
+    pub unix_peer: u32,
+    /// sock.sk_receive_queue.
+    pub sk_receive_queue: u32,
+    /// sock.sk_wmem_alloc (32 bits).
+    pub sk_wmem_alloc: u32,
+    /// sock.sk_socket of a far end.
+    pub far_socket: u32,
+    /// Inode number of a `struct socket` from its beginning (`SOCK_INODE`, include/net/sock.h); [`NONE`] if unknown.
+    pub socket_ino: u32,
+    /// 1 if connections to unix sockets are followed.
+    pub follow_unix: u32,
+    /// sk_buff.len.
+    pub skb_len: u32,
+    /// Number of the readv system call.
+    pub nr_readv: u32,
+    /// Number of the read system call.
+    pub nr_read: u32,
     /// Always 0.
     pub _pad: u32,
     /// Number of buckets of open connections, less one; a power of two less one.

@@ -12,3 +12,5 @@ mod reset;
 mod said;
 mod state;
 mod unix;
+mod unix_end;
+mod unix_talk;

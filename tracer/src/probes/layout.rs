@@ -221,6 +221,16 @@ pub fn settings(
         audit_requested: r.optional("selinux_audit_data.requested"),
         audit_denied: r.optional("selinux_audit_data.denied"),
         audit_result: r.optional("selinux_audit_data.result"),
+        regs_arg3: r.required("pt_regs.r10"),
+        unix_peer: r.optional("unix_sock.peer"),
+        sk_receive_queue: r.optional("sock.sk_receive_queue"),
+        sk_wmem_alloc: r.optional("sock.sk_wmem_alloc"),
+        far_socket: r.optional("sock.sk_socket"),
+        socket_ino: socket_inode(btf),
+        follow_unix: 0,
+        skb_len: r.required("sk_buff.len"),
+        nr_readv: number(libc::SYS_readv),
+        nr_read: number(libc::SYS_read),
         _pad: 0,
         follow_new: 1,
         packed_common: 0,
@@ -247,6 +257,20 @@ pub fn settings(
         }
     }
     Ok(settings)
+}
+
+fn number(nr: i64) -> u32 {
+    u32::try_from(nr).unwrap_or(NONE)
+}
+
+/// Where the inode number of a socket lies, from the beginning of its `struct socket`: both are parts of `struct
+/// socket_alloc`.
+fn socket_inode(btf: &Btf<'_>) -> u32 {
+    let parts = ["socket_alloc.socket", "socket_alloc.vfs_inode", "inode.i_ino"].map(|path| btf.field(path));
+    match parts {
+        [Ok(socket), Ok(inode), Ok(number)] => inode.offset - socket.offset + number.offset,
+        _ => NONE,
+    }
 }
 
 /// How many arguments a function has; [`NONE`] if the kernel has no such function.

@@ -184,6 +184,8 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let buckets = buckets(options.max_connections);
     settings.bucket_mask = buckets - 1;
     settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);
+    let reads_seen = tier != Tier::Tracepoint || btf.tracepoint_params("sock_recv_length").is_some();
+    settings.follow_unix = u32::from(reads_seen);
     let functions = functions_for_aya(&btf, tier);
     let drop_reasons = layout::drop_reasons(&btf);
     let known = |function: &str| btf.func(function).is_some();
