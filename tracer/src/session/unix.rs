@@ -49,6 +49,17 @@ pub(super) fn is_foreign(attempt: &Attempt, worker: &Watched) -> bool {
     (attempt.request.is_none() && !leads_there) || !serves(attempt.worker)
 }
 
+/// Who listens on the socket of that name now; `None` if nobody was found.
+pub(super) fn listener(worker: u32, name: &UnixName) -> Option<Bound> {
+    let sockets = Sockets::read(worker);
+    let found = match name {
+        UnixName::Path(path) => sockets.of_file(walk::walk(worker, path).ok()?.file()?.id, path)?,
+        UnixName::Abstract(name) => sockets.of_name(name)?,
+    };
+    let owners = owners::find(&[found.socket.inode], Budget::default());
+    Some(bound(found, &sockets, owners.get(found.socket.inode))).filter(|bound| bound.listens)
+}
+
 /// True for a daemon that libc asks for users, groups and hosts: most hosts have none of them.
 fn asks_for_names(path: &[u8]) -> bool {
     LIBC.iter().any(|daemon| path.starts_with(daemon))
@@ -117,6 +128,11 @@ impl Sockets {
         let namespace = self.namespaces.len();
         self.namespaces.push(ns);
         self.found.extend(sockets.into_iter().map(|socket| Found { socket, namespace }));
+    }
+
+    /// The abstract socket of that name in the worker's network namespace.
+    fn of_name(&self, name: &[u8]) -> Option<&Found> {
+        self.found.iter().find(|f| f.namespace == 0 && f.socket.name.strip_prefix(&[0]) == Some(name))
     }
 
     /// The socket behind a file. Where the file system reports another device than the kernel's own, the inode number
@@ -199,14 +215,13 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
 }
 
 fn abstract_name(fact: &mut UnixFact, name: &[u8], sockets: &Sockets) {
-    let is = |f: &&Found| f.socket.name.strip_prefix(&[0]) == Some(name);
     // Abstract names are told apart by network namespace.
-    let own = sockets.found.iter().filter(|f| f.namespace == 0).find(is);
-    if let Some(found) = own {
+    if let Some(found) = sockets.of_name(name) {
         let owners = owners::find(&[found.socket.inode], Budget::default());
         fact.bound = Some(bound(found, sockets, owners.get(found.socket.inode)));
         return;
     }
+    let is = |f: &&Found| f.socket.name.strip_prefix(&[0]) == Some(name);
     let others: Vec<&Found> = sockets.found.iter().filter(is).take(MOST_TOLD).collect();
     let inodes: Vec<u32> = others.iter().map(|f| f.socket.inode).collect();
     let owners = owners::find(&inodes, Budget::default());
