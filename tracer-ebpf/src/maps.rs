@@ -78,6 +78,29 @@ pub(crate) struct AvcArgs {
     pub requested: u32,
 }
 
+/// The last fatal signal that each process was sent, by thread group id. LRU: nothing tells that a handled one is done with.
+#[map]
+pub(crate) static SIGNALS: LruHashMap<u32, Doomed> = LruHashMap::with_max_entries(4096, 0);
+
+/// Until when a process may close sockets because of such a signal, CLOCK_MONOTONIC ns; 0: no signal of late.
+#[map]
+pub(crate) static DOOM: Array<u64> = Array::with_max_entries(1, 0);
+
+/// A fatal signal.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Doomed {
+    pub time_ns: u64,
+    /// Thread group id; 0 for the kernel.
+    pub sender: u32,
+    pub signal: u32,
+    /// 1: the OOM killer's.
+    pub oom: u32,
+    pub _pad: u32,
+    /// The sender's name.
+    pub comm: [u64; 2],
+}
+
 /// The attempt that each worker gave up last, by thread group id.
 #[map]
 pub(crate) static GIVEN_UP: LruHashMap<u32, GivenUp> = LruHashMap::with_max_entries(1024, 0);

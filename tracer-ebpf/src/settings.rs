@@ -183,6 +183,28 @@ pub struct Settings {
     pub audit_denied: u32,
     /// selinux_audit_data.result.
     pub audit_result: u32,
+    /// task_struct.exit_code.
+    pub task_exit_code: u32,
+    /// task_struct.group_leader.
+    pub task_leader: u32,
+    /// task_struct.real_parent.
+    pub task_parent: u32,
+    /// task_struct.start_time (CLOCK_MONOTONIC).
+    pub task_start: u32,
+    /// task_struct.comm.
+    pub task_comm: u32,
+    /// task_struct.signal.
+    pub task_signal: u32,
+    /// signal_struct.group_exit_code.
+    pub signal_exit_code: u32,
+    /// sock.sk_socket.
+    pub sk_socket: u32,
+    /// kernel_siginfo.si_code.
+    pub si_code: u32,
+    /// 1 if the tracepoint `mark_victim` brings a task (6.8), not its number.
+    pub mark_victim_task: u32,
+    /// 1 if the first bytes of failed exchanges go to user space; 0 with `--no-payload`.
+    pub payload: u32,
     /// pt_regs register of the fourth system call argument.
     pub regs_arg3: u32,
     /// unix_sock.peer.
@@ -191,8 +213,6 @@ pub struct Settings {
     pub sk_receive_queue: u32,
     /// sock.sk_wmem_alloc (32 bits).
     pub sk_wmem_alloc: u32,
-    /// sock.sk_socket of a far end.
-    pub far_socket: u32,
     /// Inode number of a `struct socket` from its beginning (`SOCK_INODE`, include/net/sock.h); [`NONE`] if unknown.
     pub socket_ino: u32,
     /// 1 if connections to unix sockets are followed.

@@ -128,7 +128,8 @@ pub struct Broken {
     pub name: [u8; unix::NAME + 4],
 }
 
-/// A process closed the far end of a watched connection while it was ending.
+/// A process closed the far end of a watched connection while it was ending, soon after a fatal signal, or
+/// without having sent a byte.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Death {
@@ -148,11 +149,12 @@ pub struct Death {
     pub sport: u16,
     /// The far end's port.
     pub dport: u16,
-    /// `task_struct.exit_code`: status << 8 | 0x80 for a core dump | signal.
+    /// `task_struct.exit_code`: status << 8 | 0x80 for a core dump | signal; `u32::MAX`: it was running, perhaps
+    /// because of [`Death::signal`] not for long.
     pub exit_code: u32,
     /// Parent's thread group id.
     pub parent: u32,
-    /// Who sent the signal that ended it (thread group id); 0 unknown or the kernel.
+    /// Who sent it the last fatal signal (thread group id); 0 unknown or the kernel.
     pub sender: u32,
     /// When that was sent; 0 unknown.
     pub signal_ns: u64,
@@ -160,17 +162,21 @@ pub struct Death {
     pub start_ns: u64,
     /// 1: the OOM killer chose it.
     pub oom: u32,
-    /// The signal that was sent by [`Death::sender`].
+    /// That signal; 0 if none was seen.
     pub signal: u32,
     /// `task_struct.comm` of the process.
     pub comm: [u8; 16],
     /// And of the sender.
     pub sender_comm: [u8; 16],
+    /// Network namespace of the closed socket (inode); 0 unknown.
+    pub netns: u32,
+    /// Padding.
+    pub _pad: u32,
 }
 
 const _: () = {
     assert!(size_of::<Talk>() == 120);
     assert!(size_of::<Broken>() == ATTEMPT_HEAD + 120 + 8 + 24 + 8 + SENT + GOT + 112);
-    assert!(size_of::<Death>() == 128);
+    assert!(size_of::<Death>() == 136);
     assert!(HEADS.is_power_of_two());
 };

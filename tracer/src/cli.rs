@@ -89,6 +89,10 @@ pub(crate) struct Trace {
     /// `auto` where it costs healthy requests nothing, `on` at the end of every upstream attempt as well.
     #[arg(long, value_enum, default_value_t = Uprobes::Off)]
     pub uprobes: Uprobes,
+    /// Look at no byte of what failed exchanges with upstream servers said, and show none. (Authorization, cookies and the
+    /// like are never shown.) Verdicts that rest on bytes are then weaker, or missing.
+    #[arg(long)]
+    pub no_payload: bool,
     /// When a firewall rule drops or rejects, let the kernel itself name it for the next such packet: for 10 seconds at
     /// most, a table of why502's own marks the handshakes with that one server (nftrace). The only option that changes
     /// anything on the system.

@@ -63,6 +63,7 @@ pub(crate) fn kernel_options(kernel: &Kernel) -> Options {
         follow_new: true,
         debug: kernel.verbose,
         requests: true,
+        payload: true,
     }
 }
 
@@ -72,6 +73,7 @@ fn load_options(kernel: &Kernel, trace: &Trace) -> Options {
         max_connections: trace.max_connections,
         follow_new: trace.pids.is_empty(),
         requests: trace.requests == Requests::Auto,
+        payload: !trace.no_payload,
         ..kernel_options(kernel)
     }
 }

@@ -194,7 +194,7 @@ fn text_keeps_to_the_width_wherever_a_word_allows() {
                 // The headline and lines of the configuration are never broken: they are copied and searched.
                 let config = incident.lines().iter().any(|l| match l {
                     tracer::report::Line::Config(c) => line.ends_with(&c.text),
-                    tracer::report::Line::Default(t) => line.ends_with(&t.text),
+                    tracer::report::Line::Default(text) => line.ends_with(text),
                 });
                 let headline = line.starts_with("14:02:11.482");
                 let one_word = line.split_whitespace().count() <= 2;

@@ -1,6 +1,7 @@
 //! Attach areas, one a file.
 
 mod connect;
+mod death;
 mod denial;
 mod dns;
 mod drops;

@@ -13,7 +13,7 @@ use crate::{
     emit::{self, CLIENT_WATCH_NS, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
-    probes::request,
+    probes::{death, request},
     procs,
 };
 
@@ -30,6 +30,7 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     let old: i32 = ctx.arg(1);
     let new: i32 = ctx.arg(2);
+    death::state(sk, old, new);
     match new {
         TCP_SYN_SENT => begin(&ctx, sk),
         TCP_CLOSE => end(&ctx, sk, old),

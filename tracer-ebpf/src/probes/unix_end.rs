@@ -307,8 +307,8 @@ fn far_of(sk: u64) -> Far {
         // One is the socket's own.
         found.unread = read::<u32>(sk, setting!(sk_wmem_alloc)).saturating_sub(1);
     }
-    if kernel::has(setting!(far_socket)) {
-        let socket: u64 = read(peer, setting!(far_socket));
+    if kernel::has(setting!(sk_socket)) {
+        let socket: u64 = read(peer, setting!(sk_socket));
         if socket != 0 {
             found.flags |= far::ACCEPTED;
             if kernel::has(setting!(socket_ino)) {

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod blocked;
+pub mod ending;
 pub mod no_attempt;
 pub mod request;
 pub mod said;

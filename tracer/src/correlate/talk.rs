@@ -1,5 +1,10 @@
 //! What the bytes and times of a connection that stood say.
 
+pub mod fastcgi;
+pub mod http1;
+pub mod payload;
+pub mod tls;
+
 use super::Case;
 use crate::event::Stage;
 

@@ -149,6 +149,10 @@ fn settle(case: &Case, mut verdicts: Vec<Verdict>) -> Verdict {
     if rules::blocked::is_refused(case) {
         verdicts.retain(|v| rules::blocked::is_block(v.cause));
     }
+    // What a dying process did to its connection needs no other cause; what was seen of that remains.
+    if verdicts.iter().any(|v| v.cause == Cause::UpstreamDied && v.confidence == Confidence::Proven) {
+        verdicts.retain(|v| v.cause == Cause::UpstreamDied);
+    }
     // Stable: among equals the order of RULES decides.
     verdicts.sort_by_key(|v| std::cmp::Reverse(v.confidence));
     let proofs = verdicts.iter().filter(|v| v.confidence == Confidence::Proven).count();

@@ -39,15 +39,15 @@ pub fn page(cause: Cause) -> Option<&'static str> {
         Cause::ResolverFailed => include_str!("pages/resolver-failed.md"),
         Cause::NoResolver => include_str!("pages/no-resolver.md"),
         Cause::NoLiveUpstreams => include_str!("pages/no-live-upstreams.md"),
+        Cause::UpstreamClosedEarly => include_str!("pages/upstream-closed-early.md"),
+        Cause::UpstreamReset => include_str!("pages/upstream-reset.md"),
+        Cause::UpstreamDied => include_str!("pages/upstream-died.md"),
+        Cause::KeepaliveRace => include_str!("pages/keepalive-race.md"),
+        Cause::ReadTimeout => include_str!("pages/read-timeout.md"),
+        Cause::SendTimeout => include_str!("pages/send-timeout.md"),
         Cause::ClientAborted => include_str!("pages/client-aborted.md"),
         Cause::Unexplained => include_str!("pages/unexplained.md"),
-        Cause::UpstreamClosedEarly
-        | Cause::UpstreamReset
-        | Cause::UpstreamDied
-        | Cause::KeepaliveRace
-        | Cause::ReadTimeout
-        | Cause::SendTimeout
-        | Cause::HeaderTooBig
+        Cause::HeaderTooBig
         | Cause::InvalidResponse
         | Cause::ResponseTruncated
         | Cause::TlsToPlainPort

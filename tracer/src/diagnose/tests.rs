@@ -21,7 +21,7 @@ use crate::{
         Case, ConntrackFact, Facts, Listeners, Listening, NeighbourFact, Reach, RouteFact, blocked::Watched,
     },
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
-    nginx::{Candidate, ConfigLine, Module, Role, Timeout},
+    nginx::{Candidate, ConfigLine, InForces, Module, Role, Timeout},
 };
 
 /// The worker's network namespace.
@@ -176,6 +176,7 @@ impl Build {
                     line: Some(line(Role::Directive, 19, &text)),
                     text,
                 }],
+                settings: InForces::default(),
                 exact: true,
                 upstream_server: Some((0, 0)),
                 passes: vec![0],

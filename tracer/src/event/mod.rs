@@ -4,6 +4,7 @@
 
 pub mod denial;
 mod drops;
+mod redact;
 mod request;
 pub mod said;
 mod talk;
@@ -18,7 +19,7 @@ use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 pub use denial::{Avc, Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
-pub use talk::{Death, Talk, Told};
+pub use talk::{Death, Sent, Talk, Told};
 pub use unix::{FarEnd, UnixName};
 
 /// Why a record could not be read.

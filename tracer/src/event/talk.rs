@@ -10,6 +10,7 @@ use tracer_ebpf::{
 
 use super::{
     Attempt, DecodeError, Event, UnixName, attempt, ip, read,
+    redact::redact,
     unix::{self, FarEnd},
 };
 
@@ -93,7 +94,8 @@ pub struct Talk {
     pub far: Option<FarEnd>,
 }
 
-/// A process that held the far end of a watched connection and closed it as it ended.
+/// A process that closed the far end of a watched connection: as it ended, because of a signal, or without a byte of an
+/// answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
     /// The process, in the initial PID namespace.
@@ -102,10 +104,14 @@ pub struct Death {
     pub time_ns: u64,
     /// The watched connection's socket; 0 if only its addresses are known.
     pub socket: u64,
+    /// Network namespace of the closed socket (inode); 0 unknown.
+    pub netns: u32,
     /// nginx's address.
     pub local: SocketAddr,
     /// The far end's.
     pub remote: SocketAddr,
+    /// It was ending: the kernel closed what it left open. Else it made the close itself.
+    pub ending: bool,
     /// Exit status, if it exited.
     pub status: Option<u8>,
     /// Signal that ended it.
@@ -114,20 +120,36 @@ pub struct Death {
     pub core: bool,
     /// Its parent.
     pub parent: u32,
-    /// Who sent that signal: process and name; `None` for the kernel, or unknown.
-    pub sender: Option<(u32, String)>,
-    /// When, CLOCK_MONOTONIC ns.
-    pub signal_ns: Option<u64>,
+    /// The last fatal signal that it was sent in its life, as far as seen.
+    pub sent: Option<Sent>,
     /// When the process began, CLOCK_MONOTONIC ns.
     pub start_ns: u64,
     /// The OOM killer chose it.
     pub oom: bool,
-    /// Its name (`comm`).
+    /// Its name (`comm`), escaped for a terminal.
     pub comm: String,
+}
+
+/// A signal that ends a process unless it sees to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// Its number (signal(7)).
+    pub signal: u8,
+    /// Who sent it: process and name; `None` for the kernel.
+    pub sender: Option<(u32, String)>,
+    /// When, CLOCK_MONOTONIC ns.
+    pub time_ns: u64,
 }
 
 fn begin(bytes: &[u8], len: u16) -> Bytes {
     Bytes::copy_from_slice(bytes.get(..usize::from(len)).unwrap_or(bytes))
+}
+
+/// The first bytes of one direction, without secrets.
+fn said(bytes: &[u8], len: u16, is_request: bool) -> Bytes {
+    let mut kept = bytes.get(..usize::from(len)).unwrap_or(bytes).to_vec();
+    redact(&mut kept, is_request);
+    kept.into()
 }
 
 /// Reads a [`Broken`].
@@ -161,7 +183,7 @@ fn talk_of(b: &Broken) -> Talk {
     let t = &b.talk;
     let has = |bit: u32| t.flags & bit != 0;
     let at = |ns: u64| (ns != 0).then_some(ns);
-    let response = begin(&b.got, b.got_len);
+    let response = said(&b.got, b.got_len, false);
     Talk {
         watched: has(talk_flag::WATCHED),
         found: has(talk_flag::FOUND),
@@ -197,7 +219,7 @@ fn talk_of(b: &Broken) -> Talk {
         answered_bad: has(talk_flag::ANSWERED_BAD),
         death_ns: at(b.death_ns),
         first: t.first.to_ne_bytes(),
-        request: begin(&b.sent, b.sent_len),
+        request: said(&b.sent, b.sent_len, true),
         response_lost: response.is_empty() && b.got_bytes > 0,
         response,
         far: None,
@@ -206,28 +228,100 @@ fn talk_of(b: &Broken) -> Talk {
 
 /// Reads a [`talk::Death`].
 pub(super) fn death(d: &talk::Death) -> Death {
-    let at = |ns: u64| (ns != 0).then_some(ns);
+    const RUNNING: u32 = u32::MAX;
     let name = |comm: &[u8]| {
         let text = comm.split(|byte| *byte == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(text).into_owned()
+        text.escape_ascii().to_string()
     };
+    let ending = d.exit_code != RUNNING;
     let [low, status, ..] = d.exit_code.to_le_bytes();
-    let signal = (low & 0x7f != 0).then_some(low & 0x7f);
-    let sent_by_process = d.sender != 0 && signal.is_some_and(|s| u32::from(s) == d.signal);
+    let signal = (ending && low & 0x7f != 0).then_some(low & 0x7f);
+    // What was sent to an earlier process of that number is none of it.
+    let sent = u8::try_from(d.signal).ok().filter(|number| *number != 0 && d.signal_ns >= d.start_ns).map(
+        |number| Sent {
+            signal: number,
+            sender: (d.sender != 0).then(|| (d.sender, name(&d.sender_comm))),
+            time_ns: d.signal_ns,
+        },
+    );
     Death {
         pid: d.tgid,
         time_ns: d.time_ns,
         socket: d.sk,
+        netns: d.netns,
         local: SocketAddr::new(ip(&d.saddr), d.sport),
         remote: SocketAddr::new(ip(&d.daddr), d.dport),
-        status: signal.is_none().then_some(status),
+        ending,
+        status: (ending && signal.is_none()).then_some(status),
         signal,
-        core: low & 0x80 != 0,
+        core: ending && low & 0x80 != 0,
         parent: d.parent,
-        sender: sent_by_process.then(|| (d.sender, name(&d.sender_comm))),
-        signal_ns: at(d.signal_ns).filter(|_| sent_by_process),
+        oom: d.oom != 0 && sent.is_some(),
+        sent,
         start_ns: d.start_ns,
-        oom: d.oom != 0,
         comm: name(&d.comm),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wire(exit_code: u32, signal: u32, sender: u32) -> talk::Death {
+        let mut comm = [0; 16];
+        comm[..5].copy_from_slice(b"go\x1bn\0");
+        talk::Death {
+            kind: kind::DEATH,
+            tgid: 7,
+            time_ns: 9_000,
+            sk: 0,
+            saddr: [0; 16],
+            daddr: [0; 16],
+            sport: 45_678,
+            dport: 3000,
+            exit_code,
+            parent: 5,
+            sender,
+            signal_ns: 8_000,
+            start_ns: 1_000,
+            oom: 0,
+            signal,
+            comm,
+            sender_comm: comm,
+            netns: 1,
+            _pad: 0,
+        }
+    }
+
+    #[test]
+    fn how_a_process_ended() {
+        for (name, code, signal, expect) in [
+            ("exit(3)", 0x300, 0, (true, Some(3), None, false)),
+            ("exit(0)", 0, 15, (true, Some(0), None, false)),
+            ("SIGKILL", 9, 9, (true, None, Some(9), false)),
+            ("SIGSEGV with a core dump", 0x8b, 0, (true, None, Some(11), true)),
+            ("it runs", u32::MAX, 6, (false, None, None, false)),
+        ] {
+            let death = death(&wire(code, signal, 5));
+            assert_eq!((death.ending, death.status, death.signal, death.core), expect, "{name}");
+            assert_eq!(
+                death.sent.as_ref().map(|s| u32::from(s.signal)),
+                (signal != 0).then_some(signal),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_signal_belongs_to_the_life_of_its_process() {
+        let mut one = wire(9, 9, 5);
+        one.start_ns = 8_500;
+        one.oom = 1;
+        let death = super::death(&one);
+        assert_eq!((death.sent, death.oom), (None, false));
+        assert_eq!(death.comm, "go\\x1bn", "names are escaped");
+        let kernel = super::death(&wire(9, 9, 0)).sent.unwrap();
+        assert_eq!((kernel.signal, kernel.sender), (9, None));
+        assert_eq!(super::death(&wire(9, 900, 5)).sent, None, "no such signal");
     }
 }

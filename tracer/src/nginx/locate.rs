@@ -5,6 +5,7 @@ use std::{collections::HashSet, net::SocketAddr};
 
 use super::{
     flow::{self, Flow},
+    in_force::InForces,
     lookup::Candidate,
     model::{Layer, Model, Pass, Role},
     pcre::Pattern,
@@ -191,6 +192,9 @@ impl Model {
         narrowed.upstream_server = candidate.upstream_server;
         let own = candidate.lines.iter().take_while(|line| line.role != Role::Pass);
         narrowed.lines.splice(0..0, own.cloned());
+        if candidate.settings != InForces::default() {
+            narrowed.settings = self.in_force(&narrowed.passes, narrowed.upstream_server);
+        }
         narrowed
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    in_force::InForces,
     model::{ConfigLine, Model, Module, Pass, Role, Upstream},
     settings::{Setting, Timeout},
     value::{self, Address},
@@ -27,6 +28,8 @@ pub struct Candidate {
     pub lines: Vec<ConfigLine>,
     /// The connect time-outs of the passes, each once.
     pub connect_timeouts: Vec<Timeout>,
+    /// What else holds for the passes; filled only for connections that stood ([`Model::add_settings`]).
+    pub settings: InForces,
     /// False where a variable, an SRV record, `down` or a foreign directive decides whether this line is
     /// used at all.
     pub exact: bool,
@@ -264,6 +267,7 @@ impl Model {
             module,
             lines,
             connect_timeouts,
+            settings: InForces::default(),
             exact,
             upstream_server: None,
             passes,

@@ -17,6 +17,7 @@ pub mod dump;
 pub mod error;
 mod flow;
 pub mod glob;
+mod in_force;
 pub mod invocation;
 pub mod lexer;
 pub mod locate;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use error::{Error, Problem, SyntaxError};
 pub use flow::REDIRECT;
+pub use in_force::{InForce, InForces};
 pub use locate::{Asked, Located};
 pub use lookup::Candidate;
 pub use model::{ConfigLine, Model, Module, Role};

@@ -52,6 +52,8 @@ pub struct Options {
     pub debug: bool,
     /// Attach the hooks that tell of clients' requests.
     pub requests: bool,
+    /// Send the first bytes of failed exchanges to user space.
+    pub payload: bool,
 }
 
 /// What became of one probe.
@@ -181,6 +183,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let view = private_view();
     let has_tracefs = view.is_ok() || Path::new("/sys/kernel/tracing/events").exists();
     settings.follow_new = u32::from(options.follow_new);
+    settings.payload = u32::from(options.payload);
     let buckets = buckets(options.max_connections);
     settings.bucket_mask = buckets - 1;
     settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);

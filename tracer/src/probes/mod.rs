@@ -181,6 +181,20 @@ const CONNECTIONS: &[Probe] = &[
         variants: &[everywhere("process_exec", "sched_process_exec")],
     },
     Probe {
+        name: "signal",
+        tells: "who sent a backend the signal that ended it",
+        lost: "who killed a backend",
+        required: false,
+        variants: &[everywhere("signal", "signal_generate")],
+    },
+    Probe {
+        name: "oom",
+        tells: "backends that the OOM killer chose",
+        lost: "OOM kills: they look like any SIGKILL by the kernel",
+        required: false,
+        variants: &[everywhere("oom", "mark_victim")],
+    },
+    Probe {
         name: "process-exit",
         tells: "ended nginx processes",
         lost: "the end of workers: a reused PID could be taken for nginx",

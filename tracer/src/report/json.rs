@@ -65,6 +65,14 @@ struct Attempt {
     syns: Option<u32>,
     number: Option<u32>,
     client_saw: Option<u16>,
+    payload: Option<Payload>,
+}
+
+/// The first bytes of the exchange; secrets are masked, bodies left out.
+#[derive(Serialize)]
+struct Payload {
+    sent: Option<String>,
+    received: Option<String>,
 }
 
 /// The client's request; what is not certain is null, and `note` says why.
@@ -148,7 +156,7 @@ impl Report for Json {
                 Line::Config(c) => {
                     Config { role: line.role(), file: file(&c.file), line: Some(c.line), text: &c.text }
                 }
-                Line::Default(t) => Config { role: line.role(), file: None, line: None, text: &t.text },
+                Line::Default(text) => Config { role: line.role(), file: None, line: None, text },
             })
             .collect();
         let line = IncidentLine {
@@ -183,6 +191,7 @@ impl Report for Json {
                 syns: (a.stage == Stage::SynSent).then(|| i.case.syns()),
                 number: i.number(),
                 client_saw: i.client_saw(),
+                payload: i.payload().map(|(sent, received)| Payload { sent, received }),
             },
             request: request(i),
             evidence: i.verdict.evidence.iter().map(|e| Evidence { kind: e.kind, text: &e.text }).collect(),

@@ -4,6 +4,7 @@ pub mod config;
 pub mod explain;
 pub mod innocence;
 pub mod json;
+mod lines;
 mod summary;
 pub mod text;
 mod time;
@@ -17,10 +18,11 @@ use crate::{
     correlate::{
         Case,
         request::{Attribution, Head},
+        talk::payload,
     },
     diagnose::{Cause, Verdict},
     event::Stage,
-    nginx::{Candidate, ConfigLine, Role, Timeout},
+    nginx::{Candidate, ConfigLine, Role},
 };
 
 pub use summary::{Occupancy, ProgramCost, Summary, plural};
@@ -116,7 +118,11 @@ impl Incident {
             .extend(self.case.config.iter().flat_map(|c| &c.lines).chain(&self.bind_lines).map(Line::Config));
         if self.shows_timeout() {
             let timeouts = self.case.config.iter().flat_map(|c| &c.connect_timeouts);
-            lines.extend(timeouts.map(|t| t.line.as_ref().map_or(Line::Default(t), Line::Config)));
+            lines.extend(timeouts.map(|t| t.line.as_ref().map_or(Line::Default(&t.text), Line::Config)));
+        }
+        for key in lines::directives(self.verdict.cause, self.case.attempt.stage) {
+            let in_force = self.case.config.iter().flat_map(|c| c.settings.all(key));
+            lines.extend(in_force.map(|d| d.line.as_ref().map_or(Line::Default(&d.text), Line::Config)));
         }
         let mut unique: Vec<Line<'_>> = Vec::with_capacity(lines.len());
         for line in lines {
@@ -125,6 +131,14 @@ impl Incident {
             }
         }
         unique
+    }
+
+    /// The first bytes that nginx sent and received, fit to be shown; `None` where they tell nothing about the cause.
+    #[must_use]
+    pub fn payload(&self) -> Option<(Option<String>, Option<String>)> {
+        let talk = self.case.attempt.talk.as_deref().filter(|_| lines::shows_bytes(self.verdict.cause))?;
+        let (sent, received) = (payload::shown(&talk.request), payload::shown(&talk.response));
+        (sent.is_some() || received.is_some()).then_some((sent, received))
     }
 
     fn shows_timeout(&self) -> bool {
@@ -145,7 +159,7 @@ pub enum Line<'a> {
     /// Written in the configuration.
     Config(&'a ConfigLine),
     /// A default that is in force.
-    Default(&'a Timeout),
+    Default(&'a str),
 }
 
 impl Line<'_> {

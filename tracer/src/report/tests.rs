@@ -7,7 +7,7 @@ use crate::{
     correlate::{Facts, Reach},
     diagnose::Confidence,
     event::{Attempt, Stage},
-    nginx::Module,
+    nginx::{InForces, Module, Timeout},
 };
 
 fn line(role: Role, line: u32, text: &str) -> ConfigLine {
@@ -28,6 +28,7 @@ fn candidate(upstream: &str) -> Candidate {
             text: "proxy_connect_timeout 60s (default)".to_owned(),
             line: None,
         }],
+        settings: InForces::default(),
         exact: true,
         upstream_server: Some((0, 0)),
         passes: vec![0],

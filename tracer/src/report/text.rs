@@ -249,8 +249,8 @@ impl Report for Text {
         for (index, line) in lines.iter().enumerate() {
             let label = if index == 0 { "config" } else { "" };
             let text = match line {
-                Line::Config(c) => &c.text,
-                Line::Default(t) => &t.text,
+                Line::Config(c) => c.text.as_str(),
+                Line::Default(text) => text,
             };
             writeln!(
                 out,

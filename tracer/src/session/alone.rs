@@ -17,13 +17,16 @@ use tracer_ebpf::request::client_flag;
 use super::{Session, clock::wall_clock, complain, config::Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{
-        Case, Facts, GaveUp,
+        Case, Facts, GaveUp, ending,
         no_attempt::{self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Place, Reply, Said, Source},
         request::{Attribution, Head},
     },
     diagnose::{self, Cause},
     event::{Answered, Attempt, Dns, Stage},
-    nginx::{Candidate, ConfigLine, Located, REDIRECT, Role, choice::Destination, tree::NodeId, uri, value},
+    nginx::{
+        Candidate, ConfigLine, InForces, Located, REDIRECT, Role, choice::Destination, tree::NodeId, uri,
+        value,
+    },
     report::Incident,
 };
 
@@ -97,8 +100,9 @@ impl Alone {
             Stage::SynSent => {
                 !matches!(case.gave_up(), Some(GaveUp::ClientGone | GaveUp::WorkerEnded | GaveUp::Early))
             }
-            // socket() and bind() end the request; of what stood, nothing is said here.
-            Stage::Socket | Stage::Bind | Stage::Established | Stage::Untried => false,
+            Stage::Established => ending::counts_as_failure(case),
+            // socket() and bind() end the request.
+            Stage::Socket | Stage::Bind | Stage::Untried => false,
         };
         if !counts || cause == Cause::ClientAborted {
             return;
@@ -281,6 +285,7 @@ impl Session<'_> {
             module: model.passes.get(pass)?.module,
             lines,
             connect_timeouts: Vec::new(),
+            settings: InForces::default(),
             exact: no_attempt.certain,
             upstream_server: None,
             passes: vec![pass],

@@ -17,7 +17,7 @@ use std::{
 };
 
 use crate::{
-    event::{Attempt, UnixName},
+    event::{Attempt, Stage, UnixName},
     nginx::{
         self, Candidate, Files, Model, Platform, Problem, Source, Version,
         binary::{self, Build},
@@ -367,10 +367,14 @@ impl Snapshot {
     /// The lines that can have led to where an attempt went.
     #[must_use]
     pub fn candidates_of(&self, attempt: &Attempt) -> Vec<Candidate> {
-        match &attempt.unix {
+        let mut candidates = match &attempt.unix {
             Some(name) => self.candidates_unix(name),
             None => self.candidates(attempt.remote),
+        };
+        if attempt.stage == Stage::Established {
+            self.model.add_settings(&mut candidates);
         }
+        candidates
     }
 
     /// The configuration lines that lead to an address. Names are looked up only if no literal address fits; where

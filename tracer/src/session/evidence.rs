@@ -24,7 +24,8 @@ pub(super) fn reach(loaded: &Loaded) -> Reach {
         blockers: blockers(loaded),
         talk: loaded.has("upstream-read") && loaded.has("answer"),
         unix_talk: loaded.has("unix-read") && loaded.has("unix-close"),
-        deaths: loaded.has("backend-death"),
+        // The hook on every socket's state sees them; without the others it is not told who sent a signal.
+        deaths: loaded.has("tcp-state"),
     }
 }
 

@@ -56,15 +56,23 @@ pub(super) struct Gatherer {
 
 /// A destination that is an address of another namespace of this machine.
 #[derive(Clone)]
-struct Peer {
-    place: String,
+pub(super) struct Peer {
+    pub(super) place: String,
     queue: Option<Listening>,
+    resident: netns::Resident,
+}
+
+impl Peer {
+    /// The namespace, if it is still there.
+    pub(super) fn open(&self) -> Option<NetNs> {
+        self.resident.open().ok()
+    }
 }
 
 #[derive(Clone, Default)]
-struct Destination {
-    is_local: Option<bool>,
-    listeners: Option<Listeners>,
+pub(super) struct Destination {
+    pub(super) is_local: Option<bool>,
+    pub(super) listeners: Option<Listeners>,
 }
 
 impl Gatherer {
@@ -155,6 +163,7 @@ impl Gatherer {
         self.unix.sweep();
         self.routes.retain(|_, (_, at)| at.elapsed() < FRESH);
         self.rules.sweep();
+        self.backends.sweep(super::clock::monotonic_ns());
         self.suspects.sweep();
         // A connect timeout of nginx is a minute by default; ten cover what people set.
         self.selinux.sweep();
@@ -167,7 +176,7 @@ impl Gatherer {
         sysctl::settings(&self.own(attempt)?).ok()?.syn_retries
     }
 
-    fn own(&mut self, attempt: &Attempt) -> Option<NetNs> {
+    pub(super) fn own(&mut self, attempt: &Attempt) -> Option<NetNs> {
         self.open(attempt.netns, Some(attempt.worker))
     }
 
@@ -322,7 +331,7 @@ impl Gatherer {
         facts.rules = self.rules.name(&ns, nft, attempt, facts);
     }
 
-    fn destination(&mut self, ns: &NetNs, target: SocketAddr) -> Destination {
+    pub(super) fn destination(&mut self, ns: &NetNs, target: SocketAddr) -> Destination {
         let key = (ns.inum(), target);
         if let Some((known, _)) = self.destinations.get(&key).filter(|(_, at)| at.elapsed() < FRESH) {
             return known.clone();
@@ -345,7 +354,7 @@ impl Gatherer {
     }
 
     /// The namespace of this machine that has the destination's address.
-    fn elsewhere(&mut self, ns: &NetNs, target: SocketAddr) -> Option<Peer> {
+    pub(super) fn elsewhere(&mut self, ns: &NetNs, target: SocketAddr) -> Option<Peer> {
         let key = (ns.inum(), target);
         if let Some((known, _)) = self.elsewhere.get(&key).filter(|(_, at)| at.elapsed() < FRESH) {
             return known.clone();
@@ -353,7 +362,11 @@ impl Gatherer {
         let found = listen::elsewhere(ns, target)
             .ok()
             .and_then(|(found, _)| found.into_iter().find(|e| e.has_address))
-            .map(|e| Peer { place: resident(&e.resident), queue: e.listeners.first().map(listening) });
+            .map(|e| Peer {
+                place: resident(&e.resident),
+                queue: e.listeners.first().map(listening),
+                resident: e.resident,
+            });
         if self.elsewhere.len() < MOST {
             self.elsewhere.insert(key, (found.clone(), Instant::now()));
         }
@@ -362,7 +375,7 @@ impl Gatherer {
 }
 
 /// Where DNAT sent a connection: by the packet that was dropped, or by the conntrack entry.
-fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
+pub(super) fn translated(ns: &NetNs, attempt: &Attempt) -> Option<SocketAddr> {
     let remote = attempt.remote;
     // A SYN that was seen on its way shows its destination: no need to ask.
     if let Some(drop) = attempt.drop.as_ref().filter(|d| !d.reply) {

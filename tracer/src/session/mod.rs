@@ -382,6 +382,9 @@ impl<'a> Session<'a> {
         match event {
             Event::Attempt(mut attempt) => {
                 self.denials.join(&mut attempt);
+                if needs_company(&attempt) && attempt.stage == Stage::Established {
+                    self.gatherer.look_early(&attempt);
+                }
                 self.waiting.push_back(Held { attempt: *attempt, client_gone: None, round: self.round });
             }
             Event::ClientGone { socket, end_ns, client, reset } => {
@@ -483,7 +486,8 @@ impl<'a> Session<'a> {
             }
         };
         let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
+        let mut case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
+        self.gatherer.backends.note_idle(&mut case);
         if !talk::is_failure(&case) {
             return Ok(());
         }
@@ -540,9 +544,14 @@ impl<'a> Session<'a> {
     }
 }
 
-/// An attempt that nginx gave up waits one round for the note that its client had left.
+/// An attempt that nginx gave up waits one round for the note that its client had left; one that the far end closed, for what
+/// becomes of the process that did it.
 fn needs_company(attempt: &Attempt) -> bool {
-    attempt.app_closed && attempt.stage == Stage::SynSent
+    match attempt.stage {
+        Stage::SynSent => attempt.app_closed,
+        Stage::Established => attempt.talk.as_ref().is_some_and(|talk| !talk.said_5xx),
+        Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried => false,
+    }
 }
 
 /// True if the process makes upstream connections, by its title now; a process that is gone counts as one.

@@ -44,7 +44,7 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Optio
     }
     case.client_saw = request.status;
     // In a storm most verdicts stay as they are.
-    if !narrowed && case.gave_up().is_none() {
+    if !narrowed && case.gave_up().is_none() && case.attempt.stage != Stage::Established {
         return;
     }
     incident.verdict = diagnose::diagnose(case);

@@ -35,6 +35,7 @@ pub mod sysctl;
 pub mod tcp_state;
 #[cfg(test)]
 mod testing;
+pub mod threads;
 pub mod unit;
 pub mod unixdiag;
 pub mod walk;

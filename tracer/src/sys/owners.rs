@@ -99,6 +99,18 @@ pub fn find(inodes: &[u32], budget: Budget) -> Owners {
     found
 }
 
+/// True if a process holds a socket; of its descriptors, the first 65,536 are looked at.
+pub fn holds(pid: u32, inode: u32) -> bool {
+    const MOST: usize = 65_536;
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    entries.flatten().take(MOST).any(|entry| {
+        fs::read_link(entry.path())
+            .is_ok_and(|target| socket_inode(target.as_os_str().as_bytes()) == Some(inode))
+    })
+}
+
 /// Describes a process as an owner.
 pub fn describe(pid: u32) -> Owner {
     Owner { pid, comm: proc::comm(pid), exe: proc::exe_name(pid), container: container::of_pid(pid) }
@@ -124,6 +136,7 @@ mod tests {
         let found = find(&[inode, 0], Budget { time: Duration::from_secs(5), ..Budget::default() });
         assert!(found.complete);
         assert_eq!(found.get(inode).unwrap().pid, std::process::id());
+        assert!(holds(std::process::id(), inode) && !holds(std::process::id(), inode.wrapping_add(1)));
         assert!(found.get(inode).unwrap().exe.is_some());
     }
 

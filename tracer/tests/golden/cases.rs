@@ -16,7 +16,7 @@ use tracer::{
     },
     diagnose::Cause,
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
-    nginx::{self, Candidate, ConfigLine, Files, Model, Platform, Problem, Role, Setting, Source},
+    nginx::{self, Candidate, ConfigLine, Files, InForces, Model, Platform, Problem, Role, Setting, Source},
     probes::Tier,
     report::{Occupancy, ProgramCost, Summary},
 };
@@ -430,6 +430,7 @@ fn untried() -> Vec<Sample> {
             module: pass.module,
             lines: lines.into_iter().chain([line.clone()]).collect(),
             connect_timeouts: Vec::new(),
+            settings: InForces::default(),
             exact: true,
             upstream_server: None,
             passes: vec![0],

@@ -7,7 +7,7 @@ use tracer::{
     },
     diagnose::Cause,
     event::{Stage, UnixName},
-    nginx::{Candidate, ConfigLine, Module, Role},
+    nginx::{Candidate, ConfigLine, InForces, Module, Role},
 };
 
 use super::Sample;
@@ -59,6 +59,7 @@ pub(super) fn sockets() -> Vec<Sample> {
                 },
             ],
             connect_timeouts: Vec::new(),
+            settings: InForces::default(),
             exact: true,
             upstream_server: Some((0, 0)),
             passes: vec![0],

@@ -5,9 +5,12 @@ use super::{Cause, Rule};
 mod bind;
 pub(super) mod blocked;
 mod client;
+mod closed;
+mod died;
 mod fds;
 mod firewall;
 mod host;
+mod late;
 mod listener;
 mod network;
 mod no_answer;
@@ -15,8 +18,10 @@ mod no_live;
 mod peer;
 mod ports;
 mod queue;
+mod race;
 mod resolver;
 mod selinux;
+mod standing;
 mod table;
 pub(super) mod unexplained;
 mod unix;
@@ -55,4 +60,10 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::NoLiveUpstreams], check: no_live::check },
     Rule { causes: &[Cause::NoResolver], check: resolver::none },
     Rule { causes: &[Cause::ResolverFailed], check: resolver::failed },
+    Rule { causes: &[Cause::UpstreamDied], check: died::check },
+    Rule { causes: &[Cause::KeepaliveRace], check: race::check },
+    Rule { causes: &[Cause::ReadTimeout, Cause::SendTimeout], check: late::check },
+    Rule { causes: &[Cause::ClientAborted], check: late::client },
+    Rule { causes: &[Cause::UpstreamClosedEarly], check: closed::early },
+    Rule { causes: &[Cause::UpstreamReset], check: closed::reset },
 ];

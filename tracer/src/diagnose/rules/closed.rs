@@ -1,0 +1,134 @@
+//! `upstream-closed-early`: the far end closed before it had sent a full header. `upstream-reset`: it sent a RST.
+//!
+//! Look-alikes: a process that died; a kept connection that was closed before the request came (`keepalive-race`); a TLS
+//! handshake that was refused; a middlebox that resets.
+
+use super::{died, race, standing};
+use crate::{
+    correlate::{
+        Case,
+        backend::Far,
+        ending::{self, End, Head},
+    },
+    diagnose::{Cause, Verdict, words},
+    event::Talk,
+};
+
+const DIED: &str = "its process ended in the same moment, which cannot be seen from here";
+
+/// True while a TLS handshake was not done: its failures have causes of their own.
+fn in_handshake(talk: &Talk) -> bool {
+    talk.tls && !talk.tls_data
+}
+
+/// The exchange, if the far end ended it in a way that is not told otherwise.
+fn exchange(case: &Case) -> Option<&Talk> {
+    let talk = ending::of(case)?;
+    let otherwise = in_handshake(talk) || died::death(case).is_some() || race::before(case) == Some(true);
+    (!otherwise).then_some(talk)
+}
+
+pub(super) fn early(case: &Case) -> Option<Verdict> {
+    if ending::end(case)? != End::Fin {
+        return None;
+    }
+    let talk = exchange(case)?;
+    let part = match ending::head(case) {
+        Head::Nothing => "without a byte of a response",
+        Head::Part => "in the middle of the response's header",
+        Head::Whole | Head::Unknown => return None,
+    };
+    let alive = standing::living_closer(case);
+    let proof = talk.watched && talk.sent_ns.is_some() && alive.is_some() && race::before(case).is_none();
+    let rival = if race::before(case).is_some() {
+        "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
+    } else {
+        DIED
+    };
+    Some(
+        Verdict::graded(
+            Cause::UpstreamClosedEarly,
+            proof,
+            format!("{} closed the connection {part}", words::target(&case.attempt)),
+            rival,
+        )
+        .because("fin", fin(case, talk))
+        .because_if("request", standing::request(talk))
+        .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
+        .because_if("process", alive)
+        .because_if("listener", standing::listener(case))
+        .because_if("dnat", words::translation(case))
+        .fix("see the backend's log for this request: it ended the connection by itself (an exception, a limit on the request, a proxy in front of it that gave up)")
+        .fix("no time-out of nginx is concerned"),
+    )
+}
+
+fn fin(case: &Case, talk: &Talk) -> String {
+    let at = ending::far_end_ns(case);
+    match (at, talk.sent_ns) {
+        (Some(at), Some(sent)) if at >= sent => {
+            format!("its FIN came {} after the request was sent", words::duration((at - sent) / 1000))
+        }
+        (Some(at), Some(sent)) => {
+            format!("its FIN came {} before the request was sent", words::duration((sent - at) / 1000))
+        }
+        _ => "its FIN came before the response was whole".to_owned(),
+    }
+}
+
+pub(super) fn reset(case: &Case) -> Option<Verdict> {
+    let talk = exchange(case)?;
+    let errno = match ending::end(case)? {
+        End::Reset => None,
+        End::Error(errno @ (libc::ECONNRESET | libc::EPIPE)) => Some(errno),
+        End::Error(_) | End::Fin | End::Closed | End::WorkerEnded => return None,
+    };
+    if talk.whole && talk.told.is_none() {
+        return None;
+    }
+    // A rule of this machine that resets leaves the far end as it is.
+    let survives = matches!(case.facts.backend.socket, Some(Far::Some(socket)) if !socket.closed);
+    let alive = standing::living_closer(case);
+    let proof = case.attempt.reset && talk.watched && alive.is_some() && !survives;
+    let rival = match (race::before(case), survives) {
+        (Some(_), _) => {
+            "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
+        }
+        (None, true) => "a rule of a firewall that resets connections: the far end's socket is still there",
+        (None, false) if case.facts.backend.here == Some(true) => DIED,
+        (None, false) => "a firewall or load balancer on the way that resets, or a process that ended there",
+    };
+    let when = match (talk.got_bytes, ending::head(case)) {
+        (0, _) => "before a byte of the response",
+        (_, Head::Whole) => "in the middle of the response",
+        (_, _) => "before the response's header was whole",
+    };
+    Some(
+        Verdict::graded(
+            Cause::UpstreamReset,
+            proof,
+            format!("{} reset the connection {when}", words::target(&case.attempt)),
+            rival,
+        )
+        .because("rst", rst(case, talk, errno))
+        .because_if("request", standing::request(talk))
+        .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
+        .because_if("process", alive)
+        .because_if("listener", standing::listener(case))
+        .because_if("dnat", words::translation(case))
+        .fix("see the backend's log: a server that closes without having read the whole request resets as well (a limit on the body's size, a worker that gives up)")
+        .fix("if nothing is there, look at what lies between: capture at the backend and see who sends the RST"),
+    )
+}
+
+fn rst(case: &Case, talk: &Talk, errno: Option<i32>) -> String {
+    let at = case.attempt.reset_ns;
+    let ttl = case.attempt.reset_ttl.map(|ttl| format!(", TTL {ttl}")).unwrap_or_default();
+    match (errno, talk.sent_ns) {
+        (Some(errno), _) => format!("nginx was told {}", words::errno(errno)),
+        (None, Some(sent)) if at >= sent => {
+            format!("a RST came {} after the request was sent{ttl}", words::duration((at - sent) / 1000))
+        }
+        (None, _) => format!("a RST came {}{ttl}", words::after(case)),
+    }
+}
