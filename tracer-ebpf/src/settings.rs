@@ -217,14 +217,14 @@ pub struct Settings {
     pub socket_ino: u32,
     /// 1 if connections to unix sockets are followed.
     pub follow_unix: u32,
+    /// sock.sk_sndbuf.
+    pub sk_sndbuf: u32,
     /// sk_buff.len.
     pub skb_len: u32,
     /// Number of the readv system call.
     pub nr_readv: u32,
     /// Number of the read system call.
     pub nr_read: u32,
-    /// Always 0.
-    pub _pad: u32,
     /// Number of buckets of open connections, less one; a power of two less one.
     pub bucket_mask: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.

@@ -99,6 +99,8 @@ pub mod far {
     pub const OPEN: u32 = 1 << 0;
     /// A process has accepted the connection.
     pub const ACCEPTED: u32 = 1 << 1;
+    /// So much of what nginx wrote is unread that its socket took no more.
+    pub const FULL: u32 = 1 << 2;
 }
 
 const _: () = {

@@ -15,6 +15,7 @@ use crate::{
     emit::{self, count},
     kernel::{self, read, read_user},
     maps::{EVENTS, PROCS, setting},
+    probes::death,
 };
 
 /// How long nginx waits, at the least, before a close by itself looks like a time-out.
@@ -252,9 +253,9 @@ unsafe fn is_suspicious(s: *mut Standing, unread: u32) -> bool {
     }
 }
 
-/// The far end of a connection is closed, by whomever.
+/// The far end of a watched connection is closed, in the process that held it.
 #[inline(never)]
-pub(super) fn far_end_closed(s: *mut Standing) -> u32 {
+pub(super) fn far_end_closed(s: *mut Standing, watched: u64) -> u32 {
     if s.is_null() {
         return 0;
     }
@@ -262,8 +263,9 @@ pub(super) fn far_end_closed(s: *mut Standing) -> u32 {
     // SAFETY: a live map element; nothing but this writes these fields.
     unsafe {
         (*s).talk.fin_ns = now;
-        let task_flags: u32 = read(bpf_get_current_task(), setting!(task_flags));
-        if task_flags & PF_EXITING != 0 {
+        // What nginx has not read yet counts as an answer as well.
+        let answered = (*s).talk.copied_seq != 0 || unread(watched) != 0;
+        if death::is_told(answered) && death::died(watched, 0) != 0 {
             (*s).death_ns = now;
         }
     }
@@ -305,7 +307,12 @@ fn far_of(sk: u64) -> Far {
     found.flags = far::OPEN;
     if kernel::has(setting!(sk_wmem_alloc)) {
         // One is the socket's own.
-        found.unread = read::<u32>(sk, setting!(sk_wmem_alloc)).saturating_sub(1);
+        let held: u32 = read(sk, setting!(sk_wmem_alloc));
+        found.unread = held.saturating_sub(1);
+        // As unix_writable() counts (net/unix/af_unix.c).
+        if kernel::has(setting!(sk_sndbuf)) && held >= read::<u32>(sk, setting!(sk_sndbuf)) / 4 {
+            found.flags |= far::FULL;
+        }
     }
     if kernel::has(setting!(sk_socket)) {
         let socket: u64 = read(peer, setting!(sk_socket));

@@ -298,6 +298,6 @@ fn on_release(sk: u64) {
         return;
     }
     if let Some(s) = STANDING.get_ptr_mut(peer) {
-        unix_end::far_end_closed(s);
+        unix_end::far_end_closed(s, peer);
     }
 }

@@ -71,6 +71,8 @@ pub struct FarEnd {
     pub accepted: bool,
     /// Not all that nginx wrote had been read.
     pub unread: bool,
+    /// So much of it that nginx's socket took no more.
+    pub full: bool,
     /// Its socket's inode, as in /proc/PID/fd; `None` if there was none yet, or the kernel's layout is not known.
     pub inode: Option<u32>,
 }
@@ -90,6 +92,7 @@ pub(super) fn far(talk: &Talk, place: &Addr) -> Option<FarEnd> {
         open: flags & far::OPEN != 0,
         accepted: flags & far::ACCEPTED != 0,
         unread: unread != 0,
+        full: flags & far::FULL != 0,
         inode: (inode != 0).then_some(inode),
     })
 }
@@ -140,9 +143,9 @@ mod tests {
         place[8] = 1;
         assert_eq!(far(&talk, &place), None);
         talk.flags = talk_flag::UNIX;
-        let known = FarEnd { open: true, accepted: true, unread: true, inode: Some(9) };
+        let known = FarEnd { open: true, accepted: true, unread: true, full: false, inode: Some(9) };
         assert_eq!(far(&talk, &place), Some(known));
-        let closed = FarEnd { open: false, accepted: false, unread: false, inode: None };
+        let closed = FarEnd { open: false, accepted: false, unread: false, full: false, inode: None };
         assert_eq!(far(&talk, &[0; 16]), Some(closed));
         talk.flags |= talk_flag::SAID_5XX;
         assert_eq!(far(&talk, &place), None);

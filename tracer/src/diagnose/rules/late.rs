@@ -96,7 +96,8 @@ fn late(case: &Case, talk: &Talk) -> Late {
     }
     match far {
         Some(far) if !far.accepted && talk.unacked == 0 => Late::Accept,
-        Some(far) if far.unread > 0 && talk.unacked == 0 => Late::Unread,
+        // php leaves the end of FastCGI's standard input unread while it works.
+        Some(far) if far.unread > 0 && far.unread >= talk.sent_bytes && talk.unacked == 0 => Late::Unread,
         _ if talk.unacked > 0 => Late::Path,
         Some(_) => Late::Answer,
         None => Late::Host,

@@ -38,12 +38,12 @@ pub(super) fn request(talk: &Talk) -> Option<String> {
         1 => ", 1 segment sent again".to_owned(),
         n => format!(", {n} segments sent again"),
     };
-    let acked = if talk.unacked == 0 {
-        "all acknowledged by the peer's stack".to_owned()
-    } else {
-        format!("{} of them not acknowledged", talk.unacked)
+    let acked = match (talk.far, talk.unacked) {
+        (Some(_), _) => String::new(),
+        (None, 0) => ", all acknowledged by the peer's stack".to_owned(),
+        (None, unacked) => format!(", {unacked} of them not acknowledged"),
     };
-    Some(format!("{method}{} sent, {acked}{again}", bytes(talk.sent_bytes)))
+    Some(format!("{method}{} sent{acked}{again}", bytes(talk.sent_bytes)))
 }
 
 /// What came of a response.
