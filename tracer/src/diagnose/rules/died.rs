@@ -127,6 +127,7 @@ fn end_text(case: &Case, death: &Death) -> String {
     let what = if death.ending { "the kernel closed what it left open" } else { "it closed the connection" };
     let after = |ns: u64| words::duration(ns.saturating_sub(death.time_ns) / 1000);
     match (fin, reset) {
+        _ if case.attempt.unix.is_some() => what.to_owned(),
         (Some(fin), _) => format!("{what}, and its FIN came {} later", after(fin)),
         (None, Some(reset)) => format!("{what}, and its RST came {} later", after(reset)),
         (None, None) => what.to_owned(),

@@ -46,6 +46,12 @@ pub(super) fn request(talk: &Talk) -> Option<String> {
     Some(format!("{method}{} sent{acked}{again}", bytes(talk.sent_bytes)))
 }
 
+/// How the far end's close reached nginx.
+pub(super) fn fin_word(case: &Case) -> &'static str {
+    // A unix socket has no packets.
+    if case.attempt.unix.is_some() { "its close" } else { "its FIN" }
+}
+
 /// What came of a response.
 pub(super) fn response(talk: &Talk) -> String {
     match talk.got_bytes {
