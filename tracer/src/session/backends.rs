@@ -212,6 +212,7 @@ impl Gatherer {
                 backend.looked_us = monotonic_ns().saturating_sub(attempt.end_ns) / 1000;
             }
         }
+        Self::pool_of(attempt, &mut backend);
         *facts.backend = backend;
     }
 

@@ -1,12 +1,32 @@
 //! The far end of a connection to a unix socket: always on this machine. nginx has closed its own by the time that it is looked
 //! at, and what nginx wrote stays in the queue of whoever holds the other.
 
-use super::{backends::Server, clock::monotonic_ns, facts::Gatherer, unix};
+use super::{
+    backends::Server,
+    clock::monotonic_ns,
+    facts::{Gatherer, owner},
+    unix::{self, Sockets},
+};
 use crate::{
     correlate::backend::{Backend, Far, Holder, Socket, Threads},
-    event::Attempt,
-    sys::unixdiag::{self, Waiting},
+    event::{Attempt, UnixName},
+    sys::{
+        owners::{self, Budget, Owner},
+        unixdiag::{self, Waiting},
+        walk,
+    },
 };
+
+/// Who listens on the socket of that name now.
+fn listener(worker: u32, name: &UnixName) -> Option<Owner> {
+    let sockets = Sockets::read(worker);
+    let found = match name {
+        UnixName::Path(path) => sockets.of_file(walk::walk(worker, path).ok()?.file()?.id, path)?,
+        UnixName::Abstract(name) => sockets.of_name(name)?,
+    };
+    let inode = found.socket.inode;
+    owners::find(&[inode], Budget::default()).get(inode).filter(|_| found.socket.listens).cloned()
+}
 
 impl Gatherer {
     /// What is left of it, and who holds it; if nobody has accepted the connection, who listens.
@@ -22,9 +42,10 @@ impl Gatherer {
         }
         if !far.accepted {
             found.socket = Some(Far::Some(Socket { accepted: false, closed: false, unread: 0, unsent: 0 }));
-            found.holder = unix::listener(attempt.worker, name)
-                .and_then(|bound| bound.owner)
-                .map(|name| Holder { name, threads: Threads::default() });
+            if let Some(listener) = listener(attempt.worker, name) {
+                found.pool = unix::pool(listener.pid, name.path().unwrap_or_default());
+                found.holder = Some(Holder { name: owner(&listener), threads: Threads::default() });
+            }
             return found;
         }
         let Some(inode) = far.inode else { return found };
@@ -38,5 +59,13 @@ impl Gatherer {
         });
         found.holder = self.backends.holder_of(Server::Unix(name.clone()), inode);
         found
+    }
+
+    /// What php-fpm's master, if it is the parent of a process that ended, says of that pool.
+    pub(super) fn pool_of(attempt: &Attempt, backend: &mut Backend) {
+        let path = attempt.unix.as_ref().and_then(UnixName::path);
+        if let (Some(path), Some(death)) = (path, &backend.death) {
+            backend.pool = unix::pool(death.parent, path);
+        }
     }
 }

@@ -49,17 +49,6 @@ pub(super) fn is_foreign(attempt: &Attempt, worker: &Watched) -> bool {
     (attempt.request.is_none() && !leads_there) || !serves(attempt.worker)
 }
 
-/// Who listens on the socket of that name now; `None` if nobody was found.
-pub(super) fn listener(worker: u32, name: &UnixName) -> Option<Bound> {
-    let sockets = Sockets::read(worker);
-    let found = match name {
-        UnixName::Path(path) => sockets.of_file(walk::walk(worker, path).ok()?.file()?.id, path)?,
-        UnixName::Abstract(name) => sockets.of_name(name)?,
-    };
-    let owners = owners::find(&[found.socket.inode], Budget::default());
-    Some(bound(found, &sockets, owners.get(found.socket.inode))).filter(|bound| bound.listens)
-}
-
 /// True for a daemon that libc asks for users, groups and hosts: most hosts have none of them.
 fn asks_for_names(path: &[u8]) -> bool {
     LIBC.iter().any(|daemon| path.starts_with(daemon))
@@ -94,20 +83,20 @@ impl Known {
 }
 
 /// A socket that is bound, and the network namespace that it was made in.
-struct Found {
-    socket: UnixListener,
+pub(super) struct Found {
+    pub(super) socket: UnixListener,
     namespace: usize,
 }
 
 /// All bound sockets of this machine, as far as they can be seen.
-struct Sockets {
+pub(super) struct Sockets {
     found: Vec<Found>,
     namespaces: Vec<NetNs>,
     complete: bool,
 }
 
 impl Sockets {
-    fn read(worker: u32) -> Self {
+    pub(super) fn read(worker: u32) -> Self {
         let mut all = Self { found: Vec::new(), namespaces: Vec::new(), complete: true };
         all.add(NetNs::of_pid(worker).ok());
         let residents = netns::all(MOST_NAMESPACES).unwrap_or_default();
@@ -131,13 +120,13 @@ impl Sockets {
     }
 
     /// The abstract socket of that name in the worker's network namespace.
-    fn of_name(&self, name: &[u8]) -> Option<&Found> {
+    pub(super) fn of_name(&self, name: &[u8]) -> Option<&Found> {
         self.found.iter().find(|f| f.namespace == 0 && f.socket.name.strip_prefix(&[0]) == Some(name))
     }
 
     /// The socket behind a file. Where the file system reports another device than the kernel's own, the inode number
     /// alone decides, if the name ends alike.
-    fn of_file(&self, (device, inode): (u64, u64), name: &[u8]) -> Option<&Found> {
+    pub(super) fn of_file(&self, (device, inode): (u64, u64), name: &[u8]) -> Option<&Found> {
         let exact = |f: &&Found| f.socket.matches(device, inode) == FileMatch::Yes;
         let near = |f: &&Found| {
             f.socket.matches(device, inode) == FileMatch::InodeOnly && last(&f.socket.name) == last(name)
@@ -199,6 +188,8 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
             let owner = owner_of(found);
             if let Some(owner) = &owner {
                 fact.pool = pool(owner.pid, &found.socket.name);
+                // Who can connect has nothing to do with it.
+                fact.pool.retain(|line| line.key != "request_terminate_timeout");
             }
             fact.bound = Some(bound(found, &sockets, owner.as_ref()));
         }
@@ -295,7 +286,8 @@ fn bound(found: &Found, sockets: &Sockets, owner: Option<&owners::Owner>) -> Bou
     }
 }
 
-fn pool(pid: u32, path: &[u8]) -> Vec<PoolLine> {
+/// php-fpm's lines about the pool that listens there; empty if that process is none.
+pub(super) fn pool(pid: u32, path: &[u8]) -> Vec<PoolLine> {
     let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
     let settings = fpm::pool(pid, path).into_iter();
     let place = |s: &fpm::Setting| format!("{}:{}", text(&s.file), s.line);

@@ -60,8 +60,15 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             (None, None) => None,
         },
     )
+    .because_if("pool", limit(case, death))
     .because_if("listener", standing::listener(case));
     Some(advice(verdict, death, work_us))
+}
+
+/// php-fpm's own limit on requests, if its master ended the process.
+fn limit(case: &Case, death: &Death) -> Option<String> {
+    let by_master = death.sent.as_ref()?.sender.as_ref().is_some_and(|(pid, _)| *pid == death.parent);
+    standing::pool(case, "request_terminate_timeout").filter(|_| by_master)
 }
 
 fn who(death: &Death) -> String {

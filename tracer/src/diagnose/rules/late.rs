@@ -127,6 +127,7 @@ fn read(case: &Case, talk: &Talk, fit: Option<&Fit<'_>>, proof: bool, rival: &st
         Late::Path => verdict
             .fix("look for lost packets between here and there (a stateful firewall that forgot the connection, MTU, a host that hangs): the backend has not got the request"),
         Late::Accept => verdict
+            .because_if("pool", standing::pool(case, "pm.max_children"))
             .fix("all workers of the backend are busy or stuck: more of them, or see what they do; a longer time-out makes the queue longer"),
         Late::Unread | Late::Answer | Late::Host | Late::Body => verdict
             .fix("see what the backend does with this request (its log, a stack dump of the process); it was late, not nginx"),

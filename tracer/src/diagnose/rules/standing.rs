@@ -108,6 +108,12 @@ pub(super) fn in_sight(case: &Case) -> bool {
     case.reach.deaths && case.facts.backend.here == Some(true) && case.facts.translated.is_none()
 }
 
+/// php-fpm's own line about something: `pm.max_children = 5 (/etc/php/8.2/fpm/pool.d/www.conf:120)`.
+pub(super) fn pool(case: &Case, key: &str) -> Option<String> {
+    let line = case.facts.backend.pool.iter().find(|line| line.key == key)?;
+    Some(format!("{} = {} ({})", line.key, line.value, line.place))
+}
+
 /// Who closed the far end without ending.
 pub(super) fn living_closer(case: &Case) -> Option<String> {
     let backend = &case.facts.backend;
