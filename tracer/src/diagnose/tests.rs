@@ -3,10 +3,13 @@
 
 mod generate;
 mod invariants;
+mod invariants_standing;
+mod standing;
 mod table_blocked;
 mod table_connect;
 mod table_refused;
 mod table_selinux;
+mod table_standing;
 mod table_timeout;
 mod table_unix;
 mod table_untried;

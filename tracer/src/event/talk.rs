@@ -317,11 +317,11 @@ mod tests {
         let mut one = wire(9, 9, 5);
         one.start_ns = 8_500;
         one.oom = 1;
-        let death = super::death(&one);
-        assert_eq!((death.sent, death.oom), (None, false));
-        assert_eq!(death.comm, "go\\x1bn", "names are escaped");
-        let kernel = super::death(&wire(9, 9, 0)).sent.unwrap();
+        let old = death(&one);
+        assert_eq!((old.sent, old.oom), (None, false));
+        assert_eq!(old.comm, "go\\x1bn", "names are escaped");
+        let kernel = death(&wire(9, 9, 0)).sent.unwrap();
         assert_eq!((kernel.signal, kernel.sender), (9, None));
-        assert_eq!(super::death(&wire(9, 900, 5)).sent, None, "no such signal");
+        assert_eq!(death(&wire(9, 900, 5)).sent, None, "no such signal");
     }
 }

@@ -11,6 +11,7 @@ use crate::{
         ending::{self, End},
     },
     diagnose::{Cause, Verdict, words},
+    nginx::InForce,
 };
 
 /// On a kept connection that ended without a byte for this request: true if its end had arrived before the request was
@@ -72,7 +73,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         }),
     )
     .because_if("directive", keepalive.map(|one| format!("nginx keeps them longer: {}", standing::directive(one))).filter(|_| {
-        let kept_ms = keepalive.and_then(|one| one.milliseconds());
+        let kept_ms = keepalive.and_then(InForce::milliseconds);
         kept_ms.zip(idle_us(case)).is_some_and(|(ms, us)| ms.saturating_mul(1000) > us)
     }))
     .because_if("retry", retry(case));

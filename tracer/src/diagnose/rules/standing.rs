@@ -103,11 +103,6 @@ pub(super) fn threads(case: &Case) -> Option<String> {
     Some(format!("{}: {}", holder.name, holder.threads.text()?))
 }
 
-/// The far end is on this machine, and what its process does at the close can be seen: nothing is translated on the way.
-pub(super) fn in_sight(case: &Case) -> bool {
-    case.reach.deaths && case.facts.backend.here == Some(true) && case.facts.translated.is_none()
-}
-
 /// php-fpm's own line about something: `pm.max_children = 5 (/etc/php/8.2/fpm/pool.d/www.conf:120)`.
 pub(super) fn pool(case: &Case, key: &str) -> Option<String> {
     let line = case.facts.backend.pool.iter().find(|line| line.key == key)?;

@@ -5,7 +5,7 @@ use super::*;
 use crate::diagnose::RULES;
 
 /// xorshift64*: the same cases in every run.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
     fn next(&mut self) -> u64 {
@@ -15,11 +15,11 @@ impl Dice {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         (self.next() >> 33).is_multiple_of(n)
     }
 
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+    pub(super) fn pick<T: Clone>(&mut self, from: &[T]) -> T {
         let index = (self.next() >> 33) as usize % from.len();
         from[index].clone()
     }
@@ -135,6 +135,9 @@ fn case(key: Key<'_>, dice: &mut Dice) -> Case {
     let mut case = build.0;
     record(&mut case, key, dice);
     facts(&mut case, dice);
+    if key.stage == Stage::Established {
+        standing::throw(&mut case, dice);
+    }
     case
 }
 

@@ -29,10 +29,11 @@ pub(super) fn broken(case: &Case, v: &Verdict) -> Vec<String> {
     refusals(case, v, &mut must);
     timeouts(case, v, &mut must);
     calls(case, v, &mut must);
+    invariants_standing::hold(case, v, &mut must);
     found
 }
 
-type Must<'a> = dyn FnMut(bool, &str) + 'a;
+pub(super) type Must<'a> = dyn FnMut(bool, &str) + 'a;
 
 fn form(v: &Verdict, must: &mut Must<'_>) {
     let proven = v.confidence == Proven;
@@ -176,7 +177,7 @@ fn timeouts(case: &Case, v: &Verdict, must: &mut Must<'_>) {
                 "it may be on this machine",
             );
         }
-        Cause::ClientAborted => {
+        Cause::ClientAborted if a.stage != Stage::Established => {
             must(
                 a.app_closed && a.stage == Stage::SynSent && !a.reset && a.icmp.is_none(),
                 "nginx did not give up",

@@ -1,0 +1,72 @@
+//! What holds for every case of a connection that stood.
+
+use super::{invariants::Must, *};
+
+pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
+    let a = &case.attempt;
+    let proven = v.confidence == Confidence::Proven;
+    let of_standing = matches!(
+        v.cause,
+        Cause::UpstreamDied
+            | Cause::UpstreamClosedEarly
+            | Cause::UpstreamReset
+            | Cause::KeepaliveRace
+            | Cause::ReadTimeout
+            | Cause::SendTimeout
+    );
+    let Some(talk) = a.talk.as_deref().filter(|_| a.stage == Stage::Established) else {
+        must(!of_standing, "the connection never stood");
+        return;
+    };
+    let ended = talk.fin_ns.is_some() || a.reset || talk.told.is_some() || talk.eof;
+    let backend = &case.facts.backend;
+    must(!of_standing || !talk.said_5xx, "the server itself answered");
+    match v.cause {
+        Cause::UpstreamDied => {
+            must(ended, "nothing came from the far end");
+            let death = backend.death.as_ref();
+            must(death.is_some_and(|d| d.ending || backend.gone == Some(true)), "no process ended");
+            must(
+                !proven || death.is_some_and(|d| d.ending || d.sent.is_some()),
+                "the process closed the connection itself, and nobody told it to end",
+            );
+        }
+        Cause::UpstreamClosedEarly | Cause::UpstreamReset => {
+            must(ended, "nothing came from the far end");
+            must(
+                !proven
+                    || (talk.watched
+                        && backend.death.as_ref().is_some_and(|d| !d.ending)
+                        && backend.gone == Some(false)),
+                "the process that closed may have died",
+            );
+        }
+        Cause::KeepaliveRace => {
+            must(talk.requests > 1 || talk.found, "the connection was new");
+            must(talk.got_bytes == 0, "the server had begun to answer");
+            let first = [talk.fin_ns, a.reset.then_some(a.reset_ns)].into_iter().flatten().min();
+            must(
+                !proven || first.zip(talk.sent_ns).is_some_and(|(end, sent)| end <= sent),
+                "the request was first",
+            );
+        }
+        Cause::ReadTimeout | Cause::SendTimeout => {
+            must(a.app_closed && !a.exiting, "nginx did not close it, or its worker ended");
+            must(talk.fin_ns.is_none() && talk.told.is_none() && !a.reset, "the far end ended it");
+            must(!talk.tls || talk.tls_data, "the handshake was not done");
+            must(
+                v.cause != Cause::SendTimeout
+                    || !proven
+                    || talk.unacked > 0
+                    || talk.request.is_empty()
+                    || talk.sent_bytes < 32,
+                "all of the request was taken",
+            );
+        }
+        Cause::ClientAborted => {
+            must(case.client_gone.is_some(), "no client left");
+            must(!ended, "the far end ended it");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,282 @@
+//! Connections that stood and failed, by time and by process, each cause beside its look-alikes.
+
+use super::{
+    standing::{MS, PYTHON, SENT, sent, stood},
+    *,
+};
+use Cause::{
+    ClientAborted, KeepaliveRace as Race, ReadTimeout as Read, SendTimeout as Send, Unexplained,
+    UpstreamClosedEarly as Early, UpstreamDied as Died, UpstreamReset as Reset,
+};
+use Confidence::{Likely, Proven, Unexplained as No};
+
+const PART: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Le";
+const BODY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\nabc";
+
+#[test]
+fn who_closed() {
+    let fin = || stood(NEAR).fin(SENT + 5 * MS);
+    let rst = || stood(NEAR).rst(SENT + 5 * MS);
+    let close = SENT + 5 * MS - 20_000;
+    check(vec![
+        ("it lives", fin().closer(close, false, |_| {}), Early, Proven),
+        ("who closed is not known", fin(), Early, Likely),
+        ("another machine", stood(FAR).fin(SENT + 5 * MS), Early, Likely),
+        ("in the header", fin().got(SENT + MS, PART).closer(close, false, |_| {}), Early, Proven),
+        ("it closed, and was gone a moment later", fin().closer(close, true, |_| {}), Died, Likely),
+        (
+            "told to end, it closed and was gone (gunicorn)",
+            fin().closer(close, true, |d| d.sent = sent(libc::SIGABRT, 4000, close - MS)),
+            Died,
+            Proven,
+        ),
+        (
+            "told to end, it closed and lives",
+            fin().closer(close, false, |d| d.sent = sent(libc::SIGTERM, 4000, close - MS)),
+            Early,
+            Proven,
+        ),
+        (
+            "killed",
+            fin().closer(close, true, |d| {
+                (d.ending, d.signal, d.sent) = (true, Some(9), sent(9, 4000, close - MS));
+            }),
+            Died,
+            Proven,
+        ),
+        (
+            "killed with the request unread",
+            rst().closer(close, true, |d| (d.ending, d.signal, d.oom) = (true, Some(9), true)),
+            Died,
+            Proven,
+        ),
+        ("it exited", fin().closer(close, true, |d| (d.ending, d.status) = (true, Some(3))), Died, Proven),
+        (
+            "it died after the connection had ended",
+            fin().closer(SENT + 30 * MS, true, |d| (d.ending, d.status) = (true, Some(3))),
+            Early,
+            Likely,
+        ),
+        (
+            "it died after nginx had given up",
+            stood(NEAR)
+                .ends_ms(1001)
+                .closer(SENT + 1002 * MS, true, |d| (d.ending, d.status) = (true, Some(3))),
+            Read,
+            Proven,
+        ),
+        ("reset, it lives", rst().closer(close, false, |_| {}), Reset, Proven),
+        ("reset, the far end's socket is still there", rst().far(true, 0), Reset, Likely),
+        ("reset from another machine", stood(FAR).rst(SENT + 5 * MS), Reset, Likely),
+        ("reset in the body", rst().got(SENT + MS, BODY), Reset, Likely),
+        (
+            "told of an error, no RST seen",
+            stood(FAR).talk(|t| t.told = Some(event::Told::Error(libc::ECONNRESET))),
+            Reset,
+            Likely,
+        ),
+        ("in the TLS handshake", stood(NEAR).fin(SENT + MS).talk(|t| t.tls = true), Unexplained, No),
+        ("the worker ended", stood(NEAR).edit(|c| c.attempt.exiting = true), Unexplained, No),
+    ]);
+}
+
+#[test]
+fn kept_connections() {
+    let kept = || stood(NEAR).kept(5_000_000);
+    let died = |build: Build, at| build.closer(at, true, |d| (d.ending, d.status) = (true, Some(0)));
+    check(vec![
+        ("FIN before the request", kept().fin(SENT - 30_000), Race, Proven),
+        ("and a RST for it", kept().fin(SENT - 30_000).rst(SENT + 20_000), Race, Proven),
+        ("RST before the request", kept().rst(SENT - 30_000), Race, Proven),
+        ("they crossed", kept().fin(SENT + 30_000), Race, Likely),
+        ("another machine", stood(FAR).kept(5_000_000).fin(SENT - 30_000), Race, Proven),
+        ("because of the request", kept().fin(SENT + 5 * MS), Early, Likely),
+        ("reset because of the request", kept().rst(SENT + 5 * MS), Reset, Likely),
+        ("a new connection", stood(NEAR).fin(SENT - 30_000), Early, Likely),
+        ("it had begun to answer", kept().got(SENT + MS, PART).fin(SENT + 5 * MS), Early, Likely),
+        ("the server died while it was idle", died(kept().fin(SENT - 30_000), SENT - 50_000), Died, Proven),
+        ("and because of the request", died(kept().fin(SENT + 5 * MS), SENT + 4 * MS), Died, Proven),
+        (
+            "opened before why502",
+            stood(NEAR).fin(SENT - 30_000).talk(|t| (t.found, t.idle_us) = (true, Some(9))),
+            Race,
+            Proven,
+        ),
+    ]);
+}
+
+#[test]
+fn a_race_tells_the_idle_limit_and_why_it_was_not_tried_again() {
+    let case = stood(NEAR)
+        .kept(5_000_000)
+        .fin(SENT - 30_000)
+        .talk(|t| t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\n\r\n"))
+        .edit(|c| c.facts.backend.idle_ends_us = vec![5_000_100, 4_999_970]);
+    let text = format!("{:#?}", diagnose(&case.0));
+    for part in [
+        "idle for 5.000 s",
+        "FIN came 30 µs before",
+        "2 times this server closed connections that had been idle for 4.999 s",
+        "nginx keeps them longer: keepalive_timeout 60s; (/etc/nginx/conf.d/shop.conf:7)",
+        "does not send a POST twice unless non_idempotent",
+        "set keepalive_timeout in /etc/nginx/conf.d/shop.conf:7 below",
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+}
+
+#[test]
+fn timers() {
+    let late = || stood(NEAR).ends_ms(1001);
+    // A POST of 100,000 bytes, of which some went out.
+    let upload = |out: u32| {
+        stood(NEAR).talk(|t| {
+            t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\nContent-Length: 100000\r\n\r\n");
+            (t.sent_bytes, t.unacked) = (out, 20_000);
+        })
+    };
+    let unknown = |build: Build| {
+        build.talk(|t| {
+            t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\nCookie: ");
+            (t.sent_bytes, t.unacked) = (90_000, 20_000);
+        })
+    };
+    let equal = |build: Build| {
+        build.edit(|c| {
+            c.config[0].settings = InForces::default()
+                .with("read_timeout", "proxy_read_timeout", "1s", None)
+                .with("send_timeout", "proxy_send_timeout", "1s", None);
+        })
+    };
+    check(vec![
+        ("no answer", late(), Read, Proven),
+        ("and 504 told", late().saw(504), Read, Proven),
+        ("a moment early: nginx's clock", stood(NEAR).ends_ms(990), Read, Proven),
+        ("the client left in that moment", late().client_gone(false), Read, Likely),
+        ("the client left, and was told 504", late().client_gone(false).saw(504), Read, Proven),
+        ("the client left long before", stood(NEAR).ends_ms(300).client_gone(false), ClientAborted, Proven),
+        (
+            "the client left, no time-out is known",
+            stood(NEAR).ends_ms(300).client_gone(true).edit(|c| c.config.clear()),
+            ClientAborted,
+            Likely,
+        ),
+        ("early, nobody left", stood(NEAR).ends_ms(300), Unexplained, No),
+        ("early, 504 told", stood(NEAR).ends_ms(300).saw(504), Read, Proven),
+        ("much later than any timer", stood(NEAR).ends_ms(9000), Unexplained, No),
+        ("part of a header", late().got(SENT + 700 * MS, PART), Read, Proven),
+        ("a body that stalls", stood(NEAR).ends_ms(1800).got(SENT + 700 * MS, BODY), Read, Proven),
+        (
+            "a body that ends",
+            stood(NEAR).ends_ms(1800).got(SENT + 700 * MS, BODY).fin(SENT + 1700 * MS),
+            Unexplained,
+            No,
+        ),
+        (
+            "the request was not acknowledged",
+            late().talk(|t| (t.unacked, t.total_retrans) = (31, 2)),
+            Read,
+            Proven,
+        ),
+        ("an upload that stopped", upload(70_000).ends_ms(2001), Send, Proven),
+        ("an upload that is done", upload(100_044).ends_ms(1001), Read, Proven),
+        ("an upload, the time of the read timer", upload(70_000).ends_ms(1001), Unexplained, No),
+        ("of unknown length, the send timer's time", unknown(stood(NEAR)).ends_ms(2001), Send, Likely),
+        ("of unknown length, equal timers", equal(unknown(stood(NEAR))).ends_ms(1001), Send, Likely),
+        ("a small request, equal timers", equal(late()), Read, Proven),
+        ("in the TLS handshake", late().talk(|t| t.tls = true), Unexplained, No),
+        (
+            "after the TLS handshake",
+            late().talk(|t| (t.tls, t.tls_data, t.request) = (true, true, bytes::Bytes::new())),
+            Read,
+            Proven,
+        ),
+        ("reads were not seen", late().talk(|t| t.watched = false), Unexplained, No),
+    ]);
+}
+
+#[test]
+fn who_was_late() {
+    let late = || stood(NEAR).ends_ms(1001);
+    for (name, build, part) in [
+        ("lost", late().talk(|t| (t.unacked, t.total_retrans) = (31, 3)), "did not even acknowledge"),
+        ("not accepted", late().far(false, 31), "no process accepted"),
+        ("unread", late().far(true, 31), "python3 (pid 4121) at 127.0.0.1:3000 did not read"),
+        (
+            "unanswered",
+            late().far(true, 0),
+            "python3 (pid 4121) at 127.0.0.1:3000 read the request and did not answer",
+        ),
+        ("another machine", stood(FAR).ends_ms(1001), "acknowledged the request and did not answer"),
+        ("in the body", stood(NEAR).ends_ms(1800).got(SENT + 700 * MS, BODY), "stopped in the middle"),
+    ] {
+        let verdict = diagnose(&build.0);
+        assert!(verdict.summary.contains(part), "{name}: {verdict:#?}");
+        let all = format!("{verdict:#?}");
+        assert!(all.contains("proxy_read_timeout 1s; (/etc/nginx/conf.d/shop.conf:20)"), "{name}: {all}");
+    }
+    let threads = format!("{:?}", diagnose(&late().far(true, 0).0));
+    assert!(threads.contains("its thread is sleeping in hrtimer_nanosleep"), "{threads}");
+}
+
+#[test]
+fn a_death_is_told_by_whose_hand() {
+    let close = SENT + 30_000 * MS;
+    let base = |f: &dyn Fn(&mut event::Death)| {
+        stood(NEAR).ends_ms(30_001).fin(close + 30_000).closer(close, true, |d| {
+            d.ending = true;
+            f(d);
+        })
+    };
+    let rows: Vec<(&str, Build, &str)> = vec![
+        (
+            "by its master",
+            base(&|d| (d.signal, d.sent) = (Some(9), sent(9, 4000, close - MS))),
+            "was killed with SIGKILL (9) by its parent gunicorn (pid 4000)",
+        ),
+        (
+            "by the service manager",
+            base(&|d| (d.signal, d.sent) = (Some(15), sent(15, 1, close - MS))),
+            "by gunicorn (pid 1), which manages services",
+        ),
+        (
+            "by somebody",
+            base(&|d| (d.signal, d.sent) = (Some(15), sent(15, 77, close - MS))),
+            "by gunicorn (pid 77)",
+        ),
+        ("OOM", base(&|d| (d.signal, d.oom) = (Some(9), true)), "was killed by the OOM killer"),
+        (
+            "a fault",
+            base(&|d| (d.signal, d.core) = (Some(11), true)),
+            "crashed: SIGSEGV (11), and left a core dump",
+        ),
+        (
+            "abort()",
+            base(&|d| (d.signal, d.sent) = (Some(6), sent(6, PYTHON, close - MS))),
+            "crashed: SIGABRT (6)",
+        ),
+        (
+            "aborted by its master",
+            base(&|d| (d.signal, d.sent) = (Some(6), sent(6, 4000, close - MS))),
+            "was killed with SIGABRT (6) by its parent",
+        ),
+        ("it exited", base(&|d| d.status = Some(3)), "ended with exit status 3"),
+        (
+            "it exited when told",
+            base(&|d| (d.status, d.sent) = (Some(0), sent(15, 4000, close - MS))),
+            "ended with exit status 0 after SIGTERM (15) from its parent",
+        ),
+    ];
+    for (name, build, part) in rows {
+        let verdict = diagnose(&build.0);
+        assert_eq!((verdict.cause, verdict.confidence), (Died, Proven), "{name}");
+        assert!(verdict.summary.contains(part), "{name}: {}", verdict.summary);
+        let text = format!("{verdict:#?}");
+        assert!(
+            text.contains("its FIN came 30 µs later") && text.contains("for 30.000 s when it ended"),
+            "{name}: {text}"
+        );
+    }
+    let master = base(&|d| (d.signal, d.sent) = (Some(9), sent(9, 4000, close - MS)));
+    assert!(diagnose(&master.0).fix[0].text.contains("gunicorn's --timeout"));
+}
