@@ -5,7 +5,7 @@
 //! for each; here a look-up is one cache line, of an array of buckets with four places. What finds no place in
 //! its bucket, or meets another CPU there, goes to an ordinary hash map beside it.
 
-use tracer_ebpf::{Bucket, Conn, WAYS};
+use tracer_ebpf::{Bucket, Conn, Entry, WAYS, talk::Talk};
 
 const _: () = assert!(WAYS == 4);
 
@@ -76,10 +76,40 @@ pub(crate) fn find(sk: u64) -> Option<*mut Conn> {
     let b = bucket(sk)?;
     if let Some(way) = way_of(b, sk) {
         // SAFETY: a live array element; a socket has one place at most, and its life orders all who ask for it.
-        return Some(unsafe { (&raw mut (*b).conns).cast::<Conn>().add(way) });
+        return Some(unsafe { (&raw mut (*b).conns).cast::<Entry>().add(way).cast() });
     }
-    if spilled() != 0 { CONNS.get_ptr_mut(sk) } else { None }
+    if spilled() != 0 { CONNS.get_ptr_mut(sk).map(|entry| entry.cast()) } else { None }
 }
+
+/// What is said on a connection: it lies behind the record that [`find`] gives.
+#[inline(always)]
+pub(crate) fn talk_of(conn: *mut Conn) -> *mut Talk {
+    // SAFETY: `find` leads to the beginning of an Entry (all callers).
+    unsafe { &raw mut (*conn.cast::<Entry>()).talk }
+}
+
+const TALK_WORDS: usize = size_of::<Talk>() / 8;
+
+/// Nothing has been said yet. Written out, as `memset` would be called.
+///
+/// # Safety
+/// `talk` points to a live element.
+#[inline(always)]
+unsafe fn hush(talk: *mut Talk) {
+    let words = talk.cast::<u64>();
+    let mut at = 0;
+    while at < TALK_WORDS {
+        // SAFETY: by this function's contract.
+        unsafe { core::ptr::write_volatile(words.add(at), 0) };
+        at += 1;
+    }
+}
+
+/// For entries of the hash map: in read-only data, since the stack is dear.
+static EMPTY: Entry = {
+    // SAFETY: integers only.
+    unsafe { core::mem::zeroed() }
+};
 
 /// Enters a connection. False if there is no room at all.
 #[inline(always)]
@@ -89,8 +119,12 @@ pub(crate) fn open(sk: u64, conn: &Conn) -> bool {
     {
         return true;
     }
-    if CONNS.insert(sk, conn, 0).is_err() {
+    if CONNS.insert(sk, &EMPTY, 0).is_err() {
         return false;
+    }
+    if let Some(entry) = CONNS.get_ptr_mut(sk) {
+        // SAFETY: a live map element that only the events of this socket write.
+        unsafe { (&raw mut (*entry).conn).write(*conn) };
     }
     if let Some(shared) = SHARED.get_ptr_mut(0) {
         // SAFETY: a live array element.
@@ -113,7 +147,9 @@ fn place(b: *mut Bucket, sk: u64, conn: &Conn) -> bool {
             // A place that its last connection left behind, or a free one.
             let free = if let Some(way) = way_of(b, sk) { Some(way) } else { way_of(b, 0) };
             if let Some(way) = free {
-                (&raw mut (*b).conns).cast::<Conn>().add(way).write(*conn);
+                let entry = (&raw mut (*b).conns).cast::<Entry>().add(way);
+                (&raw mut (*entry).conn).write(*conn);
+                hush(&raw mut (*entry).talk);
                 core::ptr::write_volatile((&raw mut (*b).tags).cast::<u64>().add(way), sk);
                 done = true;
             }

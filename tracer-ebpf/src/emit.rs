@@ -42,7 +42,7 @@ unsafe fn clear<const N: usize>(dst: *mut u64) {
 
 /// Copies `N` words, as [`clear`].
 #[inline(always)]
-unsafe fn copy<const N: usize>(dst: *mut u64, src: *const u64) {
+pub(crate) unsafe fn copy<const N: usize>(dst: *mut u64, src: *const u64) {
     for i in 0..N {
         // SAFETY: the caller owns N words at dst and may read N words at src.
         unsafe { core::ptr::write_volatile(dst.add(i), core::ptr::read_volatile(src.add(i))) };
@@ -158,7 +158,7 @@ fn look_up(seen: &mut Seen, sk: u64, conn: &Conn) {
 /// # Safety
 /// `a` points to at least [`Short`]'s size of writable bytes.
 #[inline(always)]
-unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
+pub(crate) unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
     // SAFETY: by this function's contract.
     unsafe {
         (*a).kind = kind::ATTEMPT;
@@ -203,12 +203,19 @@ unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
         }
         if end.shutdown == 3 {
             (*a).flags |= flag::APP_CLOSED;
-            let task_flags: u32 = read(bpf_get_current_task(), setting!(task_flags));
-            if task_flags & PF_EXITING != 0 {
+            if is_exiting() {
                 (*a).flags |= flag::TASK_EXITING;
             }
         }
     }
+}
+
+/// True if the current task is ending.
+#[inline(always)]
+pub(crate) fn is_exiting() -> bool {
+    // SAFETY: no arguments.
+    let task_flags: u32 = read(unsafe { bpf_get_current_task() }, setting!(task_flags));
+    task_flags & PF_EXITING != 0
 }
 
 /// Writes the evidence, and which parts of it hold.

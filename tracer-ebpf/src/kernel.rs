@@ -158,6 +158,13 @@ pub(crate) fn syscall() -> (u32, u64, u64) {
     (nr as u32, read(regs, setting!(regs_arg0)), read(regs, setting!(regs_arg1)))
 }
 
+/// Third, second and first argument of the system call that the current task is in, and its number, where the registers lie
+/// in that row.
+#[inline(always)]
+pub(crate) fn call() -> [u64; 4] {
+    read(user_regs(), setting!(regs_arg2))
+}
+
 /// Number of the system call that the current task is in, and the error that it is going to return as things stand.
 #[inline(always)]
 pub(crate) fn syscall_answer() -> Option<(u32, i32)> {

@@ -208,7 +208,17 @@ pub struct Conn {
 /// Places in a [`Bucket`].
 pub const WAYS: usize = 4;
 
-/// Some open connections: a cache line of `struct sock *`, then their records, one line each.
+/// An open connection with what is said on it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// The connection.
+    pub conn: Conn,
+    /// What is said.
+    pub talk: talk::Talk,
+}
+
+/// Some open connections: a cache line of `struct sock *`, then their records.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Bucket {
@@ -219,7 +229,7 @@ pub struct Bucket {
     /// Padding.
     pub _pad: [u64; 3],
     /// The record of each.
-    pub conns: [Conn; WAYS],
+    pub conns: [Entry; WAYS],
 }
 
 /// Key of [`Evidence`]: a flow as the client side sees it.
@@ -458,6 +468,8 @@ pub struct Proc {
     pub begun: u32,
     /// The connection begun last.
     pub sk: u64,
+    /// An upstream connection that it has just closed and with which nothing was wrong, see `talk_flag::CLOSED`; else 0.
+    pub closed_sk: u64,
     /// When it began an upstream connection last.
     pub connected_ns: u64,
     /// What it did last, as far as its requests are concerned.
@@ -514,7 +526,8 @@ pub struct Shared {
 
 const _: () = {
     assert!(size_of::<Conn>() == 64);
-    assert!(size_of::<Bucket>() == 64 * (1 + WAYS));
+    assert!(size_of::<Entry>() == 64 * 3);
+    assert!(size_of::<Bucket>() == 64 * (1 + 3 * WAYS));
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8 + 8);
@@ -524,7 +537,7 @@ const _: () = {
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 24);
-    assert!(size_of::<Proc>() == 80);
+    assert!(size_of::<Proc>() == 88);
     assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);
 };
@@ -532,7 +545,7 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Attempt, Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
+        Attempt, Bucket, Conn, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
         request::{Client, Failed},
         said::Layout,
     };
@@ -547,7 +560,7 @@ mod pod {
         };
     }
     pod!(
-        Attempt, Bucket, Client, Conn, Counters, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
-        Layout
+        Attempt, Bucket, Client, Conn, Counters, Entry, Failed, Evidence, FlowKey, PeerKey, Proc, Settings,
+        Shared, Layout
     );
 }

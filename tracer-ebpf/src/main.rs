@@ -10,6 +10,7 @@
 mod clients;
 mod conns;
 mod emit;
+mod exchange;
 mod kernel;
 mod maps;
 mod probes;

@@ -5,9 +5,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    Bucket, Conn, Counters, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
+    Bucket, Counters, Entry, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
     request::{self, Client, Failed},
     said::{self, Layout},
+    talk::{self, Head},
     unix::{self, Standing},
 };
 
@@ -48,7 +49,7 @@ pub(crate) static BUCKETS: Array<Bucket> = Array::with_max_entries(4096, 0);
 /// Those that find no place in their bucket, by `struct sock *`. The loader sets the size; what does not fit is
 /// counted. Pre-allocated, as an allocation a connection costs more than the memory.
 #[map]
-pub(crate) static CONNS: HashMap<u64, Conn> = HashMap::with_max_entries(16384, 0);
+pub(crate) static CONNS: HashMap<u64, Entry> = HashMap::with_max_entries(16384, 0);
 
 /// Addresses that nginx has connected to: the filter that keeps the packet-level hooks quiet. LRU, since
 /// nothing tells when the last connection to one is gone.
@@ -132,6 +133,10 @@ pub(crate) static CLIENTS: Array<Client> = Array::with_max_entries(request::CLIE
 /// Failed attempts whose sockets are not closed yet, see `clients`.
 #[map]
 pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILED, 0);
+
+/// The beginnings of responses, see `probes::talk`: 4 MiB.
+#[map]
+pub(crate) static HEADS: Array<Head> = Array::with_max_entries(talk::HEADS, 0);
 
 /// A place to copy the beginning of a request to, only to see whether there is a NUL in it.
 #[map]

@@ -85,6 +85,16 @@ pub struct Settings {
     pub nr_writev: u32,
     /// Number of the write system call.
     pub nr_write: u32,
+    /// Number of the read system call.
+    pub nr_read: u32,
+    /// Number of the readv system call.
+    pub nr_readv: u32,
+    /// 1 if nginx's reads and writes are seen.
+    pub talk: u32,
+    /// How many arguments `tcp_recvmsg` has; [`NONE`] if that is not known.
+    pub tcp_recv_args: u32,
+    /// tcp_sock.snd_una.
+    pub snd_una: u32,
     /// pt_regs register of the third system call argument.
     pub regs_arg2: u32,
     /// 1 if third, second, first argument and system call number lie in a row in pt_regs.
@@ -215,16 +225,10 @@ pub struct Settings {
     pub sk_wmem_alloc: u32,
     /// Inode number of a `struct socket` from its beginning (`SOCK_INODE`, include/net/sock.h); [`NONE`] if unknown.
     pub socket_ino: u32,
-    /// 1 if connections to unix sockets are followed.
-    pub follow_unix: u32,
     /// sock.sk_sndbuf.
     pub sk_sndbuf: u32,
     /// sk_buff.len.
     pub skb_len: u32,
-    /// Number of the readv system call.
-    pub nr_readv: u32,
-    /// Number of the read system call.
-    pub nr_read: u32,
     /// Number of buckets of open connections, less one; a power of two less one.
     pub bucket_mask: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.

@@ -9,7 +9,7 @@ pub const SENT: usize = 256;
 pub const GOT: usize = 512;
 
 /// Places for the beginnings of responses, by socket; one that finds its place taken drives the other out. A power of two.
-pub const HEADS: u32 = 8192;
+pub const HEADS: u32 = 4096;
 
 /// Bits of [`Talk::flags`].
 pub mod talk_flag {
@@ -44,6 +44,52 @@ pub mod talk_flag {
     pub const NO_REQUEST: u32 = 1 << 13;
     /// The beginning of the response was driven out of its place: none follows.
     pub const NO_RESPONSE: u32 = 1 << 14;
+    /// nginx has closed the connection and nothing was wrong with it; what nginx tells the client next may change that.
+    pub const CLOSED: u32 = 1 << 15;
+    /// The connection ended (RST, retransmissions that ran out) and nginx has not closed it yet.
+    pub const ENDED: u32 = 1 << 16;
+    /// FastCGI: the last bytes that were read are an END_REQUEST record.
+    pub const END_REQUEST: u32 = 1 << 17;
+    /// What nginx speaks, by the first bytes of the connection: see [`proto`](super::proto).
+    pub const PROTO: u32 = 7 << 24;
+    /// How far [`PROTO`] is from the right.
+    pub const PROTO_SHIFT: u32 = 24;
+}
+
+/// Protocols, told by the first bytes that nginx writes to a connection.
+pub mod proto {
+    /// None of the following.
+    pub const OTHER: u32 = 0;
+    /// HTTP/1: a method and a space.
+    pub const HTTP: u32 = 1;
+    /// TLS.
+    pub const TLS: u32 = 2;
+    /// FastCGI: a BEGIN_REQUEST record.
+    pub const FASTCGI: u32 = 3;
+    /// HTTP/2: its preface.
+    pub const HTTP2: u32 = 4;
+    /// memcached: `get `.
+    pub const MEMCACHED: u32 = 5;
+    /// uwsgi (modifier 0) or scgi (a netstring): one request a connection.
+    pub const CGI: u32 = 6;
+}
+
+/// The beginning of a response.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Head {
+    /// The connection (`struct sock *`).
+    pub sk: u64,
+    /// Bytes that are kept, at most [`GOT`].
+    pub len: u32,
+    /// Where the value of Content-Length begins, while it is looked at; 0: nowhere.
+    pub length_at: u32,
+    /// 1 if there is a Transfer-Encoding.
+    pub coded: u32,
+    /// Padding.
+    pub _pad: u32,
+    /// The bytes; the second half is room for what is copied behind them.
+    pub bytes: [u8; GOT * 2],
 }
 
 /// What is kept of the exchange at work while a connection is open. Times are 0 for what has not happened in this exchange.
@@ -88,6 +134,10 @@ pub struct Talk {
     pub alert: u16,
     /// Status of the response (RFC 9112, 4), as far as the kernel side read it; 0 unknown.
     pub status: u16,
+    /// Status with which nginx began to answer the client, if that was seen after [`Talk::head`]; else 0.
+    pub answered: u16,
+    /// Padding.
+    pub _pad: [u16; 3],
 }
 
 /// A connection that stood and failed, or that brought the server's own error; the name of its unix socket if it is one.
@@ -175,8 +225,8 @@ pub struct Death {
 }
 
 const _: () = {
-    assert!(size_of::<Talk>() == 120);
-    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 120 + 8 + 24 + 8 + SENT + GOT + 112);
+    assert!(size_of::<Talk>() == 128);
+    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 128 + 8 + 24 + 8 + SENT + GOT + 112);
     assert!(size_of::<Death>() == 136);
     assert!(HEADS.is_power_of_two());
 };

@@ -1,9 +1,6 @@
 //! The wire contract of unix sockets: connections by path or by abstract name.
 
-use crate::{
-    Conn,
-    talk::{GOT, Talk},
-};
+use crate::{Conn, talk::Talk};
 
 /// Most bytes of a name (`sockaddr_un.sun_path`, include/uapi/linux/un.h).
 pub const NAME: usize = 108;
@@ -59,24 +56,18 @@ pub const STANDING: u32 = 2048;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Standing {
-    /// As of TCP; addresses and ports are 0.
+    /// As the beginning of an [`Entry`](crate::Entry): addresses and ports are 0.
     pub conn: Conn,
     /// The exchange at work. [`Talk::write_seq`] and [`Talk::copied_seq`] count the bytes written and read in it.
     pub talk: Talk,
-    /// The last 16 bytes that were read, in the order of the stream (two big-endian words).
-    pub tail: [u64; 2],
     /// When the peer's process closed its end as it was dying; else 0.
     pub death_ns: u64,
-    /// Bytes in [`Standing::got`].
-    pub got_len: u16,
     /// Bytes in [`Standing::name`].
     pub name_len: u16,
     /// Padding.
-    pub _pad: u32,
+    pub _pad: [u16; 3],
     /// As in [`Unix::name`].
     pub name: [u8; NAME + 4],
-    /// The beginning of the response.
-    pub got: [u8; GOT],
 }
 
 /// The far end of a connection to a unix socket as nginx closed its own, in the place of [`Attempt::daddr`](crate::Attempt).
@@ -106,5 +97,5 @@ pub mod far {
 const _: () = {
     assert!(size_of::<Unix>() == 168);
     assert!(size_of::<Far>() == size_of::<crate::Addr>());
-    assert!(size_of::<Standing>() == 64 + size_of::<Talk>() + 16 + 8 + 8 + 112 + GOT);
+    assert!(size_of::<Standing>() == size_of::<crate::Entry>() + 8 + 8 + 112);
 };

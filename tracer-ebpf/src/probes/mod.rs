@@ -12,6 +12,7 @@ mod request;
 mod reset;
 mod said;
 mod state;
+mod talk;
 mod unix;
-mod unix_end;
+pub(crate) mod unix_end;
 mod unix_talk;

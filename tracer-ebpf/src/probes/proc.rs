@@ -48,6 +48,7 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
             last: PeerKey { addr: [0; 16], port: 0, _pad: 0 },
             begun: 0,
             sk: 0,
+            closed_sk: 0,
             connected_ns: 0,
             turn: Turn::NOTHING,
             buffer: 0,

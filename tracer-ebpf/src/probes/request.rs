@@ -8,12 +8,14 @@ use aya_ebpf::{
 use tracer_ebpf::{
     Addr, Proc, flag, kind,
     request::{BAD_GATEWAY, Client, MOST, Request, Turn, client_flag, turn},
+    talk::talk_flag,
 };
 
 use crate::{
     clients, conns, emit,
     kernel::{self, read, read_user},
     maps::{EVENTS, PROCS, setting},
+    probes::talk,
     procs,
 };
 
@@ -24,6 +26,7 @@ fn client_read(ctx: RawTracePointContext) -> i32 {
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
+    talk::settle(proc);
     let mut now = Turn::NOTHING;
     if let Some(conn) = conns::find(sk) {
         // SAFETY: an element of a pre-allocated map, plain integers.
@@ -32,7 +35,7 @@ fn client_read(ctx: RawTracePointContext) -> i32 {
             now.id = id;
             now.sk = sk;
             now.kind = turn::READ_UPSTREAM;
-            now.retry = u16::from(flags & flag::RETRY != 0);
+            now.retry = u16::from(flags & flag::RETRY != 0 || talk::has(conn, talk_flag::SAID_5XX));
         }
     } else {
         now.id = clients::heard(sk, tgid, proc);
@@ -72,12 +75,22 @@ fn answer_tracepoint(ctx: RawTracePointContext) -> i32 {
 
 /// A worker writes `size` bytes, of which `done` are in the socket already.
 #[inline(always)]
-fn on_send(sk: u64, done: u32, size: u32) {
+fn on_send(mut sk: u64, done: u32, size: u32) {
     let Some((tgid, proc)) = procs::worker() else {
         return;
     };
-    let last = clients::take(proc);
+    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+    kernel::forget(&mut sk);
+    if let Some(conn) = conns::find(sk) {
+        talk::wrote(sk, conn, done, size);
+        return;
+    }
     // SAFETY: a live map element that only this worker's thread writes.
+    if unsafe { (*proc).closed_sk } != 0 {
+        talk::contradicted(sk, tgid, size);
+    }
+    let last = clients::take(proc);
+    // SAFETY: as above.
     let awaiting = unsafe { (*proc).awaiting };
     if last.kind < turn::READ_UPSTREAM || last.retry == 0 {
         if awaiting != 0 && awaited(sk, tgid, done, size) != 0 {
@@ -85,6 +98,8 @@ fn on_send(sk: u64, done: u32, size: u32) {
         }
         if last.kind < turn::READ_UPSTREAM {
             unserved(sk, tgid, proc, &last, done, size);
+        } else {
+            talk::passed_on(sk, tgid, last.sk, last.id, size);
         }
         return;
     }
@@ -169,16 +184,6 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
         return;
     }
     let last = clients::take(proc);
-    if let Some(conn) = conns::find(sk) {
-        // The request goes to the next server, over a connection that was kept or has just been made.
-        // SAFETY: an element of a pre-allocated map.
-        unsafe {
-            (*conn).client = last.id;
-            (*conn).number = 0;
-            (*conn).flags |= flag::RETRY;
-        }
-        return;
-    }
     let Some(slot) = clients::slot(sk) else {
         return;
     };
@@ -296,6 +301,27 @@ pub(super) fn left(sk: u64, tgid: u32) {
     }
 }
 
+/// An answer that had begun ends without its rest: the connection of its server failed.
+#[inline(never)]
+pub(super) fn cut(sk: u64, tgid: u32, id: u64, status: u16) -> u32 {
+    let Some(slot) = clients::slot(sk) else {
+        return 0;
+    };
+    // SAFETY: a live array element of plain integers.
+    unsafe {
+        if id != 0 && clients::holds(slot, sk, tgid) && (*slot).id == id {
+            emit_request(sk, tgid, id, slot, (*slot).flags, status);
+        }
+    }
+    0
+}
+
+/// The status of the answer that the current system call begins to write; 0 if it is none.
+#[inline(always)]
+pub(super) fn answer_status(size: u32) -> u16 {
+    status_of(first_bytes(size))
+}
+
 /// Where the first bytes are that the current system call writes.
 #[inline(always)]
 fn first_bytes(size: u32) -> u64 {
@@ -318,7 +344,12 @@ fn status_of(at: u64) -> u16 {
     if at == 0 {
         return 0;
     }
-    let words: [u64; 2] = read_user(at);
+    status_in(read_user(at))
+}
+
+/// The same of the first 16 bytes.
+#[inline(always)]
+pub(super) fn status_in(words: [u64; 2]) -> u16 {
     const LINE: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
     if words[0] & 0x00ff_ffff_ffff_ffff != LINE {
         return 0;

@@ -6,19 +6,20 @@
 
 use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext};
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage};
+use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage, talk::talk_flag};
 
 use crate::{
     clients, conns,
     emit::{self, CLIENT_WATCH_NS, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
-    probes::{death, request},
+    probes::{death, request, talk},
     procs,
 };
 
 // include/net/tcp_states.h
 const TCP_SYN_SENT: i32 = 2;
+const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE: i32 = 7;
 const TCP_CLOSE_WAIT: i32 = 8;
 const TCP_LAST_ACK: i32 = 9;
@@ -34,10 +35,34 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     match new {
         TCP_SYN_SENT => begin(&ctx, sk),
         TCP_CLOSE => end(&ctx, sk, old),
-        TCP_LAST_ACK => client_closed(sk, 1),
+        TCP_CLOSE_WAIT => talk::finished(sk),
+        TCP_FIN_WAIT1 => {
+            closed_by_worker(sk, old);
+        }
+        TCP_LAST_ACK => {
+            if !closed_by_worker(sk, old) {
+                client_closed(sk, 1);
+            }
+        }
         _ => {}
     }
     0
+}
+
+/// A close, or a `shutdown()` of one direction, has begun. True if it is a worker's of an upstream connection.
+#[inline(always)]
+fn closed_by_worker(sk: u64, old: i32) -> bool {
+    if procs::worker().is_none() {
+        return false;
+    }
+    let Some(found) = conns::find(sk) else {
+        return false;
+    };
+    if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 {
+        count(|c| c.established += 1);
+        talk::closing(sk, found, old as u8);
+    }
+    true
 }
 
 /// True if the current process is a verified nginx.
@@ -85,6 +110,7 @@ fn begin(ctx: &RawTracePointContext, sk: u64) {
     let Some((tgid, proc)) = procs::worker() else {
         return;
     };
+    talk::settle(proc);
     if let Some(mut conn) = new_conn(sk, tgid) {
         clients::assign(proc, &mut conn);
         record(sk, &conn, proc);
@@ -161,7 +187,17 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
             emit::watch_client(sk, tgid);
         }
     } else {
+        if talk::has(found, talk_flag::CLOSED) {
+            return;
+        }
         count(|c| c.established += 1);
+        // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
+        if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
+            talk::closing(sk, found, old as u8);
+        } else {
+            talk::ended(found);
+        }
+        return;
     }
     conns::close(sk);
 }
@@ -272,11 +308,7 @@ fn client_closed(sk: u64, how: u8) {
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
     if let Some(found) = conns::find(sk) {
-        // SAFETY: a live element of a pre-allocated map; copied as in `end`.
-        let mut conn = unsafe { *found };
-        kernel::forget(&mut conn);
-        missed_end(sk, &conn);
-        conns::close(sk);
+        gone(sk, found);
     } else {
         clients::closed(sk);
     }
@@ -286,13 +318,31 @@ fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Tells what can still be told of a connection whose end was not seen. A connection that stood has received
-/// a SYN-ACK: the stack has measured a round trip.
+/// The socket of a connection that is still in the map is destroyed. One that stood has received a SYN-ACK: the stack has
+/// measured a round trip.
 #[inline(always)]
-fn missed_end(sk: u64, conn: &Conn) {
-    if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
+fn gone(sk: u64, found: *mut Conn) {
+    if talk::has(found, talk_flag::CLOSED) {
         return;
     }
+    // SAFETY: a live element of a pre-allocated map; copied as in `end`.
+    let mut conn = unsafe { *found };
+    kernel::forget(&mut conn);
+    if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
+        const TCP_ESTABLISHED: u8 = 1;
+        if procs::worker().is_some() {
+            talk::closing(sk, found, TCP_ESTABLISHED);
+            return;
+        }
+    } else {
+        missed_end(sk, &conn);
+    }
+    conns::close(sk);
+}
+
+/// Tells what can still be told of a connection whose end was not seen.
+#[inline(always)]
+fn missed_end(sk: u64, conn: &Conn) {
     let stage = if conn.flags & flag::SYNC_CLOSED != 0 { stage::CONNECT } else { stage::SYN_SENT };
     let sk_err: i32 = read(sk, setting!(sk_err));
     // nginx reads and clears the error before it closes; a RST leaves its own trace.

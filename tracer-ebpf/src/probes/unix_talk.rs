@@ -1,7 +1,7 @@
 //! What a worker reads from and writes to unix stream sockets that it has connected, and how that ends.
 //!
-//! As for TCP (`talk.rs`), but nothing here has sequence numbers: bytes are counted as they pass, and the far end is another
-//! socket of this machine, whose close is seen as well.
+//! An exchange is followed and judged as on TCP (`talk.rs`), but nothing here has sequence numbers: bytes are counted as they
+//! pass, and the far end is another socket of this machine, whose close is seen as well.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -11,18 +11,18 @@ use aya_ebpf::{
     },
 };
 use tracer_ebpf::{
-    Proc, flag,
+    Conn, Proc, flag,
     request::{Turn, turn},
     talk::talk_flag,
-    unix::{LIBC, NAME, Standing},
+    unix::{NAME, Standing},
 };
 
 use crate::{
-    clients,
+    clients, conns,
     emit::{self, count},
     kernel::{self, read, read_user},
     maps::{STANDING, setting},
-    probes::{connect::empty, unix, unix_end},
+    probes::{connect::empty, talk, unix, unix_end},
     procs,
 };
 
@@ -64,19 +64,19 @@ fn unix_read_tracepoint(ctx: RawTracePointContext) -> i32 {
 /// `unix_stream_sendmsg(socket, msg, len)`.
 #[fexit(function = "unix_stream_sendmsg")]
 fn unix_write_fexit(ctx: FExitContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
+    if let Some((tgid, _)) = procs::worker() {
         let mut socket: u64 = ctx.arg(0);
         kernel::forget(&mut socket);
-        on_write(read(socket, setting!(socket_sk)), tgid, proc, ctx.arg(3));
+        on_write(read(socket, setting!(socket_sk)), tgid, ctx.arg(3));
     }
     0
 }
 
 #[kretprobe]
 fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
+    if let Some((tgid, _)) = procs::worker() {
         let (_, fd, _) = kernel::syscall();
-        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, proc, ctx.ret());
+        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, ctx.ret());
     }
     0
 }
@@ -84,8 +84,8 @@ fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
 /// `sock_send_length(sk, ret, flags)`, 6.6+.
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn unix_write_tracepoint(ctx: RawTracePointContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
-        on_write(ctx.arg(0), tgid, proc, ctx.arg(1));
+    if let Some((tgid, _)) = procs::worker() {
+        on_write(ctx.arg(0), tgid, ctx.arg(1));
     }
     0
 }
@@ -125,38 +125,41 @@ fn unix_close_tracepoint(ctx: TracePointContext) -> i32 {
 
 /// A worker's connect() to a unix stream socket succeeded.
 #[inline(never)]
-pub(super) fn begin(sk: u64, addr: u64, proc: *mut Proc) {
+pub(super) fn begin(sk: u64, addr: u64, proc: *mut Proc) -> u32 {
     if proc.is_null() || read_user::<u16>(addr) != kernel::AF_UNIX || unix::is_libc(addr + FAMILY) {
-        return;
+        return 0;
     }
+    talk::settle(proc);
     let mut conn = empty(kernel::tgid());
     clients::assign(proc, &mut conn);
-    // SAFETY: a live map element that only this worker's thread writes.
-    unsafe {
-        // Whatever comes next without having been seen, the request is no other's.
-        if conn.client != 0 {
-            let retry = u16::from(conn.flags & flag::RETRY != 0);
-            (*proc).turn = Turn { id: conn.client, sk: 0, kind: turn::CLOSED, number: 0, retry };
-        }
+    conn.family = kernel::AF_UNIX;
+    if conn.client != 0 {
+        let retry = u16::from(conn.flags & flag::RETRY != 0);
+        // The write that follows takes it. Where that is not seen, who knows what else is not: the next attempt has no number.
+        let number = if setting!(talk) != 0 { conn.number.wrapping_sub(1) } else { 0 };
+        // SAFETY: a live map element that only this worker's thread writes.
+        unsafe { (*proc).turn = Turn { id: conn.client, sk: 0, kind: turn::CLOSED, number, retry } };
     }
-    if setting!(follow_unix) == 0 {
-        return;
+    if setting!(talk) == 0 {
+        return 0;
     }
+    kernel::forget(&mut conn);
     if STANDING.insert(sk, &ZERO, 0).is_err() {
         count(|c| c.conns_full += 1);
-        return;
+        return 0;
     }
     let Some(s) = STANDING.get_ptr_mut(sk) else {
-        return;
+        return 0;
     };
     let len = kernel::third_arg().saturating_sub(FAMILY).min(NAME as u64);
     // SAFETY: a live map element.
     unsafe {
-        (*s).talk.flags = talk_flag::WATCHED | talk_flag::UNIX;
         (&raw mut (*s).conn).write(conn);
+        (*s).talk.flags = talk_flag::UNIX;
         (*s).name_len = len as u16;
         unix::copy_name((&raw mut (*s).name).cast(), addr + FAMILY);
     }
+    1
 }
 
 /// In read-only data, since it is larger than the stack.
@@ -165,132 +168,107 @@ static ZERO: Standing = {
     unsafe { core::mem::zeroed() }
 };
 
+/// The record of an upstream connection, by TCP or to a unix socket.
+#[inline(always)]
+pub(super) fn find(sk: u64) -> Option<*mut Conn> {
+    conns::find(sk).or_else(|| STANDING.get_ptr_mut(sk).map(|s| s.cast()))
+}
+
+/// Removes it.
+#[inline(always)]
+pub(super) fn close(sk: u64, conn: *mut Conn) {
+    if talk::has(conn, talk_flag::UNIX) {
+        let _ = STANDING.remove(sk);
+    } else {
+        conns::close(sk);
+    }
+}
+
 /// A worker's read returned.
 #[inline(always)]
 fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) {
-    let Some(s) = STANDING.get_ptr_mut(sk) else {
-        return;
-    };
-    if proc.is_null() || flags & MSG_PEEK != 0 || ret == -EAGAIN {
+    if ret == -EAGAIN || flags & MSG_PEEK != 0 {
         return;
     }
+    if let Some(s) = STANDING.get_ptr_mut(sk) {
+        heard(s, sk, tgid, proc, ret);
+    }
+}
+
+#[inline(never)]
+fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32 {
+    if s.is_null() || proc.is_null() {
+        return 0;
+    }
+    talk::settle(proc);
     // SAFETY: live map elements; only this worker's thread writes these fields.
     unsafe {
-        if (*s).conn.tgid != tgid {
-            return;
+        if (*s).conn.tgid != tgid || (*s).talk.flags & talk_flag::CLOSED != 0 {
+            return 0;
         }
-        let now = emit::now_ns();
-        if ret <= 0 {
-            if (*s).talk.told_ns == 0 {
-                (*s).talk.told_ns = now;
-                (*s).talk.told = ret;
-            }
-            if ret == 0 {
-                (*s).talk.flags |= talk_flag::EOF;
-            }
-        } else {
-            let first = (*s).talk.first_read_ns == 0;
-            if first {
-                (*s).talk.first_read_ns = now;
-            }
-            (*s).talk.read_ns = now;
-            (*s).talk.copied_seq = (*s).talk.copied_seq.saturating_add(ret as u32);
-            unix_end::keep(s, ret as u32);
-            if first && (*s).talk.status >= 500 && (*s).talk.sent_ns != 0 {
-                unix_end::tell(s, sk, talk_flag::SAID_5XX);
-            }
+        if ret > 0 {
+            (*s).talk.copied_seq = (*s).talk.copied_seq.wrapping_add(ret as u32);
+            let said = (*s).conn.flags & flag::RETRY != 0 || (*s).talk.flags & talk_flag::SAID_5XX != 0;
+            (*proc).turn = if (*s).conn.client == 0 {
+                Turn::NOTHING
+            } else {
+                let id = (*s).conn.client;
+                Turn { id, sk, kind: turn::READ_UPSTREAM, number: 0, retry: u16::from(said) }
+            };
         }
-        if (*s).conn.client != 0 {
-            let retry = u16::from((*s).conn.flags & flag::RETRY != 0);
-            (*proc).turn = Turn { id: (*s).conn.client, sk, kind: turn::READ_UPSTREAM, number: 0, retry };
-        }
+        talk::heard(sk, s.cast(), proc, ret)
     }
 }
 
 /// A worker's write returned.
 #[inline(always)]
-fn on_write(sk: u64, tgid: u32, proc: *mut Proc, ret: i32) {
-    let Some(s) = STANDING.get_ptr_mut(sk) else {
-        return;
-    };
-    if proc.is_null() || ret == -EAGAIN || ret == 0 {
+fn on_write(sk: u64, tgid: u32, ret: i32) {
+    if ret == -EAGAIN || ret == 0 {
         return;
     }
-    // SAFETY: as in `on_read`.
-    unsafe {
-        if (*s).conn.tgid != tgid {
-            return;
-        }
-        let now = emit::now_ns();
-        if ret < 0 {
-            (*s).talk.told_ns = now;
-            (*s).talk.told = ret;
-            return;
-        }
-        if (*s).talk.sent_ns == 0 || ((*s).talk.first_read_ns != 0 && !unix_end::goes_on(s)) {
-            exchange(s, proc, now);
-            let (at, len) = unix_end::first_written();
-            (*s).talk.buf = at;
-            (*s).talk.buf_len = len;
-            (*s).talk.first = if len >= 8 { read_user(at) } else { 0 };
-        }
-        (*s).talk.last_sent_ns = now;
-        (*s).talk.write_seq = (*s).talk.write_seq.saturating_add(ret as u32);
+    if let Some(s) = STANDING.get_ptr_mut(sk) {
+        wrote(s, sk, tgid, ret);
     }
 }
 
-/// The first write of a request and its response.
-///
-/// # Safety
-/// Live map elements of this worker.
-#[inline(always)]
-unsafe fn exchange(s: *mut Standing, proc: *mut Proc, now: u64) {
-    // SAFETY: by this function's contract.
-    unsafe {
-        let t = &raw mut (*s).talk;
-        let last = clients::take(proc);
-        if (*t).requests != 0 {
-            // A connection that was kept serves whom the worker has just heard.
-            let next = last.kind == turn::READ_CLIENT || last.kind == turn::CLOSED;
-            (*s).conn.client = if next { last.id } else { 0 };
-            (*s).conn.number = match last.kind {
-                turn::READ_CLIENT => 1,
-                turn::CLOSED if last.number != 0 => last.number.wrapping_add(1),
-                _ => 0,
-            };
-            (*s).conn.flags &= !flag::RETRY;
-            if next && last.retry != 0 {
-                (*s).conn.flags |= flag::RETRY;
-            }
-            if last.kind == turn::READ_CLIENT {
-                clients::link(&last);
-            }
-            let idle_us = now.saturating_sub((*t).read_ns) / 1000;
-            (*t).idle_us = if idle_us > 0xffff_ffff { 0xffff_ffff } else { idle_us as u32 };
-        }
-        (*t).requests = (*t).requests.saturating_add(1);
-        (*t).sent_ns = now;
-        (*t).first_read_ns = 0;
-        (*t).read_ns = 0;
-        (*t).told_ns = 0;
-        (*t).told = 0;
-        (*t).client_sk = 0;
-        (*t).status = 0;
-        (*t).flags = talk_flag::WATCHED | talk_flag::UNIX;
-        (*t).head = [0; 2];
-        (*s).talk.write_seq = 0;
-        (*s).talk.copied_seq = 0;
-        (*s).got_len = 0;
-        (*s).tail = [0; 2];
+#[inline(never)]
+fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
+    if s.is_null() {
+        return 0;
     }
+    // SAFETY: as in `heard`.
+    unsafe {
+        if (*s).conn.tgid != tgid || (*s).talk.flags & talk_flag::CLOSED != 0 {
+            return 0;
+        }
+        if ret < 0 {
+            (*s).talk.told_ns = emit::now_ns();
+            (*s).talk.told = ret;
+            return 0;
+        }
+        let began = (*s).talk.sent_ns;
+        talk::wrote(sk, s.cast(), ret as u32, ret as u32);
+        if (*s).talk.sent_ns != began {
+            (*s).talk.flags |= talk_flag::UNIX;
+            (*s).talk.write_seq = 0;
+            (*s).talk.copied_seq = 0;
+            (*s).death_ns = 0;
+        }
+        (*s).talk.write_seq = (*s).talk.write_seq.wrapping_add(ret as u32);
+    }
+    0
 }
 
 /// A unix socket's last descriptor is closed.
 #[inline(always)]
 fn on_release(sk: u64) {
     if let Some(s) = STANDING.get_ptr_mut(sk) {
-        unix_end::closed(s, sk);
-        let _ = STANDING.remove(sk);
+        if talk::closing(sk, s.cast(), unix_end::TCP_ESTABLISHED) == 0 {
+            let _ = STANDING.remove(sk);
+        }
+        return;
+    }
+    if !kernel::has(setting!(unix_peer)) {
         return;
     }
     let peer: u64 = read(sk, setting!(unix_peer));

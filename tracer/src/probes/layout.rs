@@ -54,7 +54,7 @@ const REASONS: [&[&str]; drop_class::COUNT] = [
 pub const RANGES: [&str; 3] = ["nf_hook_slow", "tcp_v4_rcv", "tcp_v6_rcv"];
 
 /// System call numbers of the architecture that this program was built for.
-const SYSCALLS: [i64; 7] = [
+const SYSCALLS: [i64; 9] = [
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_socket,
@@ -62,6 +62,8 @@ const SYSCALLS: [i64; 7] = [
     libc::SYS_sendto,
     libc::SYS_writev,
     libc::SYS_write,
+    libc::SYS_read,
+    libc::SYS_readv,
 ];
 
 /// `THREAD_SIZE` of x86-64 without KASAN (arch/x86/include/asm/page_64_types.h); needed before 5.15 only.
@@ -116,7 +118,7 @@ pub fn settings(
     ranges: &HashMap<String, (u64, u64)>,
 ) -> Result<Settings, LayoutError> {
     let mut r = Reader { btf, missing: Vec::new() };
-    let [nr_connect, nr_bind, nr_socket, nr_recvfrom, nr_sendto, nr_writev, nr_write] =
+    let [nr_connect, nr_bind, nr_socket, nr_recvfrom, nr_sendto, nr_writev, nr_write, nr_read, nr_readv] =
         SYSCALLS.map(|nr| u32::try_from(nr).unwrap_or(NONE));
     let reset_skb = btf
         .params("tcp_reset")
@@ -169,6 +171,11 @@ pub fn settings(
         nr_sendto,
         nr_writev,
         nr_write,
+        nr_read,
+        nr_readv,
+        talk: 0,
+        tcp_recv_args: argument_count(btf, "tcp_recvmsg"),
+        snd_una: r.required("tcp_sock.snd_una"),
         regs_arg2: r.required("pt_regs.dx"),
         packed_regs: 0,
         udp_recv_args: argument_count(btf, "udp_recvmsg"),
@@ -237,11 +244,8 @@ pub fn settings(
         sk_receive_queue: r.optional("sock.sk_receive_queue"),
         sk_wmem_alloc: r.optional("sock.sk_wmem_alloc"),
         socket_ino: socket_inode(btf),
-        follow_unix: 0,
         sk_sndbuf: r.optional("sock.sk_sndbuf"),
         skb_len: r.required("sk_buff.len"),
-        nr_readv: number(libc::SYS_readv),
-        nr_read: number(libc::SYS_read),
         follow_new: 1,
         packed_common: 0,
         bucket_mask: 0,
@@ -267,10 +271,6 @@ pub fn settings(
         }
     }
     Ok(settings)
-}
-
-fn number(nr: i64) -> u32 {
-    u32::try_from(nr).unwrap_or(NONE)
 }
 
 /// Where the inode number of a socket lies, from the beginning of its `struct socket`: both are parts of `struct

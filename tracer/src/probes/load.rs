@@ -33,7 +33,11 @@ const CONNTRACK_BTF: &str = "/sys/kernel/btf/nf_conntrack";
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WHY502_BPF_OBJECT_PATH"));
 
 /// The rows of [`PROBES`] that only requests need.
-const REQUEST_PROBES: [&str; 4] = ["client-read", "answer", "dns4", "dns6"];
+const REQUEST_PROBES: [&str; 8] =
+    ["client-read", "answer", "upstream-read", "unix-write", "unix-read", "unix-close", "dns4", "dns6"];
+
+/// What a kernel has whose tracepoints tell of reads.
+const READ_TRACEPOINT: &str = "__traceiter_sock_recv_length";
 
 /// What the command line decides.
 #[derive(Debug, Clone)]
@@ -187,8 +191,9 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let buckets = buckets(options.max_connections);
     settings.bucket_mask = buckets - 1;
     settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);
-    let reads_seen = tier != Tier::Tracepoint || btf.tracepoint_params("sock_recv_length").is_some();
-    settings.follow_unix = u32::from(reads_seen);
+    // Before 6.6 tracepoints tell of no reads and writes.
+    let reads = tier != Tier::Tracepoint || btf.func(READ_TRACEPOINT).is_some();
+    settings.talk = u32::from(reads && options.requests);
     let functions = functions_for_aya(&btf, tier);
     let drop_reasons = layout::drop_reasons(&btf);
     let known = |function: &str| btf.func(function).is_some();
@@ -258,6 +263,7 @@ fn attach_first(
         let attach = way.attach;
         // Where it finds the return value follows from the number of arguments.
         let understood = match attach {
+            Attach::FExit("tcp_recvmsg") => (4..=6).contains(&settings.tcp_recv_args),
             Attach::FExit("udp_recvmsg" | "udpv6_recvmsg") => (4..=6).contains(&settings.udp_recv_args),
             Attach::FExit("avc_denied") => settings.avc_first == 0 && (8..=9).contains(&settings.avc_args),
             Attach::KProbe("avc_denied") => settings.avc_first <= 1,

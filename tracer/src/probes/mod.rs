@@ -333,6 +333,17 @@ const CONNECTIONS: &[Probe] = &[
         ],
     },
     Probe {
+        name: "upstream-read",
+        tells: "what servers answered, when, and when nginx learned that they had closed",
+        lost: "failures of connections that stand: only those without a single byte from the server are found, and not proven",
+        required: false,
+        variants: &[
+            everywhere("read_tracepoint", "sock_recv_length"),
+            on(FULL, "read_fexit", Attach::FExit("tcp_recvmsg")),
+            on(KPROBE, "read_kretprobe", Attach::KRetProbe("tcp_recvmsg")),
+        ],
+    },
+    Probe {
         name: "dns4",
         tells: "what name servers told nginx that has to resolve a name for a request",
         lost: "why a name was not resolved: resolver-failed is `likely` at best",

@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
 use tracer_ebpf::{
-    Bucket, Conn, Counters, Evidence, FlowKey, PeerKey, Proc, request::Turn, role, said::Layout,
+    Bucket, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, request::Turn, role, said::Layout,
 };
 
 use crate::{event, report::Occupancy};
@@ -21,7 +21,7 @@ pub(super) struct Maps {
     procs: HashMap<MapData, u32, Proc>,
     marks: Array<MapData, u32>,
     buckets: Array<MapData, Bucket>,
-    conns: HashMap<MapData, u64, Conn>,
+    conns: HashMap<MapData, u64, Entry>,
     flows: HashMap<MapData, FlowKey, Evidence>,
     counters: PerCpuArray<MapData, Counters>,
     reader: Array<MapData, u32>,
@@ -71,6 +71,7 @@ impl Maps {
                     last: NOBODY,
                     begun: 0,
                     sk: 0,
+                    closed_sk: 0,
                     connected_ns: 0,
                     turn: Turn::NOTHING,
                     buffer: 0,

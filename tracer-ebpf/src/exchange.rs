@@ -1,0 +1,575 @@
+//! One exchange on an upstream connection: what nginx speaks, where its bytes lie, whether the response was whole, and the
+//! record of one that failed.
+
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user, bpf_ringbuf_submit};
+use tracer_ebpf::{
+    Attempt, Conn, flag, kind, stage,
+    talk::{Broken, GOT, HEADS as PLACES, Head, SENT, Talk, proto, talk_flag},
+};
+
+use crate::{
+    conns,
+    emit::{self, End, count},
+    kernel::{self, read, read_user},
+    maps::{EVENTS, HEADS, setting},
+    probes::unix_end,
+};
+
+/// nginx closes a connection at once when it has what it wanted. Later than this after the last byte it was a timer, or it had
+/// been kept.
+const LATE_NS: u64 = 100_000_000;
+
+/// Longest chain of buffers that is followed to the end of a read.
+const MOST_PIECES: u64 = 8;
+
+/// Third, second and first argument of the system call at work, and its number; zeroes where registers do not lie so.
+#[inline(always)]
+fn call() -> [u64; 4] {
+    if setting!(packed_regs) == 0 { [0, 0, 0, u64::MAX] } else { kernel::call() }
+}
+
+/// Where the system call at work reads to, and how much room is there; of several buffers the first.
+#[inline(always)]
+pub(crate) fn buffer() -> (u64, u64) {
+    let [len, buf, _, nr] = call();
+    if nr == u64::from(setting!(nr_recvfrom)) || nr == u64::from(setting!(nr_read)) {
+        return (buf, len);
+    }
+    if nr == u64::from(setting!(nr_readv)) {
+        // struct iovec: base, length.
+        let first: [u64; 2] = read_user(buf);
+        return (first[0], first[1]);
+    }
+    (0, 0)
+}
+
+/// Where the first of the `size` bytes lie that the system call at work writes, and how many are there in a row.
+#[inline(always)]
+pub(crate) fn written(size: u32) -> (u64, u32) {
+    let [len, buf, _, nr] = call();
+    if nr == u64::from(setting!(nr_writev)) {
+        let first: [u64; 2] = read_user(buf);
+        return (first[0], first[1].min(u64::from(size)) as u32);
+    }
+    if nr == u64::from(setting!(nr_sendto)) || nr == u64::from(setting!(nr_write)) {
+        return (buf, len.min(u64::from(size)) as u32);
+    }
+    (0, 0)
+}
+
+/// Where the last of the `ret` bytes end that the system call at work has read, and how many lie there in a row.
+#[inline(always)]
+fn end_of_read(ret: u64) -> (u64, u64) {
+    let [_, buf, _, nr] = call();
+    if nr != u64::from(setting!(nr_readv)) {
+        return (buf.wrapping_add(ret), ret);
+    }
+    let mut left = ret;
+    let mut piece = 0;
+    while piece < MOST_PIECES {
+        let iov: [u64; 2] = read_user(buf.wrapping_add(piece * 16));
+        if left <= iov[1] {
+            return (iov[0].wrapping_add(left), left);
+        }
+        left -= iov[1];
+        piece += 1;
+    }
+    (0, 0)
+}
+
+/// The place for the beginning of a response.
+#[inline(always)]
+fn head_of(sk: u64) -> Option<*mut Head> {
+    let hash = (sk >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    HEADS.get_ptr_mut(hash as u32 & (PLACES - 1))
+}
+
+/// Keeps the first bytes of a response: nginx uses their buffer again before it knows the end.
+#[inline(always)]
+pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
+    let Some(slot) = head_of(sk) else {
+        return;
+    };
+    // SAFETY: live elements of plain integers; who finds another's name in the place leaves it alone.
+    unsafe {
+        if first {
+            (*slot).sk = sk;
+            (*slot).len = 0;
+        } else if (*slot).sk != sk {
+            return;
+        }
+        let have = (*slot).len;
+        if have >= GOT as u32 || buf == 0 {
+            return;
+        }
+        let mut at = u64::from(have);
+        let mut more = u64::from(len).min(GOT as u64 - at).min(GOT as u64 - 1);
+        // The verifier wants to see the bounds in the registers that are used.
+        core::arch::asm!("{at} &= 511", at = inlateout(reg) at);
+        core::arch::asm!("{more} &= 511", more = inlateout(reg) more);
+        if more == 0 {
+            return;
+        }
+        let to = (&raw mut (*slot).bytes).cast::<u8>().add(at as usize).cast();
+        if bpf_probe_read_user(to, more as u32, buf as *const _) != 0 {
+            return;
+        }
+        let have = have + more as u32;
+        (*slot).len = have;
+        if (*talk).head[0] == 0 && have >= 16 {
+            let words = (&raw const (*slot).bytes).cast::<u64>();
+            (*talk).head = [core::ptr::read_volatile(words), core::ptr::read_volatile(words.add(1))];
+        }
+    }
+}
+
+/// Notes whether what was read ends as the last of a response does.
+#[inline(always)]
+pub(crate) fn tail(talk: *mut Talk, ret: u32) {
+    // SAFETY: a live map element.
+    unsafe {
+        let kind = ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
+        if kind != proto::HTTP && kind != proto::FASTCGI {
+            return;
+        }
+        let (end, room) = end_of_read(u64::from(ret));
+        (*talk).flags &= !(talk_flag::LAST_CHUNK | talk_flag::END_REQUEST);
+        if kind == proto::HTTP {
+            // What comes in smaller pieces is believed to be the end.
+            let mut last = room < 5;
+            if !last {
+                let b: [u8; 5] = read_user(end - 5);
+                last = b[0] == b'0' && b[1] == b'\r' && b[2] == b'\n' && b[3] == b'\r' && b[4] == b'\n';
+            }
+            if last {
+                (*talk).flags |= talk_flag::LAST_CHUNK;
+            }
+        } else {
+            // version 1, END_REQUEST, request, length 8, padding, reserved; then its body.
+            let mut last = room < 16;
+            if !last {
+                let b: [u8; 8] = read_user(end - 16);
+                last = b[0] == 1 && b[1] == 3 && b[4] == 0 && b[5] == 8;
+            }
+            if last {
+                (*talk).flags |= talk_flag::END_REQUEST;
+            }
+        }
+    }
+}
+
+/// The status by which a CGI's response begins: the field `Status` (RFC 3875, 6.3.3), in FastCGI behind records of its
+/// standard error. 0 if it begins otherwise.
+#[inline(always)]
+pub(crate) fn cgi_status(sk: u64, fastcgi: bool) -> u16 {
+    const FIELD: u64 = u64::from_le_bytes(*b"Status: ");
+    /// Record types (FastCGI 1.0, section 8).
+    const STDOUT: u8 = 6;
+    const STDERR: u8 = 7;
+    let Some(slot) = head_of(sk) else {
+        return 0;
+    };
+    // SAFETY: a live map element; reads of its bytes are within them, and by a helper.
+    unsafe {
+        if (*slot).sk != sk {
+            return 0;
+        }
+        let bytes = (&raw const (*slot).bytes) as u64;
+        let mut at = 0_u64;
+        if fastcgi {
+            let mut record = 0;
+            while record < 3 {
+                // version, type, request, length of the content, of the padding, reserved
+                let header: [u8; 8] = read(bytes + (at & 511), 0);
+                if header[1] == STDOUT {
+                    break;
+                }
+                if header[1] != STDERR {
+                    return 0;
+                }
+                at += 8 + u64::from(u16::from_be_bytes([header[4], header[5]])) + u64::from(header[6]);
+                if at >= 500 {
+                    return 0;
+                }
+                record += 1;
+            }
+            at += 8;
+        }
+        if at + 11 > u64::from((*slot).len) {
+            return 0;
+        }
+        let words: [u64; 2] = read(bytes + (at & 511), 0);
+        let b = words[1].to_le_bytes();
+        let digit = |i: usize| u16::from(b[i].wrapping_sub(b'0'));
+        let (hundreds, tens, ones) = (digit(0), digit(1), digit(2));
+        if words[0] != FIELD || hundreds > 9 || tens > 9 || ones > 9 {
+            return 0;
+        }
+        hundreds * 100 + tens * 10 + ones
+    }
+}
+
+/// True for the beginning of a request line: a method (letters; longer ones are cut) and a space.
+#[inline(always)]
+fn is_method(first: u64) -> bool {
+    let b = first.to_le_bytes();
+    let mut at = 0;
+    while at < 8 {
+        if b[at] == b' ' {
+            return at >= 3;
+        }
+        if !b[at].is_ascii_uppercase() {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+const PROXY: u64 = u64::from_le_bytes(*b"PROXY TC");
+const PREFACE: u64 = u64::from_le_bytes(*b"PRI * HT");
+const GET: u32 = u32::from_le_bytes(*b"get ");
+const BEGIN_REQUEST: u16 = 0x0101;
+
+const TLS_ALERT: u8 = 0x15;
+const TLS_HANDSHAKE: u8 = 0x16;
+const TLS_DATA: u8 = 0x17;
+/// An alert in the clear: record header, level, description (RFC 8446, 5.1 and 6).
+const ALERT_BYTES: u32 = 7;
+/// No record with a request is as short; an encrypted alert is.
+const SHORT_RECORD: u32 = 40;
+
+#[inline(always)]
+fn proto_of(first: u64, size: u32) -> u32 {
+    let byte = first as u8;
+    if size < 8 || first == PROXY {
+        proto::OTHER
+    } else if byte == TLS_HANDSHAKE && (first >> 8) as u8 == 3 {
+        proto::TLS
+    } else if first as u16 == BEGIN_REQUEST {
+        proto::FASTCGI
+    } else if first == PREFACE {
+        proto::HTTP2
+    } else if first as u32 == GET {
+        proto::MEMCACHED
+    } else if is_method(first) {
+        proto::HTTP
+    } else if byte == 0 || byte.is_ascii_digit() {
+        proto::CGI
+    } else {
+        proto::OTHER
+    }
+}
+
+/// True if a write of `size` bytes that starts so begins an exchange: the first of the connection (`fresh`), or another
+/// request after a response. What else nginx writes meanwhile (the rest of a body, acknowledgements of HTTP/2, what an
+/// upgraded connection says) does not.
+#[inline(always)]
+pub(crate) fn begins(talk: *mut Talk, first: u64, size: u32, fresh: bool) -> bool {
+    // SAFETY: a live map element.
+    unsafe {
+        if fresh {
+            let kind = proto_of(first, size);
+            (*talk).flags |= kind << talk_flag::PROTO_SHIFT;
+            if kind == proto::TLS {
+                (*talk).flags |= talk_flag::TLS;
+            }
+            return true;
+        }
+        match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
+            proto::HTTP => is_method(first),
+            proto::FASTCGI => first as u16 == BEGIN_REQUEST,
+            // The fourth byte of a frame is its type: HEADERS (RFC 9113, 6.2).
+            proto::HTTP2 => (first >> 24) as u8 == 1,
+            proto::MEMCACHED => first as u32 == GET,
+            proto::TLS => {
+                let byte = first as u8;
+                if byte == TLS_ALERT || (byte == TLS_DATA && size <= SHORT_RECORD) {
+                    if size == ALERT_BYTES && (*talk).alert == 0 {
+                        (*talk).alert = (((first >> 40) as u16 & 0xff) << 8) | ((first >> 48) as u16 & 0xff);
+                    }
+                    (*talk).flags |= talk_flag::TLS_BYE;
+                    return false;
+                }
+                if byte != TLS_DATA {
+                    return false;
+                }
+                let begins = (*talk).flags & talk_flag::TLS_DATA == 0 || (*talk).read_ns != 0;
+                (*talk).flags |= talk_flag::TLS_DATA;
+                begins
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a response says of its own length.
+const CUT: u32 = 0;
+const WHOLE: u32 = 1;
+const OPEN: u32 = 2;
+
+/// Whether `got` bytes are a whole response of HTTP or CGI, as far as its kept beginning tells: [`CUT`] if not, or if its header
+/// does not end there, [`OPEN`] if it ends with the stream. `talk` has what it answers.
+#[inline(never)]
+fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
+    if slot.is_null() || talk.is_null() {
+        return CUT;
+    }
+    const CONTENT: u64 = u64::from_le_bytes(*b"content-");
+    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0") & 0x00ff_ffff_ffff_ffff;
+    const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
+    const LOWER: u64 = 0x2020_2020_2020_2020;
+    const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
+    // SAFETY: live map elements; every index is below twice GOT. What was found goes to the element, not to registers: the
+    // verifier would follow each place separately.
+    unsafe {
+        let len = (*slot).len.min(GOT as u32);
+        let bytes = (&raw const (*slot).bytes).cast::<u8>();
+        core::ptr::write_volatile(&raw mut (*slot).length_at, 0);
+        core::ptr::write_volatile(&raw mut (*slot).coded, 0);
+        let mut end = 0_u32;
+        let mut at = 0_u32;
+        while at < GOT as u32 - 1 {
+            if at >= len {
+                break;
+            }
+            if core::ptr::read_volatile(bytes.add(at as usize)) == b'\n' {
+                let next = core::ptr::read_volatile(bytes.add(at as usize + 1));
+                if next == b'\n' || next == b'\r' {
+                    end = at + if next == b'\n' { 2 } else { 3 };
+                    break;
+                }
+                let name: u64 = read(bytes as u64, at + 1);
+                let name = name | LOWER;
+                if name == CONTENT {
+                    let rest: u64 = read(bytes as u64, at + 9);
+                    if (rest | LOWER) & 0x00ff_ffff_ffff_ffff == LENGTH | (LOWER & 0x00ff_ffff_ffff_ffff) {
+                        core::ptr::write_volatile(&raw mut (*slot).length_at, at + 16);
+                    }
+                } else if name == TRANSFER {
+                    core::ptr::write_volatile(&raw mut (*slot).coded, 1);
+                }
+            }
+            at += 1;
+        }
+        if end == 0 || end > len {
+            return CUT;
+        }
+        let status = (*talk).status;
+        if status == 204 || status == 304 || (*talk).first & 0x00ff_ffff_ffff == HEAD {
+            return WHOLE;
+        }
+        if core::ptr::read_volatile(&raw const (*slot).coded) != 0 {
+            return if (*talk).flags & talk_flag::LAST_CHUNK != 0 { WHOLE } else { CUT };
+        }
+        let from = core::ptr::read_volatile(&raw const (*slot).length_at);
+        if from == 0 {
+            return OPEN;
+        }
+        let value = number(slot, from);
+        if u64::from(got) >= u64::from(end) + value { WHOLE } else { CUT }
+    }
+}
+
+/// The decimal number in a response's beginning, behind spaces.
+#[inline(always)]
+unsafe fn number(slot: *mut Head, from: u32) -> u64 {
+    // SAFETY: a live map element; the mask keeps the index below twice GOT.
+    unsafe {
+        let bytes = (&raw const (*slot).bytes).cast::<u8>();
+        let mut value = 0_u64;
+        let mut digits = 0;
+        let mut at = 0_u32;
+        while at < 24 {
+            let mut place = u64::from(from) + u64::from(at);
+            core::arch::asm!("{place} &= 1023", place = inlateout(reg) place);
+            let byte = core::ptr::read_volatile(bytes.add(place as usize));
+            if byte.is_ascii_digit() && digits < 12 {
+                value = value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'));
+                digits += 1;
+            } else if digits > 0 || (byte != b' ' && byte != b'\t') {
+                break;
+            }
+            at += 1;
+        }
+        value
+    }
+}
+
+/// Bytes of the response that nginx has read in this exchange, and those that wait for it.
+#[inline(always)]
+fn counts(sk: u64, talk: *const Talk) -> (u32, u32) {
+    // SAFETY: a live map element.
+    unsafe {
+        if (*talk).flags & talk_flag::UNIX != 0 {
+            return ((*talk).copied_seq, unix_end::unread(sk));
+        }
+    }
+    let copied: u32 = read(sk, setting!(copied_seq));
+    let next: u32 = read(sk, setting!(rcv_nxt));
+    // SAFETY: a live map element.
+    let (begin, fin, eof) =
+        unsafe { ((*talk).copied_seq, (*talk).fin_ns != 0, (*talk).flags & talk_flag::EOF != 0) };
+    let waiting = next.wrapping_sub(copied);
+    let read = copied.wrapping_sub(begin);
+    if !fin {
+        (read, waiting)
+    } else if waiting == 0 || eof {
+        // A FIN counts as one byte, read with what was before it.
+        (read.wrapping_sub(1), waiting)
+    } else {
+        (read, waiting - 1)
+    }
+}
+
+/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already.
+#[inline(never)]
+pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
+    if conn.is_null() {
+        return 0;
+    }
+    let talk = conns::talk_of(conn);
+    // SAFETY: a live map element.
+    unsafe {
+        let flags = (*talk).flags;
+        let reset = (*conn).flags & flag::RST_IN != 0;
+        let fin = (*talk).fin_ns != 0;
+        if setting!(talk) == 0 {
+            let got: u64 = read(sk, setting!(bytes_received));
+            let sent: u64 = read(sk, setting!(bytes_sent));
+            return u32::from(got == 0 && (sent != 0 || reset || fin));
+        }
+        let ended = reset || flags & talk_flag::ENDED != 0;
+        if (*talk).sent_ns == 0 {
+            return u32::from(ended && (*talk).read_ns == 0);
+        }
+        if (*talk).first_read_ns == 0 {
+            return 1;
+        }
+        if flags & talk_flag::SAID_5XX != 0 {
+            return talk_flag::SAID_5XX;
+        }
+        if (*talk).told < 0 {
+            return 1;
+        }
+        let tls = flags & talk_flag::TLS != 0;
+        if tls && flags & talk_flag::TLS_DATA == 0 {
+            return 1;
+        }
+        let kind = (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
+        let (got, unread) = counts(sk, talk);
+        if unread != 0 && !tls && kind != proto::HTTP2 {
+            return 1;
+        }
+        let late = !fin && !ended && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
+        let eof = flags & talk_flag::EOF != 0;
+        if !eof && !late {
+            return 0;
+        }
+        match kind {
+            proto::TLS => u32::from(late),
+            proto::FASTCGI => u32::from(flags & talk_flag::END_REQUEST == 0),
+            proto::HTTP2 | proto::MEMCACHED => 1,
+            proto::HTTP | proto::CGI => {
+                let Some(slot) = head_of(sk) else {
+                    return 1;
+                };
+                if (*slot).sk != sk {
+                    // Driven out. Without its length, an end of the stream is no more than that.
+                    return u32::from(late);
+                }
+                match whole(slot, talk, got) {
+                    CUT => 1,
+                    OPEN => u32::from(late),
+                    _ => 0,
+                }
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// Sends the record of an exchange. `shutdown`: 3 if nginx closed the connection.
+#[inline(never)]
+pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown: u8) -> u32 {
+    if conn.is_null() {
+        return 0;
+    }
+    let talk = conns::talk_of(conn);
+    count(|c| c.failed += 1);
+    let Some(mut entry) = EVENTS.reserve::<Broken>(0) else {
+        count(|c| c.lost += 1);
+        return 0;
+    };
+    // SAFETY: reserved bytes, 8-byte aligned, submitted below; every field is written, or said to be empty by its length.
+    unsafe {
+        let to = entry.as_mut_ptr();
+        core::mem::forget(entry);
+        let mut what = *conn;
+        kernel::forget(&mut what);
+        let mut end = End {
+            stage: stage::ESTABLISHED,
+            old_state,
+            shutdown,
+            ret: 0,
+            sk_err: read(sk, setting!(sk_err)),
+            flags: 0,
+            lsm_ret: 0,
+        };
+        kernel::forget(&mut end);
+        emit::head(to.cast::<Attempt>(), sk, &what, &end);
+        (*to.cast::<Attempt>()).kind = kind::TALK;
+        emit::copy::<{ size_of::<Talk>() / 8 }>((&raw mut (*to).talk).cast(), talk.cast());
+        (*to).talk.flags |= more;
+        (*to).death_ns = 0;
+        let written: u32 = read(sk, setting!(write_seq));
+        let (got, unread) = counts(sk, talk);
+        (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);
+        (*to).got_bytes = got;
+        (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una)));
+        (*to).unread = unread;
+        (*to).total_retrans = read(sk, setting!(total_retrans));
+        (*to).srtt_us = read::<u32>(sk, setting!(srtt_us)) >> 3;
+        (*to).name_len = 0;
+        (*to)._pad = 0;
+        (*to).sent_len = 0;
+        (*to).got_len = 0;
+        bytes(to, sk, talk);
+        if (*talk).flags & talk_flag::UNIX != 0 {
+            unix_end::describe(to, sk, conn, more);
+        }
+        bpf_ringbuf_submit(to.cast(), emit::wakeup());
+    }
+    count(|c| c.sent += 1);
+    1
+}
+
+/// The first bytes of both directions.
+///
+/// # Safety
+/// `to` points to a writable record, `talk` to a live element.
+#[inline(always)]
+unsafe fn bytes(to: *mut Broken, sk: u64, talk: *mut Talk) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        let mut len = u64::from((*talk).buf_len).min(SENT as u64);
+        core::arch::asm!("{len} &= 511", len = inlateout(reg) len);
+        // OpenSSL's buffer holds something else by now.
+        if (*talk).flags & talk_flag::TLS == 0 && len != 0 && len <= SENT as u64 {
+            let into = (&raw mut (*to).sent).cast();
+            if bpf_probe_read_user(into, len as u32, (*talk).buf as *const _) == 0 {
+                (*to).sent_len = len as u16;
+            }
+        }
+        if let Some(slot) = head_of(sk)
+            && (*slot).sk == sk
+            && (*talk).first_read_ns != 0
+        {
+            let into = (&raw mut (*to).got).cast();
+            let from = (&raw const (*slot).bytes).cast();
+            if bpf_probe_read_kernel(into, GOT as u32, from) == 0 {
+                (*to).got_len = (*slot).len.min(GOT as u32) as u16;
+            }
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! What is said on upstream connections that stand: one exchange at a time, judged when nginx closes the connection.
+//!
+//! Nothing of a healthy exchange leaves the kernel. The filter is wide on purpose, since it must not miss a failure that is
+//! hidden by a retry or an error page: user space reads the bytes and drops what was whole after all.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{fexit, kretprobe, raw_tracepoint},
+    programs::{FExitContext, RawTracePointContext, RetProbeContext},
+};
+use tracer_ebpf::{
+    Conn, Proc, flag,
+    request::{BAD_GATEWAY, Turn, turn},
+    talk::{proto, talk_flag},
+};
+
+use crate::{
+    clients, conns, emit, exchange,
+    kernel::{self, read, read_user},
+    maps::{PROCS, setting},
+    probes::{request, unix_talk},
+    procs,
+};
+
+const EAGAIN: i32 = 11;
+const EINTR: i32 = 4;
+
+/// `tcp_recvmsg(sk, msg, len, nonblock, flags, addr_len)` until 5.18, without `nonblock` since, and without `addr_len` by
+/// 6.18: the return value stands behind them.
+#[inline(always)]
+fn returned(ctx: &FExitContext) -> i32 {
+    let at = ctx.as_ptr();
+    let ret: u64;
+    // SAFETY: loads from the context, as in `dns`.
+    unsafe {
+        match setting!(tcp_recv_args) {
+            6 => core::arch::asm!("{ret} = *(u64 *)({at} + 48)", at = in(reg) at, ret = out(reg) ret),
+            5 => core::arch::asm!("{ret} = *(u64 *)({at} + 40)", at = in(reg) at, ret = out(reg) ret),
+            4 => core::arch::asm!("{ret} = *(u64 *)({at} + 32)", at = in(reg) at, ret = out(reg) ret),
+            _ => return -EAGAIN,
+        }
+    }
+    ret as i32
+}
+
+#[fexit(function = "tcp_recvmsg")]
+fn read_fexit(ctx: FExitContext) -> i32 {
+    let ret = returned(&ctx);
+    if ret != -EAGAIN {
+        let mut sk: u64 = ctx.arg(0);
+        // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+        kernel::forget(&mut sk);
+        on_read(sk, ret);
+    }
+    0
+}
+
+/// Its argument is gone by then: the socket is found by the descriptor.
+#[kretprobe]
+fn read_kretprobe(ctx: RetProbeContext) -> u32 {
+    let ret: i32 = ctx.ret();
+    if ret == -EAGAIN || procs::worker().is_none() {
+        return 0;
+    }
+    let (nr, fd, _) = kernel::syscall();
+    if nr == setting!(nr_recvfrom) || nr == setting!(nr_readv) || nr == setting!(nr_read) {
+        let sk = kernel::tcp_sock_of_fd(fd as u32);
+        if sk != 0 {
+            on_read(sk, ret);
+        }
+    }
+    0
+}
+
+/// `sock_recv_length(sk, ret, flags)`, 6.6+: sockets of any kind; with MSG_PEEK `ret` is 0 or an error.
+#[raw_tracepoint(tracepoint = "sock_recv_length")]
+fn read_tracepoint(ctx: RawTracePointContext) -> i32 {
+    let ret: i32 = ctx.arg(1);
+    if ret != -EAGAIN {
+        on_read(ctx.arg(0), ret);
+    }
+    0
+}
+
+#[inline(always)]
+fn on_read(sk: u64, ret: i32) {
+    if ret == -EINTR {
+        return;
+    }
+    let Some((_, proc)) = procs::worker() else {
+        return;
+    };
+    if let Some(conn) = conns::find(sk) {
+        heard(sk, conn, proc, ret);
+    }
+}
+
+/// The worker has read from an upstream connection, or was told its end.
+#[inline(never)]
+pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
+    if conn.is_null() || proc.is_null() {
+        return 0;
+    }
+    let talk = conns::talk_of(conn);
+    let (buf, room) = exchange::buffer();
+    // nginx looks at idle connections with a read of one byte that takes nothing (MSG_PEEK).
+    if room == 1 && ret <= 1 {
+        return 0;
+    }
+    // SAFETY: an element of a pre-allocated map, plain integers; only this socket's events write it.
+    unsafe {
+        if ret <= 0 {
+            if (*talk).told_ns == 0 {
+                (*talk).told_ns = emit::now_ns();
+                (*talk).told = ret;
+                if ret == 0 {
+                    (*talk).flags |= talk_flag::EOF;
+                }
+            }
+            return 0;
+        }
+        let now = emit::now_ns();
+        (*talk).read_ns = now;
+        let first = (*talk).first_read_ns == 0;
+        if first {
+            (*talk).first_read_ns = now;
+        }
+        let len = (ret as u64).min(room);
+        exchange::keep(sk, talk, buf, len as u32, first);
+        exchange::tail(talk, ret as u32);
+        if (*talk).status == 0 {
+            let status = match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
+                proto::HTTP => request::status_in((*talk).head),
+                // What a script says on its standard error comes first (record type 7).
+                proto::FASTCGI if first || ((*talk).head[0] >> 8) as u8 == 7 => {
+                    exchange::cgi_status(sk, true)
+                }
+                proto::CGI if first => exchange::cgi_status(sk, false),
+                _ => 0,
+            };
+            (*talk).status = status;
+            if status >= 500 && (*talk).flags & talk_flag::SAID_5XX == 0 {
+                said_error(sk, conn, proc);
+            }
+        }
+    }
+    0
+}
+
+/// The server itself answers with an error.
+#[inline(always)]
+unsafe fn said_error(sk: u64, conn: *mut Conn, proc: *mut Proc) {
+    let talk = conns::talk_of(conn);
+    // SAFETY: as in `heard`.
+    unsafe {
+        (*talk).flags |= talk_flag::SAID_5XX;
+        exchange::emit(sk, conn, talk_flag::SAID_5XX, 0, 0);
+        // So that the answer is reported.
+        if (*proc).turn.kind == turn::READ_UPSTREAM && (*proc).turn.sk == sk {
+            (*proc).turn.retry = 1;
+        }
+    }
+}
+
+/// The worker writes to an upstream connection.
+#[inline(never)]
+pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
+    let Some(proc) = PROCS.get_ptr_mut(kernel::tgid()) else {
+        return 0;
+    };
+    if conn.is_null() {
+        return 0;
+    }
+    settle(proc);
+    let last = clients::take(proc);
+    let talk = conns::talk_of(conn);
+    // SAFETY: as in `heard`.
+    unsafe {
+        let now = emit::now_ns();
+        (*talk).last_sent_ns = now;
+        let fresh = (*talk).sent_ns == 0;
+        let tls = (*talk).flags & talk_flag::TLS != 0;
+        if !fresh && (*talk).read_ns == 0 && !tls {
+            retried(conn, &last, false);
+            return 0;
+        }
+        let (buf, len) = exchange::written(size);
+        let mut begin = [0_u64; 1];
+        if len >= 8 {
+            begin = read_user(buf);
+        }
+        let mut first = begin[0];
+        kernel::forget(&mut first);
+        let begins = exchange::begins(talk, first, size, fresh);
+        retried(conn, &last, begins && !fresh);
+        if !begins {
+            return 0;
+        }
+        (*talk).idle_us = if (*talk).read_ns == 0 {
+            0
+        } else {
+            (now.wrapping_sub((*talk).read_ns) / 1000).min(u64::from(u32::MAX)) as u32
+        };
+        (*talk).requests = (*talk).requests.wrapping_add(1);
+        (*talk).sent_ns = now;
+        (*talk).first_read_ns = 0;
+        (*talk).read_ns = 0;
+        (*talk).told_ns = 0;
+        (*talk).told = 0;
+        (*talk).client_sk = 0;
+        (*talk).head = [0; 2];
+        (*talk).status = 0;
+        (*talk).answered = 0;
+        (*talk).flags &= talk_flag::PROTO | talk_flag::TLS | talk_flag::TLS_DATA | talk_flag::FOUND;
+        (*talk).flags |= talk_flag::WATCHED;
+        (*talk).buf = buf;
+        (*talk).buf_len = len;
+        (*talk).first = first;
+        (*talk).write_seq = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done);
+        (*talk).copied_seq = read(sk, setting!(copied_seq));
+    }
+    0
+}
+
+/// Ties an upstream connection to the request that the worker is at: one that was kept and serves the next one now, or that
+/// is the next to be tried.
+#[inline(always)]
+unsafe fn retried(conn: *mut Conn, last: &Turn, again: bool) {
+    // SAFETY: as in `heard`.
+    unsafe {
+        if last.kind >= turn::READ_UPSTREAM && last.retry != 0 {
+            (*conn).client = last.id;
+            (*conn).number =
+                if last.kind == turn::CLOSED && last.number != 0 { last.number.wrapping_add(1) } else { 0 };
+            (*conn).flags |= flag::RETRY;
+        } else if again {
+            (*conn).flags &= !flag::RETRY;
+            if last.kind == turn::READ_CLIENT {
+                (*conn).client = last.id;
+                (*conn).number = 1;
+                clients::link(last);
+            } else {
+                (*conn).client = 0;
+                (*conn).number = 0;
+            }
+        }
+    }
+}
+
+/// A FIN arrived.
+#[inline(always)]
+pub(super) fn finished(sk: u64) {
+    if let Some(conn) = conns::find(sk) {
+        // SAFETY: as in `heard`.
+        unsafe { (*conns::talk_of(conn)).fin_ns = emit::now_ns() };
+    }
+}
+
+/// The worker closes an upstream connection that stood: was anything wrong with it? What seems well stays for a moment, since
+/// nginx may tell its client otherwise. Returns 0 if it is no worker that closes.
+#[inline(never)]
+pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8) -> u32 {
+    let Some((tgid, proc)) = procs::worker() else {
+        return 0;
+    };
+    if conn.is_null() {
+        return 0;
+    }
+    settle(proc);
+    let talk = conns::talk_of(conn);
+    // SAFETY: as in `heard`.
+    unsafe {
+        if (*conn).tgid != tgid || emit::is_exiting() {
+            unix_talk::close(sk, conn);
+            return 1;
+        }
+        let suspicion = exchange::suspicion(sk, conn);
+        if suspicion == 0 {
+            if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
+                (*talk).flags |= talk_flag::CLOSED;
+                (*proc).closed_sk = sk;
+            } else {
+                unix_talk::close(sk, conn);
+            }
+            return 1;
+        }
+        if suspicion != talk_flag::SAID_5XX {
+            exchange::emit(sk, conn, 0, old, 3);
+            let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
+            if (*talk).flags & talk_flag::CLIENT != 0 {
+                request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);
+            } else {
+                clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
+            }
+            if quiet {
+                emit::watch_client(sk, tgid);
+            }
+        } else {
+            // Its own error was told; nginx may try the next server.
+            clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
+        }
+        unix_talk::close(sk, conn);
+    }
+    1
+}
+
+/// Forgets the connection that this worker closed last.
+#[inline(always)]
+pub(super) fn settle(proc: *mut Proc) {
+    // SAFETY: a live map element that only this worker's thread writes.
+    unsafe {
+        let closed = (*proc).closed_sk;
+        if closed != 0 {
+            (*proc).closed_sk = 0;
+            drop_closed(closed);
+        }
+    }
+}
+
+/// Another connection may have its place, and its name, by now.
+#[inline(always)]
+unsafe fn drop_closed(sk: u64) {
+    if let Some(conn) = unix_talk::find(sk) {
+        // SAFETY: as in `heard`.
+        let closed = unsafe { (*conns::talk_of(conn)).flags & talk_flag::CLOSED != 0 };
+        if closed {
+            unix_talk::close(sk, conn);
+        }
+    }
+}
+
+/// The worker writes to a client right after it closed an upstream connection with which nothing seemed wrong. If it says 502
+/// and the server did not, something was. Returns 1 then: the write is the answer to a failed attempt.
+#[inline(never)]
+pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
+    let (Some(proc), Some(slot)) = (PROCS.get_ptr_mut(tgid), clients::slot(client)) else {
+        return 0;
+    };
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        let closed = (*proc).closed_sk;
+        (*proc).closed_sk = 0;
+        let Some(conn) = unix_talk::find(closed) else {
+            return 0;
+        };
+        let talk = conns::talk_of(conn);
+        if (*talk).flags & talk_flag::CLOSED == 0 || (*conn).tgid != tgid {
+            return 0;
+        }
+        let mut wrong = 0;
+        if (*talk).status != BAD_GATEWAY
+            && request::answer_status(size) == BAD_GATEWAY
+            && clients::holds(slot, client, tgid)
+            && ((*conn).client == 0 || (*conn).client == (*slot).id)
+        {
+            wrong = 1;
+            exchange::emit(closed, conn, talk_flag::ANSWERED_BAD, 0, 3);
+            clients::gave_up(proc, (*slot).id, u32::from((*conn).number));
+        }
+        unix_talk::close(closed, conn);
+        wrong
+    }
+}
+
+/// The worker passes on to a client what it has just read from an upstream connection.
+#[inline(never)]
+pub(super) fn passed_on(client: u64, tgid: u32, upstream: u64, id: u64, size: u32) -> u32 {
+    let (Some(conn), Some(slot)) = (unix_talk::find(upstream), clients::slot(client)) else {
+        return 0;
+    };
+    let talk = conns::talk_of(conn);
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        if (*talk).client_sk != 0
+            || (*conn).client != id
+            || (*slot).id != id
+            || !clients::holds(slot, client, tgid)
+        {
+            return 0;
+        }
+        (*talk).client_sk = client;
+        (*talk).flags |= talk_flag::CLIENT;
+        (*talk).answered = request::answer_status(size);
+    }
+    0
+}
+
+/// The end of a connection came from outside: a RST, or retransmissions that ran out. nginx has yet to notice.
+#[inline(always)]
+pub(super) fn ended(conn: *mut Conn) {
+    // SAFETY: as in `heard`.
+    unsafe { (*conns::talk_of(conn)).flags |= talk_flag::ENDED };
+}
+
+/// True if this connection is not to be touched any more, or only by its worker's close.
+#[inline(always)]
+pub(super) fn has(conn: *mut Conn, bits: u32) -> bool {
+    // SAFETY: as in `heard`.
+    unsafe { (*conns::talk_of(conn)).flags & bits != 0 }
+}
