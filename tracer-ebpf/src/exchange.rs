@@ -398,12 +398,10 @@ unsafe fn number(slot: *mut Head, from: u32) -> u64 {
 
 /// Bytes of the response that nginx has read in this exchange, and those that wait for it.
 #[inline(always)]
-fn counts(sk: u64, talk: *const Talk) -> (u32, u32) {
-    // SAFETY: a live map element.
-    unsafe {
-        if (*talk).flags & talk_flag::UNIX != 0 {
-            return ((*talk).copied_seq, unix_end::unread(sk));
-        }
+fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
+    if unix != 0 {
+        // SAFETY: a live map element.
+        return (unsafe { (*talk).copied_seq }, unix_end::unread(sk));
     }
     let copied: u32 = read(sk, setting!(copied_seq));
     let next: u32 = read(sk, setting!(rcv_nxt));
@@ -422,9 +420,10 @@ fn counts(sk: u64, talk: *const Talk) -> (u32, u32) {
     }
 }
 
-/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already.
+/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already. `unix`: 1
+/// if it is one to a unix socket. (Its flags say so too, but what is a constant here costs the verifier nothing.)
 #[inline(never)]
-pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
+pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
     if conn.is_null() {
         return 0;
     }
@@ -457,7 +456,7 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
             return 1;
         }
         let kind = (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
-        let (got, unread) = counts(sk, talk);
+        let (got, unread) = counts(sk, talk, unix);
         if unread != 0 && !tls && kind != proto::HTTP2 {
             return 1;
         }
@@ -489,7 +488,7 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
     }
 }
 
-/// Sends the record of an exchange. `shutdown`: 3 if nginx closed the connection.
+/// Sends the record of an exchange. `more`: further flags, `UNIX` of a unix socket among them; `shutdown`: 3 if nginx closed the connection.
 #[inline(never)]
 pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown: u8) -> u32 {
     if conn.is_null() {
@@ -523,7 +522,7 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to).talk.flags |= more;
         (*to).death_ns = 0;
         let written: u32 = read(sk, setting!(write_seq));
-        let (got, unread) = counts(sk, talk);
+        let (got, unread) = counts(sk, talk, more & talk_flag::UNIX);
         (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);
         (*to).got_bytes = got;
         (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una)));
@@ -535,7 +534,7 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to).sent_len = 0;
         (*to).got_len = 0;
         bytes(to, sk, talk);
-        if (*talk).flags & talk_flag::UNIX != 0 {
+        if more & talk_flag::UNIX != 0 {
             unix_end::describe(to, sk, conn, more);
         }
         bpf_ringbuf_submit(to.cast(), emit::wakeup());

@@ -60,7 +60,7 @@ fn closed_by_worker(sk: u64, old: i32) -> bool {
     };
     if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 {
         count(|c| c.established += 1);
-        talk::closing(sk, found, old as u8);
+        talk::closing(sk, found, old as u8, 0);
     }
     true
 }
@@ -193,7 +193,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         count(|c| c.established += 1);
         // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
         if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
-            talk::closing(sk, found, old as u8);
+            talk::closing(sk, found, old as u8, 0);
         } else {
             talk::ended(found);
         }
@@ -331,7 +331,7 @@ fn gone(sk: u64, found: *mut Conn) {
     if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
         const TCP_ESTABLISHED: u8 = 1;
         if procs::worker().is_some() {
-            talk::closing(sk, found, TCP_ESTABLISHED);
+            talk::closing(sk, found, TCP_ESTABLISHED, 0);
             return;
         }
     } else {

@@ -91,13 +91,13 @@ fn on_read(sk: u64, ret: i32) {
         return;
     };
     if let Some(conn) = conns::find(sk) {
-        heard(sk, conn, proc, ret);
+        heard(sk, conn, proc, ret, 0);
     }
 }
 
-/// The worker has read from an upstream connection, or was told its end.
+/// The worker has read from an upstream connection, or was told its end. `kind`: `UNIX` of a unix socket, else 0.
 #[inline(never)]
-pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
+pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u32) -> u32 {
     if conn.is_null() || proc.is_null() {
         return 0;
     }
@@ -140,7 +140,7 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 
             };
             (*talk).status = status;
             if status >= 500 && (*talk).flags & talk_flag::SAID_5XX == 0 {
-                said_error(sk, conn, proc);
+                said_error(sk, conn, proc, kind);
             }
         }
     }
@@ -149,12 +149,12 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 
 
 /// The server itself answers with an error.
 #[inline(always)]
-unsafe fn said_error(sk: u64, conn: *mut Conn, proc: *mut Proc) {
+unsafe fn said_error(sk: u64, conn: *mut Conn, proc: *mut Proc, kind: u32) {
     let talk = conns::talk_of(conn);
     // SAFETY: as in `heard`.
     unsafe {
         (*talk).flags |= talk_flag::SAID_5XX;
-        exchange::emit(sk, conn, talk_flag::SAID_5XX, 0, 0);
+        exchange::emit(sk, conn, talk_flag::SAID_5XX | kind, 0, 0);
         // So that the answer is reported.
         if (*proc).turn.kind == turn::READ_UPSTREAM && (*proc).turn.sk == sk {
             (*proc).turn.retry = 1;
@@ -259,7 +259,7 @@ pub(super) fn finished(sk: u64) {
 /// The worker closes an upstream connection that stood: was anything wrong with it? What seems well stays for a moment, since
 /// nginx may tell its client otherwise. Returns 0 if it is no worker that closes.
 #[inline(never)]
-pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8) -> u32 {
+pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8, kind: u32) -> u32 {
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
@@ -271,21 +271,21 @@ pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8) -> u32 {
     // SAFETY: as in `heard`.
     unsafe {
         if (*conn).tgid != tgid || emit::is_exiting() {
-            unix_talk::close(sk, conn);
+            unix_talk::close(sk, kind);
             return 1;
         }
-        let suspicion = exchange::suspicion(sk, conn);
+        let suspicion = exchange::suspicion(sk, conn, kind);
         if suspicion == 0 {
             if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
                 (*talk).flags |= talk_flag::CLOSED;
-                (*proc).closed_sk = sk;
+                (*proc).closed_sk = sk | u64::from(kind != 0);
             } else {
-                unix_talk::close(sk, conn);
+                unix_talk::close(sk, kind);
             }
             return 1;
         }
         if suspicion != talk_flag::SAID_5XX {
-            exchange::emit(sk, conn, 0, old, 3);
+            exchange::emit(sk, conn, kind, old, 3);
             let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
             if (*talk).flags & talk_flag::CLIENT != 0 {
                 request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);
@@ -299,7 +299,7 @@ pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8) -> u32 {
             // Its own error was told; nginx may try the next server.
             clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
         }
-        unix_talk::close(sk, conn);
+        unix_talk::close(sk, kind);
     }
     1
 }
@@ -319,13 +319,13 @@ pub(super) fn settle(proc: *mut Proc) {
 
 /// Another connection may have its place, and its name, by now.
 #[inline(always)]
-unsafe fn drop_closed(sk: u64) {
-    if let Some(conn) = unix_talk::find(sk) {
-        // SAFETY: as in `heard`.
-        let closed = unsafe { (*conns::talk_of(conn)).flags & talk_flag::CLOSED != 0 };
-        if closed {
-            unix_talk::close(sk, conn);
-        }
+unsafe fn drop_closed(closed: u64) {
+    if closed & 1 != 0 {
+        unix_talk::drop_closed(closed - 1);
+    } else if let Some(conn) = conns::find(closed)
+        && has(conn, talk_flag::CLOSED)
+    {
+        conns::close(closed);
     }
 }
 
@@ -340,6 +340,8 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
     unsafe {
         let closed = (*proc).closed_sk;
         (*proc).closed_sk = 0;
+        let kind = if closed & 1 != 0 { talk_flag::UNIX } else { 0 };
+        let closed = closed & !1;
         let Some(conn) = unix_talk::find(closed) else {
             return 0;
         };
@@ -354,10 +356,10 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
             && ((*conn).client == 0 || (*conn).client == (*slot).id)
         {
             wrong = 1;
-            exchange::emit(closed, conn, talk_flag::ANSWERED_BAD, 0, 3);
+            exchange::emit(closed, conn, talk_flag::ANSWERED_BAD | kind, 0, 3);
             clients::gave_up(proc, (*slot).id, u32::from((*conn).number));
         }
-        unix_talk::close(closed, conn);
+        unix_talk::close(closed, kind);
         wrong
     }
 }

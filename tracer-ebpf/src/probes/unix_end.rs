@@ -1,5 +1,7 @@
 //! How a connection to a unix socket ended: what its record says in the place of TCP's numbers, and who closed the far end.
 
+use core::mem::offset_of;
+
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use tracer_ebpf::{
     Conn,
@@ -8,7 +10,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    emit,
+    conns, emit,
     kernel::{self, read},
     maps::setting,
     probes::death,
@@ -19,11 +21,13 @@ pub(super) const TCP_ESTABLISHED: u8 = 1;
 /// Writes what a record has of a unix socket, over what was read as if it were one of TCP.
 #[inline(never)]
 pub(crate) fn describe(to: *mut Broken, sk: u64, conn: *mut Conn, more: u32) -> u32 {
-    let s: *const Standing = conn.cast();
-    if to.is_null() || s.is_null() {
+    if to.is_null() || conn.is_null() {
         return 0;
     }
-    // SAFETY: `to` points to a reserved record, `conn` to the beginning of a live `Standing` (its flags say so).
+    let talk = conns::talk_of(conn);
+    // By a helper: the verifier does not know that this is a `Standing`, as its flags say.
+    let s = conn as u64;
+    // SAFETY: `to` points to a reserved record, `conn` to the beginning of a live `Standing`.
     unsafe {
         let a = to.cast::<tracer_ebpf::Attempt>();
         let nothing = Far { flags: 0, inode: 0, unread: 0, _pad: 0 };
@@ -36,14 +40,15 @@ pub(crate) fn describe(to: *mut Broken, sk: u64, conn: *mut Conn, more: u32) -> 
         (*a).dport = 0;
         (*a).retransmits = 0;
         (*a).sk_err_soft = 0;
-        (*a).bytes_received = u64::from((*s).talk.copied_seq);
-        (*to).death_ns = (*s).death_ns;
-        (*to).sent_bytes = (*s).talk.write_seq;
+        (*a).bytes_received = u64::from((*talk).copied_seq);
+        (*to).death_ns = read(s, offset_of!(Standing, death_ns) as u32);
+        (*to).sent_bytes = (*talk).write_seq;
         (*to).unacked = 0;
         (*to).total_retrans = 0;
         (*to).srtt_us = 0;
-        (*to).name_len = (*s).name_len;
-        bpf_probe_read_kernel((&raw mut (*to).name).cast(), NAME as u32 + 4, (&raw const (*s).name).cast());
+        (*to).name_len = read(s, offset_of!(Standing, name_len) as u32);
+        let name = (s + offset_of!(Standing, name) as u64) as *const core::ffi::c_void;
+        bpf_probe_read_kernel((&raw mut (*to).name).cast(), NAME as u32 + 4, name);
     }
     1
 }
@@ -71,7 +76,7 @@ pub(super) fn far_end_closed(s: *mut Standing, watched: u64) -> u32 {
 }
 
 /// Bytes that have arrived and that nginx has not read: of the first pieces, if there are many.
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn unread(sk: u64) -> u32 {
     if !kernel::has(setting!(sk_receive_queue)) {
         return 0;

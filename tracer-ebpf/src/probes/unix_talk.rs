@@ -174,13 +174,23 @@ pub(super) fn find(sk: u64) -> Option<*mut Conn> {
     conns::find(sk).or_else(|| STANDING.get_ptr_mut(sk).map(|s| s.cast()))
 }
 
-/// Removes it.
+/// Removes it; `kind`: `UNIX` of a unix socket, else 0.
 #[inline(always)]
-pub(super) fn close(sk: u64, conn: *mut Conn) {
-    if talk::has(conn, talk_flag::UNIX) {
+pub(super) fn close(sk: u64, kind: u32) {
+    if kind != 0 {
         let _ = STANDING.remove(sk);
     } else {
         conns::close(sk);
+    }
+}
+
+/// Removes it if nothing but its worker's next act was waited for.
+#[inline(always)]
+pub(super) fn drop_closed(sk: u64) {
+    if let Some(s) = STANDING.get_ptr_mut(sk)
+        && talk::has(s.cast(), talk_flag::CLOSED)
+    {
+        let _ = STANDING.remove(sk);
     }
 }
 
@@ -216,7 +226,7 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
                 Turn { id, sk, kind: turn::READ_UPSTREAM, number: 0, retry: u16::from(said) }
             };
         }
-        talk::heard(sk, s.cast(), proc, ret)
+        talk::heard(sk, s.cast(), proc, ret, talk_flag::UNIX)
     }
 }
 
@@ -263,7 +273,7 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
 #[inline(always)]
 fn on_release(sk: u64) {
     if let Some(s) = STANDING.get_ptr_mut(sk) {
-        if talk::closing(sk, s.cast(), unix_end::TCP_ESTABLISHED) == 0 {
+        if talk::closing(sk, s.cast(), unix_end::TCP_ESTABLISHED, talk_flag::UNIX) == 0 {
             let _ = STANDING.remove(sk);
         }
         return;
