@@ -316,7 +316,9 @@ fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
         return CUT;
     }
     const CONTENT: u64 = u64::from_le_bytes(*b"content-");
-    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0") & 0x00ff_ffff_ffff_ffff;
+    const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
+    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0");
+    const ONES: u64 = 0x0101_0101_0101_0101;
     const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
     const LOWER: u64 = 0x2020_2020_2020_2020;
     const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
@@ -329,28 +331,33 @@ fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
         core::ptr::write_volatile(&raw mut (*slot).coded, 0);
         let mut end = 0_u32;
         let mut at = 0_u32;
-        while at < GOT as u32 - 1 {
-            if at >= len {
-                break;
-            }
-            if core::ptr::read_volatile(bytes.add(at as usize)) == b'\n' {
-                let next = core::ptr::read_volatile(bytes.add(at as usize + 1));
-                if next == b'\n' || next == b'\r' {
-                    end = at + if next == b'\n' { 2 } else { 3 };
+        // A word at a time: a byte of `lines` is 0x80 where there is a line feed.
+        while at < GOT as u32 && at < len && end == 0 {
+            let word = core::ptr::read_volatile(bytes.add(at as usize).cast::<u64>()) ^ (ONES * 0x0a);
+            let mut lines = word.wrapping_sub(ONES) & !word & (ONES * 0x80);
+            let mut more = 0;
+            while more < 2 && lines != 0 {
+                let lowest = lines & lines.wrapping_neg();
+                lines ^= lowest;
+                more += 1;
+                let next = at + ((lowest - 1 & ONES).wrapping_mul(ONES) >> 56) as u32;
+                let name: u64 = read(bytes as u64, next);
+                let first = name as u8;
+                if first == b'\n' || first == b'\r' {
+                    end = next + if first == b'\n' { 1 } else { 2 };
                     break;
                 }
-                let name: u64 = read(bytes as u64, at + 1);
                 let name = name | LOWER;
                 if name == CONTENT {
-                    let rest: u64 = read(bytes as u64, at + 9);
-                    if (rest | LOWER) & 0x00ff_ffff_ffff_ffff == LENGTH | (LOWER & 0x00ff_ffff_ffff_ffff) {
-                        core::ptr::write_volatile(&raw mut (*slot).length_at, at + 16);
+                    let rest: u64 = read(bytes as u64, next + 8);
+                    if (rest | LOWER) & SEVEN == LENGTH {
+                        core::ptr::write_volatile(&raw mut (*slot).length_at, next + 15);
                     }
                 } else if name == TRANSFER {
                     core::ptr::write_volatile(&raw mut (*slot).coded, 1);
                 }
             }
-            at += 1;
+            at += 8;
         }
         if end == 0 || end > len {
             return CUT;
@@ -465,24 +472,31 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
         if !eof && !late {
             return 0;
         }
-        match kind {
+        const LOOK: u32 = 2;
+        let answer = match kind {
             proto::TLS => u32::from(late),
             proto::FASTCGI => u32::from(flags & talk_flag::END_REQUEST == 0),
             proto::HTTP2 | proto::MEMCACHED => 1,
-            proto::HTTP | proto::CGI => {
-                let Some(slot) = head_of(sk) else {
-                    return 1;
-                };
-                if (*slot).sk != sk {
-                    // Driven out. Without its length, an end of the stream is no more than that.
-                    return u32::from(late);
-                }
-                match whole(slot, talk, got) {
-                    CUT => 1,
-                    OPEN => u32::from(late),
-                    _ => 0,
-                }
-            }
+            proto::HTTP | proto::CGI => LOOK,
+            _ => 0,
+        };
+        // One state for the verifier, whichever it was: what follows is long.
+        let mut both = [answer, u32::from(late)];
+        kernel::forget(&mut both);
+        let [answer, late] = both;
+        if answer != LOOK {
+            return answer;
+        }
+        let Some(slot) = head_of(sk) else {
+            return 1;
+        };
+        if (*slot).sk != sk {
+            // Driven out. Without its length, an end of the stream is no more than that.
+            return late;
+        }
+        match whole(slot, talk, got) {
+            CUT => 1,
+            OPEN => late,
             _ => 0,
         }
     }

@@ -34,14 +34,22 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     death::state(sk, old, new);
     match new {
         TCP_SYN_SENT => begin(&ctx, sk),
-        TCP_CLOSE => end(&ctx, sk, old),
         TCP_CLOSE_WAIT => talk::finished(sk),
-        TCP_FIN_WAIT1 => {
-            closed_by_worker(sk, old);
-        }
-        TCP_LAST_ACK => {
-            if !closed_by_worker(sk, old) {
-                client_closed(sk, 1);
+        TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE => {
+            let mut by_worker = if new == TCP_CLOSE {
+                end(&ctx, sk, old)
+            } else {
+                let how = closed_by_worker(sk);
+                if how.is_none() && new == TCP_LAST_ACK {
+                    client_closed(sk, 1);
+                }
+                u32::from(how == Some(true))
+            };
+            // One state for the verifier, whichever it was.
+            kernel::forget(&mut by_worker);
+            if by_worker != 0 {
+                count(|c| c.established += 1);
+                talk::closing(sk, old as u8, 0);
             }
         }
         _ => {}
@@ -49,20 +57,13 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// A close, or a `shutdown()` of one direction, has begun. True if it is a worker's of an upstream connection.
+/// A close, or a `shutdown()` of one direction, has begun: None if it is not a worker's of an upstream connection, true for a
+/// close.
 #[inline(always)]
-fn closed_by_worker(sk: u64, old: i32) -> bool {
-    if procs::worker().is_none() {
-        return false;
-    }
-    let Some(found) = conns::find(sk) else {
-        return false;
-    };
-    if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 {
-        count(|c| c.established += 1);
-        talk::closing(sk, found, old as u8, 0);
-    }
-    true
+fn closed_by_worker(sk: u64) -> Option<bool> {
+    procs::worker()?;
+    conns::find(sk)?;
+    Some(read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3)
 }
 
 /// True if the current process is a verified nginx.
@@ -145,11 +146,12 @@ pub(super) fn record(sk: u64, conn: &Conn, proc: *mut Proc) {
     count(|c| c.connects += 1);
 }
 
+/// A socket reached CLOSE. Returns 1 if a worker closes an upstream connection that stood.
 #[inline(always)]
-fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
+fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
     let Some(found) = conns::find(sk) else {
         unknown_end(sk, old);
-        return;
+        return 0;
     };
     if old == TCP_SYN_SENT {
         let mut sk_err: i32 = read(sk, setting!(sk_err));
@@ -164,7 +166,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
                     // connect() itself failed (no free port, a packet-level refusal), and its return brings
                     // the errno.
                     (*found).flags |= flag::SYNC_CLOSED;
-                    return;
+                    return 0;
                 }
                 // Or the error is reported before the transition, and nginx on another CPU has read it already.
                 if (*found).flags & flag::RST_IN != 0 {
@@ -188,18 +190,17 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) {
         }
     } else {
         if talk::has(found, talk_flag::CLOSED) {
-            return;
+            return 0;
         }
-        count(|c| c.established += 1);
         // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
         if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
-            talk::closing(sk, found, old as u8, 0);
-        } else {
-            talk::ended(found);
+            return 1;
         }
-        return;
+        talk::ended(found);
+        return 0;
     }
     conns::close(sk);
+    0
 }
 
 /// True if that worker is inside connect().
@@ -331,7 +332,8 @@ fn gone(sk: u64, found: *mut Conn) {
     if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
         const TCP_ESTABLISHED: u8 = 1;
         if procs::worker().is_some() {
-            talk::closing(sk, found, TCP_ESTABLISHED, 0);
+            count(|c| c.established += 1);
+            talk::closing(sk, TCP_ESTABLISHED, 0);
             return;
         }
     } else {

@@ -257,16 +257,17 @@ pub(super) fn finished(sk: u64) {
 }
 
 /// The worker closes an upstream connection that stood: was anything wrong with it? What seems well stays for a moment, since
-/// nginx may tell its client otherwise. Returns 0 if it is no worker that closes.
+/// nginx may tell its client otherwise. `kind`: `UNIX` of a unix socket, else 0.
+/// Returns 0 if it is no worker that closes.
 #[inline(never)]
-pub(super) fn closing(sk: u64, conn: *mut Conn, old: u8, kind: u32) -> u32 {
+pub(super) fn closing(sk: u64, old: u8, kind: u32) -> u32 {
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
-    if conn.is_null() {
-        return 0;
-    }
     settle(proc);
+    let Some(conn) = unix_talk::of(sk, kind) else {
+        return 0;
+    };
     let talk = conns::talk_of(conn);
     // SAFETY: as in `heard`.
     unsafe {

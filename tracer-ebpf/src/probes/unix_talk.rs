@@ -174,6 +174,12 @@ pub(super) fn find(sk: u64) -> Option<*mut Conn> {
     conns::find(sk).or_else(|| STANDING.get_ptr_mut(sk).map(|s| s.cast()))
 }
 
+/// The same of one kind; `kind`: `UNIX` of a unix socket, else 0.
+#[inline(always)]
+pub(super) fn of(sk: u64, kind: u32) -> Option<*mut Conn> {
+    if kind != 0 { STANDING.get_ptr_mut(sk).map(|s| s.cast()) } else { conns::find(sk) }
+}
+
 /// Removes it; `kind`: `UNIX` of a unix socket, else 0.
 #[inline(always)]
 pub(super) fn close(sk: u64, kind: u32) {
@@ -272,8 +278,8 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
 /// A unix socket's last descriptor is closed.
 #[inline(always)]
 fn on_release(sk: u64) {
-    if let Some(s) = STANDING.get_ptr_mut(sk) {
-        if talk::closing(sk, s.cast(), unix_end::TCP_ESTABLISHED, talk_flag::UNIX) == 0 {
+    if STANDING.get_ptr_mut(sk).is_some() {
+        if talk::closing(sk, unix_end::TCP_ESTABLISHED, talk_flag::UNIX) == 0 {
             let _ = STANDING.remove(sk);
         }
         return;

@@ -280,3 +280,86 @@ fn a_death_is_told_by_whose_hand() {
     let master = base(&|d| (d.signal, d.sent) = (Some(9), sent(9, 4000, close - MS)));
     assert!(diagnose(&master.0).fix[0].text.contains("gunicorn's --timeout"));
 }
+
+#[test]
+fn how_much_of_a_header_was_read() {
+    use crate::correlate::ending::{Head, head};
+    let got = |bytes: &'static [u8]| stood(NEAR).got(SENT + MS, bytes);
+    let by = |module, bytes| got(bytes).edit(|c| c.config[0].module = module);
+    for (name, build, expected) in [
+        ("nothing", stood(NEAR), Head::Nothing),
+        ("a part", got(PART), Head::Part),
+        ("all", got(BODY), Head::Whole),
+        ("bare LF", got(b"HTTP/1.0 200 OK\nA: b\n\n"), Head::Whole),
+        ("a part, and more than is kept", got(PART).talk(|t| t.got_bytes = 9000), Head::Unknown),
+        ("bytes are not told", got(PART).talk(|t| t.response = bytes::Bytes::new()), Head::Unknown),
+        ("nginx answered 502 itself", got(PART).talk(|t| t.got_bytes = 9000).saw(502), Head::Part),
+        ("HTTP/0.9", got(b"garbage"), Head::Unknown),
+        (
+            "TLS, only its handshake",
+            got(b"\x16\x03\x03").talk(|t| {
+                (t.tls, t.tls_data, t.read_ns) = (true, true, Some(SENT - MS));
+            }),
+            Head::Nothing,
+        ),
+        ("TLS", got(b"\x16\x03\x03").talk(|t| (t.tls, t.tls_data) = (true, true)), Head::Unknown),
+        ("uwsgi", by(Module::Uwsgi, BODY), Head::Whole),
+        (
+            "FastCGI",
+            by(Module::Fastcgi, b"\x01\x06\x00\x01\x00\x10\x00\x00Status: 200\r\n\r\nab"),
+            Head::Whole,
+        ),
+        ("FastCGI, stderr alone", by(Module::Fastcgi, b"\x01\x07\x00\x01\x00\x03\x00\x00oh!"), Head::Part),
+        ("gRPC settings", by(Module::Grpc, b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"), Head::Part),
+        (
+            "gRPC headers",
+            by(Module::Grpc, b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\x00\x00\x01\x01\x04\x00\x00\x00\x01\x88"),
+            Head::Whole,
+        ),
+        (
+            "a gRPC frame longer than what came",
+            by(Module::Grpc, b"\xff\xff\xff\x04\x00\x00\x00\x00\x00"),
+            Head::Part,
+        ),
+        ("memcached", by(Module::Memcached, b"VALUE a 0 3\r\nabc"), Head::Whole),
+        ("stream has none", by(Module::Stream, b"SSH"), Head::Whole),
+    ] {
+        assert_eq!(head(&build.0), expected, "{name}");
+    }
+}
+
+/// ngx_http_upstream_next calls the balancer with NGX_PEER_FAILED, whatever the failure; a body that fails does not come by
+/// there, nor does a client that leaves.
+#[test]
+fn what_counts_against_a_server() {
+    use crate::correlate::ending::counts_as_failure;
+    for (name, build, counts) in [
+        ("closed early", stood(NEAR).fin(SENT + MS), true),
+        ("reset", stood(NEAR).rst(SENT + MS), true),
+        ("a kept connection that was closed", stood(NEAR).kept(5).fin(SENT - MS), true),
+        ("a time-out", stood(NEAR).ends_ms(1001), true),
+        ("a refused header", stood(NEAR).got(SENT + MS, PART), true),
+        ("a body that stalls", stood(NEAR).ends_ms(1801).got(SENT + 700 * MS, BODY), false),
+        ("a body that is cut", stood(NEAR).got(SENT + MS, BODY).fin(SENT + 2 * MS), false),
+        ("the client left", stood(NEAR).ends_ms(300).client_gone(false), false),
+        ("the worker ended", stood(NEAR).edit(|c| c.attempt.exiting = true), false),
+        ("the server's own 502", stood(NEAR).talk(|t| t.said_5xx = true), false),
+    ] {
+        assert_eq!(counts_as_failure(&build.0), counts, "{name}");
+    }
+}
+
+#[test]
+fn when_an_idle_connection_ended() {
+    use crate::correlate::ending::idle_end_us;
+    let kept = |fin| stood(NEAR).kept(5_000_000).fin(fin);
+    for (name, build, expected) in [
+        ("before the request", kept(SENT - 30_000), Some(4_999_970)),
+        ("as it was sent", kept(SENT + 30_000), Some(5_000_030)),
+        ("because of it", kept(SENT + 5 * MS), None),
+        ("a new connection", stood(NEAR).fin(SENT - 30_000), None),
+        ("it answered", kept(SENT + 30_000).got(SENT + 20_000, PART), None),
+    ] {
+        assert_eq!(idle_end_us(&build.0), expected, "{name}");
+    }
+}
