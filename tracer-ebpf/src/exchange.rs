@@ -12,6 +12,7 @@ use crate::{
     emit::{self, End, count},
     kernel::{self, read, read_user},
     maps::{EVENTS, HEADS, setting},
+    probes::unix_end,
 };
 
 /// nginx closes a connection at once when it has what it wanted. Later than this after the last byte it was a timer, or it had
@@ -154,6 +155,57 @@ pub(crate) fn tail(talk: *mut Talk, ret: u32) {
                 (*talk).flags |= talk_flag::END_REQUEST;
             }
         }
+    }
+}
+
+/// The status by which a CGI's response begins: the field `Status` (RFC 3875, 6.3.3), in FastCGI behind records of its
+/// standard error. 0 if it begins otherwise.
+#[inline(always)]
+pub(crate) fn cgi_status(sk: u64, fastcgi: bool) -> u16 {
+    const FIELD: u64 = u64::from_le_bytes(*b"Status: ");
+    /// Record types (FastCGI 1.0, section 8).
+    const STDOUT: u8 = 6;
+    const STDERR: u8 = 7;
+    let Some(slot) = head_of(sk) else {
+        return 0;
+    };
+    // SAFETY: a live map element; reads of its bytes are within them, and by a helper.
+    unsafe {
+        if (*slot).sk != sk {
+            return 0;
+        }
+        let bytes = (&raw const (*slot).bytes) as u64;
+        let mut at = 0_u64;
+        if fastcgi {
+            let mut record = 0;
+            while record < 3 {
+                // version, type, request, length of the content, of the padding, reserved
+                let header: [u8; 8] = read(bytes + (at & 511), 0);
+                if header[1] == STDOUT {
+                    break;
+                }
+                if header[1] != STDERR {
+                    return 0;
+                }
+                at += 8 + u64::from(u16::from_be_bytes([header[4], header[5]])) + u64::from(header[6]);
+                if at >= 500 {
+                    return 0;
+                }
+                record += 1;
+            }
+            at += 8;
+        }
+        if at + 11 > u64::from((*slot).len) {
+            return 0;
+        }
+        let words: [u64; 2] = read(bytes + (at & 511), 0);
+        let b = words[1].to_le_bytes();
+        let digit = |i: usize| u16::from(b[i].wrapping_sub(b'0'));
+        let (hundreds, tens, ones) = (digit(0), digit(1), digit(2));
+        if words[0] != FIELD || hundreds > 9 || tens > 9 || ones > 9 {
+            return 0;
+        }
+        hundreds * 100 + tens * 10 + ones
     }
 }
 
@@ -353,7 +405,11 @@ unsafe fn number(slot: *mut Head, from: u32) -> u64 {
 
 /// Bytes of the response that nginx has read in this exchange, and those that wait for it.
 #[inline(always)]
-fn counts(sk: u64, talk: *const Talk) -> (u32, u32) {
+fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
+    if unix != 0 {
+        // SAFETY: a live map element.
+        return (unsafe { (*talk).copied_seq }, unix_end::unread(sk));
+    }
     let copied: u32 = read(sk, setting!(copied_seq));
     let next: u32 = read(sk, setting!(rcv_nxt));
     // SAFETY: a live map element.
@@ -371,9 +427,10 @@ fn counts(sk: u64, talk: *const Talk) -> (u32, u32) {
     }
 }
 
-/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already.
+/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already. `unix`: 1
+/// if it is one to a unix socket. (Its flags say so too, but what is a constant here costs the verifier nothing.)
 #[inline(never)]
-pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
+pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
     if conn.is_null() {
         return 0;
     }
@@ -406,7 +463,7 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
             return 1;
         }
         let kind = (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
-        let (got, unread) = counts(sk, talk);
+        let (got, unread) = counts(sk, talk, unix);
         if unread != 0 && !tls && kind != proto::HTTP2 {
             return 1;
         }
@@ -445,7 +502,7 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn) -> u32 {
     }
 }
 
-/// Sends the record of an exchange. `shutdown`: 3 if nginx closed the connection.
+/// Sends the record of an exchange. `more`: further flags, `UNIX` of a unix socket among them; `shutdown`: 3 if nginx closed the connection.
 #[inline(never)]
 pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown: u8) -> u32 {
     if conn.is_null() {
@@ -479,7 +536,7 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to).talk.flags |= more;
         (*to).death_ns = 0;
         let written: u32 = read(sk, setting!(write_seq));
-        let (got, unread) = counts(sk, talk);
+        let (got, unread) = counts(sk, talk, more & talk_flag::UNIX);
         (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);
         (*to).got_bytes = got;
         (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una)));
@@ -495,6 +552,9 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         } else {
             (*to).talk.first = 0;
             (*to).talk.head = [0; 2];
+        }
+        if more & talk_flag::UNIX != 0 {
+            unix_end::describe(to, sk, conn, more);
         }
         bpf_ringbuf_submit(to.cast(), emit::wakeup());
     }

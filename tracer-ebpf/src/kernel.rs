@@ -144,6 +144,12 @@ pub(crate) fn third_arg() -> u64 {
     read(user_regs(), setting!(regs_arg2))
 }
 
+/// Fourth argument of the system call that the current task is in.
+#[inline(always)]
+pub(crate) fn fourth_arg() -> u64 {
+    read(user_regs(), setting!(regs_arg3))
+}
+
 /// Number (of 64-bit callers), first and second argument of the system call that the current task is in.
 #[inline(always)]
 pub(crate) fn syscall() -> (u32, u64, u64) {

@@ -468,7 +468,8 @@ pub struct Proc {
     pub begun: u32,
     /// The connection begun last.
     pub sk: u64,
-    /// An upstream connection that it has just closed and with which nothing was wrong, see `talk_flag::CLOSED`; else 0.
+    /// An upstream connection that it has just closed and with which nothing was wrong, see `talk_flag::CLOSED`; 1 more for a
+    /// unix socket; 0: none.
     pub closed_sk: u64,
     /// When it began an upstream connection last.
     pub connected_ns: u64,

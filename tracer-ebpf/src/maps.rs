@@ -9,6 +9,7 @@ use tracer_ebpf::{
     request::{self, Client, Failed},
     said::{self, Layout},
     talk::{self, Head},
+    unix::{self, Standing},
 };
 
 /// Facts of the running kernel; written by the loader before the program is verified, so that the
@@ -148,3 +149,8 @@ pub(crate) static SCRATCH: PerCpuArray<[u8; request::CLEAN]> = PerCpuArray::with
 /// Where fields lie in the nginx of each master (or single process); user space fills it.
 #[map]
 pub(crate) static LAYOUTS: HashMap<u32, Layout> = HashMap::with_max_entries(said::LAYOUTS, 0);
+
+/// Connections to unix sockets that stand, by `struct sock *`: 2 MiB. LRU: where an end may be missed (the tracepoint tier sees
+/// close() alone) its entry must not stay.
+#[map]
+pub(crate) static STANDING: LruHashMap<u64, Standing> = LruHashMap::with_max_entries(unix::STANDING, 0);

@@ -215,6 +215,20 @@ pub struct Settings {
     pub mark_victim_task: u32,
     /// 1 if the first bytes of failed exchanges go to user space; 0 with `--no-payload`.
     pub payload: u32,
+    /// pt_regs register of the fourth system call argument.
+    pub regs_arg3: u32,
+    /// unix_sock.peer.
+    pub unix_peer: u32,
+    /// sock.sk_receive_queue.
+    pub sk_receive_queue: u32,
+    /// sock.sk_wmem_alloc (32 bits).
+    pub sk_wmem_alloc: u32,
+    /// Inode number of a `struct socket` from its beginning (`SOCK_INODE`, include/net/sock.h); [`NONE`] if unknown.
+    pub socket_ino: u32,
+    /// sock.sk_sndbuf.
+    pub sk_sndbuf: u32,
+    /// sk_buff.len.
+    pub skb_len: u32,
     /// Number of buckets of open connections, less one; a power of two less one.
     pub bucket_mask: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.

@@ -1,4 +1,6 @@
-//! The wire contract of unix sockets: a connect() by path or by abstract name that failed.
+//! The wire contract of unix sockets: connections by path or by abstract name.
+
+use crate::{Conn, talk::Talk};
 
 /// Most bytes of a name (`sockaddr_un.sun_path`, include/uapi/linux/un.h).
 pub const NAME: usize = 108;
@@ -47,4 +49,53 @@ pub struct Unix {
     pub _pad2: u32,
 }
 
-const _: () = assert!(size_of::<Unix>() == 168);
+/// Connections to unix sockets that are followed at a time.
+pub const STANDING: u32 = 2048;
+
+/// A connection of a worker to a unix stream socket that stands.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Standing {
+    /// As the beginning of an [`Entry`](crate::Entry): addresses and ports are 0.
+    pub conn: Conn,
+    /// The exchange at work. [`Talk::write_seq`] and [`Talk::copied_seq`] count the bytes written and read in it.
+    pub talk: Talk,
+    /// When the peer's process closed its end as it was dying; else 0.
+    pub death_ns: u64,
+    /// Bytes in [`Standing::name`].
+    pub name_len: u16,
+    /// Padding.
+    pub _pad: [u16; 3],
+    /// As in [`Unix::name`].
+    pub name: [u8; NAME + 4],
+}
+
+/// The far end of a connection to a unix socket as nginx closed its own, in the place of [`Attempt::daddr`](crate::Attempt).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Far {
+    /// [`far`] bits.
+    pub flags: u32,
+    /// Inode number of the far end's socket, as in /proc/PID/fd; 0 unknown.
+    pub inode: u32,
+    /// Kernel memory of what nginx wrote and the far end has not read, bytes: more than those bytes.
+    pub unread: u32,
+    /// Padding.
+    pub _pad: u32,
+}
+
+/// Bits of [`Far::flags`].
+pub mod far {
+    /// The far end is still open.
+    pub const OPEN: u32 = 1 << 0;
+    /// A process has accepted the connection.
+    pub const ACCEPTED: u32 = 1 << 1;
+    /// So much of what nginx wrote is unread that its socket took no more.
+    pub const FULL: u32 = 1 << 2;
+}
+
+const _: () = {
+    assert!(size_of::<Unix>() == 168);
+    assert!(size_of::<Far>() == size_of::<crate::Addr>());
+    assert!(size_of::<Standing>() == size_of::<crate::Entry>() + 8 + 8 + 112);
+};

@@ -49,12 +49,17 @@ pub(super) fn state(sk: u64, old: i32, new: i32) {
     if !closes || !matches!(old, TCP_ESTABLISHED | TCP_SYN_RECV | TCP_CLOSE_WAIT) {
         return;
     }
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
-    let exiting = read::<u32>(task, setting!(task_flags)) & PF_EXITING != 0;
-    if exiting || read::<u64>(sk, setting!(bytes_sent)) < ANSWER || signalled() {
+    if is_told(read::<u64>(sk, setting!(bytes_sent)) >= ANSWER) {
         closed(sk, old, new);
     }
+}
+
+/// True if the current process's close of a far end is worth a record: it is ending, was told to, or has not answered.
+#[inline(always)]
+pub(super) fn is_told(answered: bool) -> bool {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    !answered || read::<u32>(task, setting!(task_flags)) & PF_EXITING != 0 || signalled()
 }
 
 /// True if the current process was sent a fatal signal a moment ago. Where nobody on the host was: one look into an array.

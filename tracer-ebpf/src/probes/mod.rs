@@ -14,3 +14,5 @@ mod said;
 mod state;
 mod talk;
 mod unix;
+pub(crate) mod unix_end;
+mod unix_talk;

@@ -72,7 +72,7 @@ fn go_on(ctx: &RawTracePointContext) {
 #[raw_tracepoint]
 fn judge(ctx: RawTracePointContext) -> i32 {
     count(|c| c.established += 1);
-    talk::closing(ctx.arg(0));
+    talk::closing(ctx.arg(0), 0);
     0
 }
 

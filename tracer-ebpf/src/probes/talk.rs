@@ -18,7 +18,7 @@ use crate::{
     clients, conns, emit, exchange,
     kernel::{self, read, read_user},
     maps::{PROCS, setting},
-    probes::request,
+    probes::{request, unix_talk},
     procs,
 };
 
@@ -91,13 +91,13 @@ fn on_read(sk: u64, ret: i32) {
         return;
     };
     if let Some(conn) = conns::find(sk) {
-        heard(sk, conn, proc, ret);
+        heard(sk, conn, proc, ret, 0);
     }
 }
 
-/// The worker has read from an upstream connection, or was told its end.
+/// The worker has read from an upstream connection, or was told its end. `kind`: `UNIX` of a unix socket, else 0.
 #[inline(never)]
-fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
+pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u32) -> u32 {
     if conn.is_null() || proc.is_null() {
         return 0;
     }
@@ -128,11 +128,19 @@ fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
         let len = (ret as u64).min(room);
         exchange::keep(sk, talk, buf, len as u32, first);
         exchange::tail(talk, ret as u32);
-        if (*talk).status == 0 && (*talk).flags & talk_flag::PROTO == proto::HTTP << talk_flag::PROTO_SHIFT {
-            let status = request::status_in((*talk).head);
+        if (*talk).status == 0 {
+            let status = match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
+                proto::HTTP => request::status_in((*talk).head),
+                // What a script says on its standard error comes first (record type 7).
+                proto::FASTCGI if first || ((*talk).head[0] >> 8) as u8 == 7 => {
+                    exchange::cgi_status(sk, true)
+                }
+                proto::CGI if first => exchange::cgi_status(sk, false),
+                _ => 0,
+            };
             (*talk).status = status;
             if status >= 500 && (*talk).flags & talk_flag::SAID_5XX == 0 {
-                said_error(sk, conn, proc);
+                said_error(sk, conn, proc, kind);
             }
         }
     }
@@ -141,12 +149,12 @@ fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
 
 /// The server itself answers with an error.
 #[inline(always)]
-unsafe fn said_error(sk: u64, conn: *mut Conn, proc: *mut Proc) {
+unsafe fn said_error(sk: u64, conn: *mut Conn, proc: *mut Proc, kind: u32) {
     let talk = conns::talk_of(conn);
     // SAFETY: as in `heard`.
     unsafe {
         (*talk).flags |= talk_flag::SAID_5XX;
-        exchange::emit(sk, conn, talk_flag::SAID_5XX, 0, 0);
+        exchange::emit(sk, conn, talk_flag::SAID_5XX | kind, 0, 0);
         // So that the answer is reported.
         if (*proc).turn.kind == turn::READ_UPSTREAM && (*proc).turn.sk == sk {
             (*proc).turn.retry = 1;
@@ -249,37 +257,38 @@ pub(super) fn finished(sk: u64) {
 }
 
 /// The worker closes an upstream connection that stood: was anything wrong with it? What seems well stays for a moment, since
-/// nginx may tell its client otherwise.
+/// nginx may tell its client otherwise. `kind`: `UNIX` of a unix socket, else 0.
+/// Returns 0 if it is no worker that closes.
 #[inline(never)]
-pub(super) fn closing(sk: u64) -> u32 {
+pub(super) fn closing(sk: u64, kind: u32) -> u32 {
     // The state before matters only in a handshake.
     const TCP_ESTABLISHED: u8 = 1;
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
     settle(proc);
-    let Some(conn) = conns::find(sk) else {
+    let Some(conn) = unix_talk::of(sk, kind) else {
         return 0;
     };
     let talk = conns::talk_of(conn);
     // SAFETY: as in `heard`.
     unsafe {
         if (*conn).tgid != tgid || emit::is_exiting() {
-            conns::close(sk);
-            return 0;
+            unix_talk::close(sk, kind);
+            return 1;
         }
-        let suspicion = exchange::suspicion(sk, conn);
+        let suspicion = exchange::suspicion(sk, conn, kind);
         if suspicion == 0 {
             if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
                 (*talk).flags |= talk_flag::CLOSED;
-                (*proc).closed_sk = sk;
+                (*proc).closed_sk = sk | u64::from(kind != 0);
             } else {
-                conns::close(sk);
+                unix_talk::close(sk, kind);
             }
-            return 0;
+            return 1;
         }
         if suspicion != talk_flag::SAID_5XX {
-            exchange::emit(sk, conn, 0, TCP_ESTABLISHED, 3);
+            exchange::emit(sk, conn, kind, TCP_ESTABLISHED, 3);
             let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
             if (*talk).flags & talk_flag::CLIENT != 0 {
                 request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);
@@ -293,9 +302,9 @@ pub(super) fn closing(sk: u64) -> u32 {
             // Its own error was told; nginx may try the next server.
             clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
         }
-        conns::close(sk);
+        unix_talk::close(sk, kind);
     }
-    0
+    1
 }
 
 /// Forgets the connection that this worker closed last.
@@ -313,13 +322,13 @@ pub(super) fn settle(proc: *mut Proc) {
 
 /// Another connection may have its place, and its name, by now.
 #[inline(always)]
-unsafe fn drop_closed(sk: u64) {
-    if let Some(conn) = conns::find(sk) {
-        // SAFETY: as in `heard`.
-        let closed = unsafe { (*conns::talk_of(conn)).flags & talk_flag::CLOSED != 0 };
-        if closed {
-            conns::close(sk);
-        }
+unsafe fn drop_closed(closed: u64) {
+    if closed & 1 != 0 {
+        unix_talk::drop_closed(closed - 1);
+    } else if let Some(conn) = conns::find(closed)
+        && has(conn, talk_flag::CLOSED)
+    {
+        conns::close(closed);
     }
 }
 
@@ -334,7 +343,9 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
     unsafe {
         let closed = (*proc).closed_sk;
         (*proc).closed_sk = 0;
-        let Some(conn) = conns::find(closed) else {
+        let kind = if closed & 1 != 0 { talk_flag::UNIX } else { 0 };
+        let closed = closed & !1;
+        let Some(conn) = unix_talk::find(closed) else {
             return 0;
         };
         let talk = conns::talk_of(conn);
@@ -348,10 +359,10 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
             && ((*conn).client == 0 || (*conn).client == (*slot).id)
         {
             wrong = 1;
-            exchange::emit(closed, conn, talk_flag::ANSWERED_BAD, 0, 3);
+            exchange::emit(closed, conn, talk_flag::ANSWERED_BAD | kind, 0, 3);
             clients::gave_up(proc, (*slot).id, u32::from((*conn).number));
         }
-        conns::close(closed);
+        unix_talk::close(closed, kind);
         wrong
     }
 }
@@ -359,7 +370,7 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
 /// The worker passes on to a client what it has just read from an upstream connection.
 #[inline(never)]
 pub(super) fn passed_on(client: u64, tgid: u32, upstream: u64, id: u64, size: u32) -> u32 {
-    let (Some(conn), Some(slot)) = (conns::find(upstream), clients::slot(client)) else {
+    let (Some(conn), Some(slot)) = (unix_talk::find(upstream), clients::slot(client)) else {
         return 0;
     };
     let talk = conns::talk_of(conn);

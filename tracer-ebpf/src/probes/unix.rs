@@ -7,11 +7,10 @@ use aya_ebpf::helpers::{
 };
 use tracer_ebpf::{
     Proc, flag, kind,
-    request::turn,
     unix::{LIBC, NAME, Unix},
 };
 
-use super::connect::empty;
+use super::{connect::empty, unix_talk};
 use crate::{
     clients,
     emit::{self, count},
@@ -31,11 +30,7 @@ pub(super) fn failed(fd: u32, addr: u64, proc: *mut Proc, ret: i32, lsm_ret: i32
     if proc.is_null() || sk == 0 || read_user::<u16>(addr) != AF_UNIX {
         return;
     }
-    let begins: [u64; 2] = read_user(addr + FAMILY);
-    if LIBC.iter().any(|asked| {
-        let [a, b] = words(*asked);
-        begins[0] == a && begins[1] == b
-    }) {
+    if is_libc(addr + FAMILY) {
         return;
     }
     let flags = if lsm_ret == 0 { 0 } else { flag::LSM };
@@ -69,15 +64,36 @@ pub(super) fn failed(fd: u32, addr: u64, proc: *mut Proc, ret: i32, lsm_ret: i32
         (*to).len = len as u16;
         (*to)._pad = 0;
         (*to)._pad2 = 0;
-        // nginx hands over a whole `sockaddr_un`, whatever the name's length; of a shorter one the page may end behind it.
-        let name = (&raw mut (*to).name).cast::<core::ffi::c_void>();
-        let from = (addr + FAMILY) as *const core::ffi::c_void;
-        if bpf_probe_read_user(name, NAME as u32, from) != 0 {
-            bpf_probe_read_user_str(name, NAME as u32, from);
-        }
+        copy_name((&raw mut (*to).name).cast(), addr + FAMILY);
         bpf_ringbuf_submit(to.cast(), emit::wakeup());
     }
     count(|c| c.sent += 1);
+}
+
+/// True for a name by which libc asks daemons.
+#[inline(always)]
+pub(super) fn is_libc(name: u64) -> bool {
+    let begins: [u64; 2] = read_user(name);
+    LIBC.iter().any(|asked| {
+        let [a, b] = words(*asked);
+        begins[0] == a && begins[1] == b
+    })
+}
+
+/// Copies a name. nginx hands over a whole `sockaddr_un`, whatever the name's length; of a shorter one the page may end
+/// behind it.
+///
+/// # Safety
+/// `to` points to [`NAME`] writable bytes.
+#[inline(always)]
+pub(super) unsafe fn copy_name(to: *mut u8, name: u64) {
+    let from = name as *const core::ffi::c_void;
+    // SAFETY: by this function's contract.
+    unsafe {
+        if bpf_probe_read_user(to.cast(), NAME as u32, from) != 0 {
+            bpf_probe_read_user_str(to.cast(), NAME as u32, from);
+        }
+    }
 }
 
 /// As two words: comparing bytes would call `memcmp`.
@@ -87,31 +103,17 @@ const fn words(bytes: [u8; 16]) -> [u64; 2] {
     [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
 }
 
-/// A connect() succeeded. What follows of a connection to a unix socket is not seen: the request that the worker is at
-/// is served by somebody, and a later attempt of it has no number.
+/// A connect() succeeded.
 #[inline(always)]
 pub(super) fn stands() {
     let Some((_, proc)) = procs::worker() else {
         return;
     };
-    // SAFETY: a live map element that only this worker's thread writes.
-    let last = unsafe { (*proc).turn };
-    if last.kind != turn::READ_CLIENT && last.kind != turn::CLOSED {
-        return;
-    }
-    let Some((fd, _)) = kernel::syscall_args(setting!(nr_connect)) else {
+    let Some((fd, addr)) = kernel::syscall_args(setting!(nr_connect)) else {
         return;
     };
-    if kernel::unix_stream_of_fd(fd as u32) == 0 {
-        return;
-    }
-    if last.kind == turn::READ_CLIENT {
-        clients::link(&last);
-    }
-    // SAFETY: as above.
-    unsafe {
-        (*proc).connected_ns = emit::now_ns();
-        (*proc).turn.kind = turn::CLOSED;
-        (*proc).turn.number = 0;
+    let sk = kernel::unix_stream_of_fd(fd as u32);
+    if sk != 0 {
+        unix_talk::begin(sk, addr, proc);
     }
 }

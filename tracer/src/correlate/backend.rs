@@ -1,5 +1,6 @@
 //! The process at the far end of a connection that stood.
 
+use super::unix::PoolLine;
 use crate::event::Death;
 
 /// What is known of it; all empty for a server on another machine.
@@ -17,6 +18,8 @@ pub struct Backend {
     pub socket: Option<Far>,
     /// Who holds it.
     pub holder: Option<Holder>,
+    /// php-fpm's own lines about the pool, where it is one and its lines may have a part in it.
+    pub pool: Vec<PoolLine>,
     /// How long that server kept connections that nobody used, when it closed them under nginx's hands: microseconds,
     /// oldest first, this time included.
     pub idle_ends_us: Vec<u64>,

@@ -190,6 +190,7 @@ pub fn sent(talk: &Talk) -> Sent {
     match total {
         Some(total) if u64::from(talk.sent_bytes) < total => Sent::Part,
         Some(_) => Sent::Whole,
+        None if talk.far.is_some_and(|far| far.full) => Sent::Unknown,
         // A socket whose bytes are all acknowledged takes more: nginx had none.
         None if talk.unacked == 0 || talk.sent_bytes <= ALWAYS_TAKEN => Sent::Whole,
         None => Sent::Unknown,

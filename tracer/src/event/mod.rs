@@ -20,7 +20,7 @@ pub use denial::{Avc, Denial, Speaker};
 pub use drops::{Drop, DropClass};
 pub use request::{Answered, Dns};
 pub use talk::{Death, Sent, Talk, Told};
-pub use unix::UnixName;
+pub use unix::{FarEnd, UnixName};
 
 /// Why a record could not be read.
 #[derive(Debug, Error, PartialEq, Eq)]

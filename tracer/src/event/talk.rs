@@ -8,7 +8,11 @@ use tracer_ebpf::{
     talk::{self, Broken, talk_flag},
 };
 
-use super::{Attempt, DecodeError, Event, UnixName, attempt, ip, read, redact::redact};
+use super::{
+    Attempt, DecodeError, Event, UnixName, attempt, ip, read,
+    redact::redact,
+    unix::{self, FarEnd},
+};
 
 /// How nginx learned that the stream had ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +94,8 @@ pub struct Talk {
     pub response: Bytes,
     /// [`Talk::response`] is missing though bytes were read: its place was driven out, or they are not told.
     pub response_lost: bool,
+    /// The far end of a unix socket, as nginx closed its own; `None` for TCP, and where that was not seen.
+    pub far: Option<FarEnd>,
 }
 
 /// A process that closed the far end of a watched connection: as it ended, because of a signal, or before it had sent
@@ -169,9 +175,11 @@ pub(super) fn broken(record: &[u8]) -> Result<Event, DecodeError> {
     let flags = broken.talk.flags;
     if flags & talk_flag::UNIX != 0 {
         let name = begin(&broken.name, broken.name_len.min(wire::unix::NAME as u16));
-        *attempt = Attempt { unix: Some(UnixName::of(&name)), no_remote: true, ..*attempt };
+        let remote = attempt.local;
+        *attempt = Attempt { unix: Some(UnixName::of(&name)), no_remote: true, remote, ..*attempt };
     }
-    attempt.talk = Some(Box::new(talk_of(&broken)));
+    let far = unix::far(&broken.talk, &head.daddr);
+    attempt.talk = Some(Box::new(Talk { far, ..talk_of(&broken) }));
     Ok(Event::Attempt(attempt))
 }
 
@@ -220,6 +228,7 @@ fn talk_of(b: &Broken) -> Talk {
         request: said(&b.sent, b.sent_len, true),
         response_lost: response.is_empty() && b.got_bytes > 0,
         response,
+        far: None,
     }
 }
 

@@ -1,10 +1,14 @@
-//! Failed connects to unix sockets.
+//! Unix sockets: failed connects, and the far ends of connections that stood.
 
-use std::fmt::{self, Write as _};
+use std::{
+    fmt::{self, Write as _},
+    mem::offset_of,
+};
 
 use tracer_ebpf::{
-    flag,
-    unix::{NAME, Unix},
+    Addr, flag,
+    talk::{Talk, talk_flag},
+    unix::{Far, NAME, Unix, far},
 };
 
 use super::{Attempt, Stage};
@@ -58,6 +62,41 @@ impl fmt::Display for UnixName {
     }
 }
 
+/// The far end of a connection to a unix socket, at the moment when nginx closed its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FarEnd {
+    /// It was open. If not, nothing else is known of it.
+    pub open: bool,
+    /// A process had accepted the connection.
+    pub accepted: bool,
+    /// Not all that nginx wrote had been read.
+    pub unread: bool,
+    /// So much of it that nginx's socket took no more.
+    pub full: bool,
+    /// Its socket's inode, as in /proc/PID/fd; `None` if there was none yet, or the kernel's layout is not known.
+    pub inode: Option<u32>,
+}
+
+/// Reads what stands in the place of an address.
+pub(super) fn far(talk: &Talk, place: &Addr) -> Option<FarEnd> {
+    // Of an exchange that goes on nothing was looked at; of a closed socket nothing can be.
+    if talk.flags & talk_flag::UNIX == 0 || talk.flags & (talk_flag::SAID_5XX | talk_flag::ANSWERED_BAD) != 0
+    {
+        return None;
+    }
+    let word = |at: usize| place.get(at..at + 4)?.first_chunk::<4>().copied().map(u32::from_ne_bytes);
+    let flags = word(offset_of!(Far, flags))?;
+    let inode = word(offset_of!(Far, inode))?;
+    let unread = word(offset_of!(Far, unread))?;
+    Some(FarEnd {
+        open: flags & far::OPEN != 0,
+        accepted: flags & far::ACCEPTED != 0,
+        unread: unread != 0,
+        full: flags & far::FULL != 0,
+        inode: (inode != 0).then_some(inode),
+    })
+}
+
 /// The attempt that a record tells of.
 pub(super) fn attempt(u: &Unix) -> Attempt {
     let len = usize::from(u.len).min(NAME);
@@ -92,6 +131,24 @@ mod tests {
         assert_eq!(UnixName::of(b""), UnixName::Path(Vec::new()));
         // All 108 bytes may be the path's.
         assert_eq!(shown(&[b'a'; NAME]).len(), NAME);
+    }
+
+    #[test]
+    fn far_ends() {
+        // SAFETY: plain integers.
+        let mut talk: Talk = unsafe { std::mem::zeroed() };
+        let mut place = [0; 16];
+        place[0] = 3;
+        place[4] = 9;
+        place[8] = 1;
+        assert_eq!(far(&talk, &place), None);
+        talk.flags = talk_flag::UNIX;
+        let known = FarEnd { open: true, accepted: true, unread: true, full: false, inode: Some(9) };
+        assert_eq!(far(&talk, &place), Some(known));
+        let closed = FarEnd { open: false, accepted: false, unread: false, full: false, inode: None };
+        assert_eq!(far(&talk, &[0; 16]), Some(closed));
+        talk.flags |= talk_flag::SAID_5XX;
+        assert_eq!(far(&talk, &place), None);
     }
 
     #[test]

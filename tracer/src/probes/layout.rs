@@ -239,6 +239,13 @@ pub fn settings(
         si_code: r.optional("kernel_siginfo.si_code"),
         mark_victim_task: u32::from(btf.tracepoint_params("mark_victim").is_some_and(|count| count >= 2)),
         payload: 1,
+        regs_arg3: r.required("pt_regs.r10"),
+        unix_peer: r.optional("unix_sock.peer"),
+        sk_receive_queue: r.optional("sock.sk_receive_queue"),
+        sk_wmem_alloc: r.optional("sock.sk_wmem_alloc"),
+        socket_ino: socket_inode(btf),
+        sk_sndbuf: r.optional("sock.sk_sndbuf"),
+        skb_len: r.required("sk_buff.len"),
         follow_new: 1,
         packed_common: 0,
         bucket_mask: 0,
@@ -264,6 +271,16 @@ pub fn settings(
         }
     }
     Ok(settings)
+}
+
+/// Where the inode number of a socket lies, from the beginning of its `struct socket`: both are parts of `struct
+/// socket_alloc`.
+fn socket_inode(btf: &Btf<'_>) -> u32 {
+    let parts = ["socket_alloc.socket", "socket_alloc.vfs_inode", "inode.i_ino"].map(|path| btf.field(path));
+    match parts {
+        [Ok(socket), Ok(inode), Ok(number)] => inode.offset - socket.offset + number.offset,
+        _ => NONE,
+    }
 }
 
 /// How many arguments a function has; [`NONE`] if the kernel has no such function.

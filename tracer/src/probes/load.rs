@@ -34,7 +34,8 @@ const CONNTRACK_BTF: &str = "/sys/kernel/btf/nf_conntrack";
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WHY502_BPF_OBJECT_PATH"));
 
 /// The rows of [`PROBES`] that only requests need.
-const REQUEST_PROBES: [&str; 5] = ["client-read", "answer", "upstream-read", "dns4", "dns6"];
+const REQUEST_PROBES: [&str; 8] =
+    ["client-read", "answer", "upstream-read", "unix-write", "unix-read", "unix-close", "dns4", "dns6"];
 
 /// What a kernel has whose tracepoints tell of reads.
 const READ_TRACEPOINT: &str = "__traceiter_sock_recv_length";

@@ -128,6 +128,7 @@ const ALL: &[Tier] = &[Tier::Full, Tier::Kprobe, Tier::Tracepoint];
 const FULL: &[Tier] = &[Tier::Full];
 const KPROBE: &[Tier] = &[Tier::Kprobe];
 const TRACEPOINT: &[Tier] = &[Tier::Tracepoint];
+const NOT_FULL: &[Tier] = &[Tier::Kprobe, Tier::Tracepoint];
 
 const fn everywhere(program: &'static str, tracepoint: &'static str) -> Variant {
     Variant { tiers: ALL, program, attach: Attach::RawTracepoint(tracepoint) }
@@ -277,6 +278,40 @@ const CONNECTIONS: &[Probe] = &[
             on(FULL, "socket_fexit", Attach::FExit("__sys_socket")),
             on(KPROBE, "socket_kretprobe", Attach::KRetProbe("__sys_socket")),
             on(TRACEPOINT, "socket_tracepoint", Attach::Tracepoint("syscalls", "sys_exit_socket")),
+        ],
+    },
+    // Before `answer`, which takes what the worker did last.
+    Probe {
+        name: "unix-write",
+        tells: "what nginx writes to unix sockets",
+        lost: "what was asked of a server at a unix socket: unix-read tells nothing without it",
+        required: false,
+        variants: &[
+            on(FULL, "unix_write_fexit", Attach::FExit("unix_stream_sendmsg")),
+            on(NOT_FULL, "unix_write_tracepoint", Attach::RawTracepoint("sock_send_length")),
+            on(KPROBE, "unix_write_kretprobe", Attach::KRetProbe("unix_stream_sendmsg")),
+        ],
+    },
+    Probe {
+        name: "unix-read",
+        tells: "what servers at unix sockets (php-fpm) answer",
+        lost: "failures of connections to unix sockets that stand: time-outs, early ends, broken answers",
+        required: false,
+        variants: &[
+            on(FULL, "unix_read_fexit", Attach::FExit("unix_stream_recvmsg")),
+            on(NOT_FULL, "unix_read_tracepoint", Attach::RawTracepoint("sock_recv_length")),
+            on(KPROBE, "unix_read_kretprobe", Attach::KRetProbe("unix_stream_recvmsg")),
+        ],
+    },
+    Probe {
+        name: "unix-close",
+        tells: "the end of connections to unix sockets, and who closed them",
+        lost: "failures of connections to unix sockets that stand",
+        required: false,
+        variants: &[
+            on(FULL, "unix_close_fentry", Attach::FEntry("unix_release")),
+            on(KPROBE, "unix_close_kprobe", Attach::KProbe("unix_release")),
+            on(TRACEPOINT, "unix_close_tracepoint", Attach::Tracepoint("syscalls", "sys_enter_close")),
         ],
     },
     Probe {

@@ -17,7 +17,7 @@ use crate::{
         backend::{Backend, Far, Holder, Socket, Threads},
         ending,
     },
-    event::{Attempt, Death},
+    event::{Attempt, Death, UnixName},
     sys::{
         netns::NetNs,
         owners::{self, Budget},
@@ -50,6 +50,13 @@ enum Key {
     Ends(SocketAddr, SocketAddr),
 }
 
+/// A server's address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Server {
+    At(SocketAddr),
+    Unix(UnixName),
+}
+
 /// What is remembered of backends.
 #[derive(Debug, Default)]
 pub(super) struct Backends {
@@ -58,7 +65,7 @@ pub(super) struct Backends {
     idle: HashMap<SocketAddr, VecDeque<u64>>,
     /// Looks at far ends, by nginx's socket and the end of its connection.
     looks: HashMap<(u64, u64), Backend>,
-    holders: HashMap<SocketAddr, VecDeque<u32>>,
+    holders: HashMap<Server, VecDeque<u32>>,
     scanned: Option<Instant>,
 }
 
@@ -123,7 +130,7 @@ impl Backends {
     }
 
     /// The process that holds a socket: one of those that held others of that server, else by a search, now and then.
-    fn holder_of(&mut self, remote: SocketAddr, inode: u32) -> Option<Holder> {
+    pub(super) fn holder_of(&mut self, remote: Server, inode: u32) -> Option<Holder> {
         let known = self.holders.entry(remote).or_default();
         let mut found = known.iter().copied().find(|pid| owners::holds(*pid, inode));
         if found.is_none() && self.scanned.is_none_or(|at| at.elapsed() >= SCAN_AGAIN) {
@@ -189,9 +196,11 @@ impl Gatherer {
         }
         let mut backend = match looked {
             Some(looked) => looked,
+            None if attempt.unix.is_some() => self.look_at_unix(attempt),
             None => self.look(attempt, own.as_ref(), facts.translated),
         };
         backend.here = match (facts.is_local, &facts.peer_namespace) {
+            _ if attempt.unix.is_some() => Some(true),
             (Some(true), _) | (_, Some(_)) => Some(true),
             (Some(false), None) => Some(false),
             (None, None) => None,
@@ -203,16 +212,20 @@ impl Gatherer {
                 backend.looked_us = monotonic_ns().saturating_sub(attempt.end_ns) / 1000;
             }
         }
+        Self::pool_of(attempt, &mut backend);
         *facts.backend = backend;
     }
 
     /// Looks at the far end at once, for an attempt that is to wait before it is explained: what is in a queue does not.
     pub(super) fn look_early(&mut self, attempt: &Attempt) {
-        if self.backends.looks.len() >= MOST_LOOKS || attempt.no_remote {
+        if self.backends.looks.len() >= MOST_LOOKS || (attempt.no_remote && attempt.unix.is_none()) {
             return;
         }
         let own = self.own(attempt);
-        let backend = self.look(attempt, own.as_ref(), None);
+        let backend = match &attempt.unix {
+            Some(_) => self.look_at_unix(attempt),
+            None => self.look(attempt, own.as_ref(), None),
+        };
         self.backends.looks.insert((attempt.socket, attempt.end_ns), backend);
     }
 
@@ -244,7 +257,7 @@ impl Gatherer {
             unsent: socket.send_q,
         }));
         if socket.inode != 0 {
-            found.holder = self.backends.holder_of(target, socket.inode);
+            found.holder = self.backends.holder_of(Server::At(target), socket.inode);
         }
         found
     }

@@ -10,6 +10,7 @@ mod config;
 mod denials;
 mod evidence;
 mod facts;
+mod far_unix;
 mod filters;
 mod maps;
 mod narrow;

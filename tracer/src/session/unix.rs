@@ -83,20 +83,20 @@ impl Known {
 }
 
 /// A socket that is bound, and the network namespace that it was made in.
-struct Found {
-    socket: UnixListener,
+pub(super) struct Found {
+    pub(super) socket: UnixListener,
     namespace: usize,
 }
 
 /// All bound sockets of this machine, as far as they can be seen.
-struct Sockets {
+pub(super) struct Sockets {
     found: Vec<Found>,
     namespaces: Vec<NetNs>,
     complete: bool,
 }
 
 impl Sockets {
-    fn read(worker: u32) -> Self {
+    pub(super) fn read(worker: u32) -> Self {
         let mut all = Self { found: Vec::new(), namespaces: Vec::new(), complete: true };
         all.add(NetNs::of_pid(worker).ok());
         let residents = netns::all(MOST_NAMESPACES).unwrap_or_default();
@@ -119,9 +119,14 @@ impl Sockets {
         self.found.extend(sockets.into_iter().map(|socket| Found { socket, namespace }));
     }
 
+    /// The abstract socket of that name in the worker's network namespace.
+    pub(super) fn of_name(&self, name: &[u8]) -> Option<&Found> {
+        self.found.iter().find(|f| f.namespace == 0 && f.socket.name.strip_prefix(&[0]) == Some(name))
+    }
+
     /// The socket behind a file. Where the file system reports another device than the kernel's own, the inode number
     /// alone decides, if the name ends alike.
-    fn of_file(&self, (device, inode): (u64, u64), name: &[u8]) -> Option<&Found> {
+    pub(super) fn of_file(&self, (device, inode): (u64, u64), name: &[u8]) -> Option<&Found> {
         let exact = |f: &&Found| f.socket.matches(device, inode) == FileMatch::Yes;
         let near = |f: &&Found| {
             f.socket.matches(device, inode) == FileMatch::InodeOnly && last(&f.socket.name) == last(name)
@@ -183,6 +188,8 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
             let owner = owner_of(found);
             if let Some(owner) = &owner {
                 fact.pool = pool(owner.pid, &found.socket.name);
+                // Who can connect has nothing to do with it.
+                fact.pool.retain(|line| line.key != "request_terminate_timeout");
             }
             fact.bound = Some(bound(found, &sockets, owner.as_ref()));
         }
@@ -199,14 +206,13 @@ fn look(worker: u32, name: &UnixName) -> io::Result<(UnixFact, Option<SystemTime
 }
 
 fn abstract_name(fact: &mut UnixFact, name: &[u8], sockets: &Sockets) {
-    let is = |f: &&Found| f.socket.name.strip_prefix(&[0]) == Some(name);
     // Abstract names are told apart by network namespace.
-    let own = sockets.found.iter().filter(|f| f.namespace == 0).find(is);
-    if let Some(found) = own {
+    if let Some(found) = sockets.of_name(name) {
         let owners = owners::find(&[found.socket.inode], Budget::default());
         fact.bound = Some(bound(found, sockets, owners.get(found.socket.inode)));
         return;
     }
+    let is = |f: &&Found| f.socket.name.strip_prefix(&[0]) == Some(name);
     let others: Vec<&Found> = sockets.found.iter().filter(is).take(MOST_TOLD).collect();
     let inodes: Vec<u32> = others.iter().map(|f| f.socket.inode).collect();
     let owners = owners::find(&inodes, Budget::default());
@@ -280,7 +286,8 @@ fn bound(found: &Found, sockets: &Sockets, owner: Option<&owners::Owner>) -> Bou
     }
 }
 
-fn pool(pid: u32, path: &[u8]) -> Vec<PoolLine> {
+/// php-fpm's lines about the pool that listens there; empty if that process is none.
+pub(super) fn pool(pid: u32, path: &[u8]) -> Vec<PoolLine> {
     let path = path.split(|byte| *byte == 0).next().unwrap_or_default();
     let settings = fpm::pool(pid, path).into_iter();
     let place = |s: &fpm::Setting| format!("{}:{}", text(&s.file), s.line);

@@ -78,7 +78,7 @@ fn includes(files: &[(PathBuf, String)]) -> Vec<PathBuf> {
     lines.filter_map(pair).filter(|(key, _)| *key == "include").map(|(_, value)| value.into()).collect()
 }
 
-/// The settings that concern the socket, of the pool in this file that listens on `path`.
+/// The settings that concern the socket and who serves it, of the pool in this file that listens on `path`.
 fn pool_in(file: &Path, text: &str, path: &[u8]) -> Option<Vec<Setting>> {
     let mut pools: Vec<Vec<Setting>> = vec![Vec::new()];
     for (index, line) in text.lines().enumerate() {
@@ -87,7 +87,8 @@ fn pool_in(file: &Path, text: &str, path: &[u8]) -> Option<Vec<Setting>> {
             continue;
         }
         let Some((key, value)) = pair(line) else { continue };
-        if key == "listen" || key.starts_with("listen.") || key == "pm.max_children" {
+        let wanted = matches!(key, "listen" | "pm.max_children" | "request_terminate_timeout");
+        if wanted || key.starts_with("listen.") {
             let (key, value) = (key.to_owned(), value.to_owned());
             pools.last_mut()?.push(Setting { key, value, file: file.to_owned(), line: index + 1 });
         }

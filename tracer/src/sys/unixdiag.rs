@@ -1,4 +1,4 @@
-//! Stream sockets of the unix family: who listens on a path's inode, and how full its queue is.
+//! Stream sockets of the unix family: who listens on a path's inode, how full its queue is, and what one has not read.
 
 use super::error::Result;
 use super::netlink::{self, Body, Socket};
@@ -7,7 +7,8 @@ use super::netns::NetNs;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// sizeof(struct unix_diag_msg).
 const MESSAGE: usize = 16;
-const SHOW: u32 = 0x01 | 0x02 | 0x10;
+const SHOW: u32 = 0x01 | 0x02 | SHOW_QUEUE;
+const SHOW_QUEUE: u32 = 0x10;
 const DIAG_NAME: u16 = 0;
 const DIAG_VFS: u16 = 1;
 const DIAG_RQLEN: u16 = 4;
@@ -80,15 +81,45 @@ pub fn named(ns: &NetNs) -> Result<Vec<UnixListener>> {
     Ok(all)
 }
 
-fn list(ns: &NetNs, states: u32) -> Result<Vec<UnixListener>> {
+/// What waits in a connected socket, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Arrived and not read by whoever holds it.
+    pub unread: u32,
+    /// Written by it and not read by the other end (kernel memory: more than the bytes).
+    pub unsent: u32,
+}
+
+/// Looks at one connected socket by its inode; `None` if there is none such. A connection's two ends are both in the network
+/// namespace of the one that connected.
+pub fn waiting(ns: &NetNs, inode: u32) -> Result<Option<Waiting>> {
     let mut socket = Socket::open(ns, libc::NETLINK_SOCK_DIAG)?;
+    let body = Body::new(&request(!0, inode, SHOW_QUEUE));
+    let found = socket.get("look at a unix socket", SOCK_DIAG_BY_FAMILY, &body, |payload| {
+        let same = netlink::u32_at(payload, 4)? == inode && netlink::u8_at(payload, 2)? != TCP_LISTEN;
+        let queue = netlink::attrs(payload, MESSAGE).find(|(kind, _)| *kind == DIAG_RQLEN)?.1;
+        same.then_some(Waiting { unread: netlink::u32_at(queue, 0)?, unsent: netlink::u32_at(queue, 4)? })
+    });
+    match found {
+        Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+        other => other,
+    }
+}
+
+/// struct unix_diag_req: any cookie.
+fn request(states: u32, inode: u32, show: u32) -> Vec<u8> {
     let mut header = vec![libc::AF_UNIX as u8, 0, 0, 0];
     header.extend_from_slice(&states.to_ne_bytes());
-    header.extend_from_slice(&0_u32.to_ne_bytes());
-    header.extend_from_slice(&SHOW.to_ne_bytes());
+    header.extend_from_slice(&inode.to_ne_bytes());
+    header.extend_from_slice(&show.to_ne_bytes());
     header.extend_from_slice(&[0xff; 8]);
+    header
+}
+
+fn list(ns: &NetNs, states: u32) -> Result<Vec<UnixListener>> {
+    let mut socket = Socket::open(ns, libc::NETLINK_SOCK_DIAG)?;
     let action = "list listening unix sockets";
-    let body = Body::new(&header);
+    let body = Body::new(&request(states, 0, SHOW));
     let found = socket
         .dump(action, SOCK_DIAG_BY_FAMILY, &body, Vec::new, |list, payload| list.extend(parse(payload)));
     found.map_err(|error| match error.errno() {
@@ -153,6 +184,25 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         // Another test's fork may hold a copy of the descriptor for a moment.
         testing::poll("no listener", || listeners(&ns).unwrap().is_empty().then_some(()));
+    }
+
+    #[test]
+    fn what_waits_is_counted() {
+        use std::io::{Read as _, Write as _};
+        use std::os::fd::AsRawFd as _;
+        let Some(ns) = testing::namespace() else { return };
+        let (mut near, mut far) = ns.run(|| UnixStream::pair().unwrap()).unwrap();
+        let link = std::fs::read_link(format!("/proc/self/fd/{}", far.as_raw_fd())).unwrap();
+        let text = link.to_string_lossy().into_owned();
+        let inode: u32 = text.trim_start_matches("socket:[").trim_end_matches(']').parse().unwrap();
+        assert_eq!(waiting(&ns, inode).unwrap(), Some(Waiting { unread: 0, unsent: 0 }));
+        near.write_all(b"0123456789").unwrap();
+        far.read_exact(&mut [0; 4]).unwrap();
+        assert_eq!(waiting(&ns, inode).unwrap().unwrap().unread, 6);
+        drop(near);
+        assert_eq!(waiting(&ns, inode).unwrap().unwrap().unread, 6);
+        drop(far);
+        testing::poll("no socket", || waiting(&ns, inode).unwrap().is_none().then_some(()));
     }
 
     #[test]

@@ -65,14 +65,15 @@ pub(super) fn early(case: &Case) -> Option<Verdict> {
 
 fn fin(case: &Case, talk: &Talk) -> String {
     let at = ending::far_end_ns(case);
+    let what = standing::fin_word(case);
     match (at, talk.sent_ns) {
         (Some(at), Some(sent)) if at >= sent => {
-            format!("its FIN came {} after the request was sent", words::duration((at - sent) / 1000))
+            format!("{what} came {} after the request was sent", words::duration((at - sent) / 1000))
         }
         (Some(at), Some(sent)) => {
-            format!("its FIN came {} before the request was sent", words::duration((sent - at) / 1000))
+            format!("{what} came {} before the request was sent", words::duration((sent - at) / 1000))
         }
-        _ => "its FIN came before the response was whole".to_owned(),
+        _ => format!("{what} came before the response was whole"),
     }
 }
 
@@ -89,7 +90,9 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     // A rule of this machine that resets leaves the far end as it is.
     let survives = matches!(case.facts.backend.socket, Some(Far::Some(socket)) if !socket.closed);
     let alive = standing::living_closer(case);
-    let proof = case.attempt.reset && talk.watched && alive.is_some() && !survives;
+    // On a unix socket the error has one origin: the far end closed with bytes of nginx's unread (unix_release_sock).
+    let seen = case.attempt.reset || case.attempt.unix.is_some();
+    let proof = seen && talk.watched && alive.is_some() && !survives;
     let rival = match (race::before(case), survives) {
         (Some(_), _) => {
             "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"

@@ -60,8 +60,15 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             (None, None) => None,
         },
     )
+    .because_if("pool", limit(case, death))
     .because_if("listener", standing::listener(case));
     Some(advice(verdict, death, work_us))
+}
+
+/// php-fpm's own limit on requests, if its master ended the process.
+fn limit(case: &Case, death: &Death) -> Option<String> {
+    let by_master = death.sent.as_ref()?.sender.as_ref().is_some_and(|(pid, _)| *pid == death.parent);
+    standing::pool(case, "request_terminate_timeout").filter(|_| by_master)
 }
 
 fn who(death: &Death) -> String {
@@ -127,6 +134,7 @@ fn end_text(case: &Case, death: &Death) -> String {
     let what = if death.ending { "the kernel closed what it left open" } else { "it closed the connection" };
     let after = |ns: u64| words::duration(ns.saturating_sub(death.time_ns) / 1000);
     match (fin, reset) {
+        _ if case.attempt.unix.is_some() => what.to_owned(),
         (Some(fin), _) => format!("{what}, and its FIN came {} later", after(fin)),
         (None, Some(reset)) => format!("{what}, and its RST came {} later", after(reset)),
         (None, None) => what.to_owned(),

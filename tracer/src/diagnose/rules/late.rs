@@ -96,7 +96,8 @@ fn late(case: &Case, talk: &Talk) -> Late {
     }
     match far {
         Some(far) if !far.accepted && talk.unacked == 0 => Late::Accept,
-        Some(far) if far.unread > 0 && talk.unacked == 0 => Late::Unread,
+        // php leaves the end of FastCGI's standard input unread while it works.
+        Some(far) if far.unread > 0 && far.unread >= talk.sent_bytes && talk.unacked == 0 => Late::Unread,
         _ if talk.unacked > 0 => Late::Path,
         Some(_) => Late::Answer,
         None => Late::Host,
@@ -126,6 +127,7 @@ fn read(case: &Case, talk: &Talk, fit: Option<&Fit<'_>>, proof: bool, rival: &st
         Late::Path => verdict
             .fix("look for lost packets between here and there (a stateful firewall that forgot the connection, MTU, a host that hangs): the backend has not got the request"),
         Late::Accept => verdict
+            .because_if("pool", standing::pool(case, "pm.max_children"))
             .fix("all workers of the backend are busy or stuck: more of them, or see what they do; a longer time-out makes the queue longer"),
         Late::Unread | Late::Answer | Late::Host | Late::Body => verdict
             .fix("see what the backend does with this request (its log, a stack dump of the process); it was late, not nginx"),

@@ -38,12 +38,12 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let talk = ending::of(case)?;
     let (ended, sent) = (ending::far_end_ns(case)?, talk.sent_ns?);
     let idle = talk.idle_us.map(words::duration);
-    let what = if talk.fin_ns.is_some() { "FIN" } else { "RST" };
+    let what = if talk.fin_ns.is_some() { standing::fin_word(case) } else { "its RST" };
     let order = if before {
-        format!("its {what} came {} before nginx wrote the request", words::duration((sent - ended) / 1000))
+        format!("{what} came {} before nginx wrote the request", words::duration((sent - ended) / 1000))
     } else {
         format!(
-            "its {what} came {} after nginx had written the request; a round trip takes {}",
+            "{what} came {} after nginx had written the request; a round trip takes {}",
             words::duration((ended - sent) / 1000),
             words::duration(u64::from(talk.srtt_us))
         )

@@ -38,12 +38,18 @@ pub(super) fn request(talk: &Talk) -> Option<String> {
         1 => ", 1 segment sent again".to_owned(),
         n => format!(", {n} segments sent again"),
     };
-    let acked = if talk.unacked == 0 {
-        "all acknowledged by the peer's stack".to_owned()
-    } else {
-        format!("{} of them not acknowledged", talk.unacked)
+    let acked = match (talk.far, talk.unacked) {
+        (Some(_), _) => String::new(),
+        (None, 0) => ", all acknowledged by the peer's stack".to_owned(),
+        (None, unacked) => format!(", {unacked} of them not acknowledged"),
     };
-    Some(format!("{method}{} sent, {acked}{again}", bytes(talk.sent_bytes)))
+    Some(format!("{method}{} sent{acked}{again}", bytes(talk.sent_bytes)))
+}
+
+/// How the far end's close reached nginx.
+pub(super) fn fin_word(case: &Case) -> &'static str {
+    // A unix socket has no packets.
+    if case.attempt.unix.is_some() { "its close" } else { "its FIN" }
 }
 
 /// What came of a response.
@@ -95,6 +101,12 @@ pub(super) fn holder(case: &Case) -> String {
 pub(super) fn threads(case: &Case) -> Option<String> {
     let holder = case.facts.backend.holder.as_ref()?;
     Some(format!("{}: {}", holder.name, holder.threads.text()?))
+}
+
+/// php-fpm's own line about something: `pm.max_children = 5 (/etc/php/8.2/fpm/pool.d/www.conf:120)`.
+pub(super) fn pool(case: &Case, key: &str) -> Option<String> {
+    let line = case.facts.backend.pool.iter().find(|line| line.key == key)?;
+    Some(format!("{} = {} ({})", line.key, line.value, line.place))
 }
 
 /// Who closed the far end without ending.

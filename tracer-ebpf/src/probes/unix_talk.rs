@@ -1,0 +1,297 @@
+//! What a worker reads from and writes to unix stream sockets that it has connected, and how that ends.
+//!
+//! An exchange is followed and judged as on TCP (`talk.rs`), but nothing here has sequence numbers: bytes are counted as they
+//! pass, and the far end is another socket of this machine, whose close is seen as well.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint, tracepoint},
+    programs::{
+        FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext, TracePointContext,
+    },
+};
+use tracer_ebpf::{
+    Conn, Proc, flag,
+    request::{Turn, turn},
+    talk::talk_flag,
+    unix::{NAME, Standing},
+};
+
+use crate::{
+    clients, conns,
+    emit::{self, count},
+    kernel::{self, read, read_user},
+    maps::{STANDING, setting},
+    probes::{connect::empty, talk, unix, unix_end},
+    procs,
+};
+
+const MSG_PEEK: u32 = 2;
+const EAGAIN: i32 = 11;
+/// `sun_family` is what stands before the name.
+const FAMILY: u64 = 2;
+
+/// `unix_stream_recvmsg(socket, msg, size, flags)`: the return value stands behind the four.
+#[fexit(function = "unix_stream_recvmsg")]
+fn unix_read_fexit(ctx: FExitContext) -> i32 {
+    if let Some((tgid, proc)) = procs::worker() {
+        let mut socket: u64 = ctx.arg(0);
+        kernel::forget(&mut socket);
+        on_read(read(socket, setting!(socket_sk)), tgid, proc, ctx.arg(4), ctx.arg(3));
+    }
+    0
+}
+
+#[kretprobe]
+fn unix_read_kretprobe(ctx: RetProbeContext) -> i32 {
+    if let Some((tgid, proc)) = procs::worker() {
+        let (nr, fd, _) = kernel::syscall();
+        let flags = if nr == setting!(nr_recvfrom) { kernel::fourth_arg() as u32 } else { 0 };
+        on_read(kernel::unix_stream_of_fd(fd as u32), tgid, proc, ctx.ret(), flags);
+    }
+    0
+}
+
+/// `sock_recv_length(sk, ret, flags)`, 6.6+: behind the read, of sockets of any kind.
+#[raw_tracepoint(tracepoint = "sock_recv_length")]
+fn unix_read_tracepoint(ctx: RawTracePointContext) -> i32 {
+    if let Some((tgid, proc)) = procs::worker() {
+        on_read(ctx.arg(0), tgid, proc, ctx.arg(1), ctx.arg(2));
+    }
+    0
+}
+
+/// `unix_stream_sendmsg(socket, msg, len)`.
+#[fexit(function = "unix_stream_sendmsg")]
+fn unix_write_fexit(ctx: FExitContext) -> i32 {
+    if let Some((tgid, _)) = procs::worker() {
+        let mut socket: u64 = ctx.arg(0);
+        kernel::forget(&mut socket);
+        on_write(read(socket, setting!(socket_sk)), tgid, ctx.arg(3));
+    }
+    0
+}
+
+#[kretprobe]
+fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
+    if let Some((tgid, _)) = procs::worker() {
+        let (_, fd, _) = kernel::syscall();
+        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, ctx.ret());
+    }
+    0
+}
+
+/// `sock_send_length(sk, ret, flags)`, 6.6+.
+#[raw_tracepoint(tracepoint = "sock_send_length")]
+fn unix_write_tracepoint(ctx: RawTracePointContext) -> i32 {
+    if let Some((tgid, _)) = procs::worker() {
+        on_write(ctx.arg(0), tgid, ctx.arg(1));
+    }
+    0
+}
+
+/// `unix_release(socket)`, of every process: the far end may be ours.
+#[fentry(function = "unix_release")]
+fn unix_close_fentry(ctx: FEntryContext) -> i32 {
+    let mut socket: u64 = ctx.arg(0);
+    kernel::forget(&mut socket);
+    on_release(read(socket, setting!(socket_sk)));
+    0
+}
+
+#[kprobe]
+fn unix_close_kprobe(ctx: ProbeContext) -> u32 {
+    if let Some(socket) = ctx.arg::<u64>(0) {
+        on_release(read(socket, setting!(socket_sk)));
+    }
+    0
+}
+
+/// close() alone: an exit closes without it.
+#[tracepoint(category = "syscalls", name = "sys_enter_close")]
+fn unix_close_tracepoint(ctx: TracePointContext) -> i32 {
+    /// 8 bytes of common fields, the system call number (long), then the descriptor.
+    const FD: usize = 16;
+    if procs::worker().is_some() {
+        // SAFETY: within the record of this tracepoint; the verifier checks the offset.
+        let fd = unsafe { core::ptr::read_volatile(ctx.as_ptr().byte_add(FD).cast::<u64>()) };
+        let sk = kernel::any_sock_of_fd(fd as u32);
+        if sk != 0 {
+            on_release(sk);
+        }
+    }
+    0
+}
+
+/// A worker's connect() to a unix stream socket succeeded.
+#[inline(never)]
+pub(super) fn begin(sk: u64, addr: u64, proc: *mut Proc) -> u32 {
+    if proc.is_null() || read_user::<u16>(addr) != kernel::AF_UNIX || unix::is_libc(addr + FAMILY) {
+        return 0;
+    }
+    talk::settle(proc);
+    let mut conn = empty(kernel::tgid());
+    clients::assign(proc, &mut conn);
+    conn.family = kernel::AF_UNIX;
+    if conn.client != 0 {
+        let retry = u16::from(conn.flags & flag::RETRY != 0);
+        // The write that follows takes it. Where that is not seen, who knows what else is not: the next attempt has no number.
+        let number = if setting!(talk) != 0 { conn.number.wrapping_sub(1) } else { 0 };
+        // SAFETY: a live map element that only this worker's thread writes.
+        unsafe { (*proc).turn = Turn { id: conn.client, sk: 0, kind: turn::CLOSED, number, retry } };
+    }
+    if setting!(talk) == 0 {
+        return 0;
+    }
+    kernel::forget(&mut conn);
+    if STANDING.insert(sk, &ZERO, 0).is_err() {
+        count(|c| c.conns_full += 1);
+        return 0;
+    }
+    let Some(s) = STANDING.get_ptr_mut(sk) else {
+        return 0;
+    };
+    let len = kernel::third_arg().saturating_sub(FAMILY).min(NAME as u64);
+    // SAFETY: a live map element.
+    unsafe {
+        (&raw mut (*s).conn).write(conn);
+        (*s).talk.flags = talk_flag::UNIX;
+        (*s).name_len = len as u16;
+        unix::copy_name((&raw mut (*s).name).cast(), addr + FAMILY);
+    }
+    1
+}
+
+/// In read-only data, since it is larger than the stack.
+static ZERO: Standing = {
+    // SAFETY: integers only.
+    unsafe { core::mem::zeroed() }
+};
+
+/// The record of an upstream connection, by TCP or to a unix socket.
+#[inline(always)]
+pub(super) fn find(sk: u64) -> Option<*mut Conn> {
+    conns::find(sk).or_else(|| STANDING.get_ptr_mut(sk).map(|s| s.cast()))
+}
+
+/// The same of one kind; `kind`: `UNIX` of a unix socket, else 0.
+#[inline(always)]
+pub(super) fn of(sk: u64, kind: u32) -> Option<*mut Conn> {
+    if kind != 0 { STANDING.get_ptr_mut(sk).map(|s| s.cast()) } else { conns::find(sk) }
+}
+
+/// Removes it; `kind`: `UNIX` of a unix socket, else 0.
+#[inline(always)]
+pub(super) fn close(sk: u64, kind: u32) {
+    if kind != 0 {
+        let _ = STANDING.remove(sk);
+    } else {
+        conns::close(sk);
+    }
+}
+
+/// Removes it if nothing but its worker's next act was waited for.
+#[inline(always)]
+pub(super) fn drop_closed(sk: u64) {
+    if let Some(s) = STANDING.get_ptr_mut(sk)
+        && talk::has(s.cast(), talk_flag::CLOSED)
+    {
+        let _ = STANDING.remove(sk);
+    }
+}
+
+/// A worker's read returned.
+#[inline(always)]
+fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) {
+    if ret == -EAGAIN || flags & MSG_PEEK != 0 {
+        return;
+    }
+    if let Some(s) = STANDING.get_ptr_mut(sk) {
+        heard(s, sk, tgid, proc, ret);
+    }
+}
+
+#[inline(never)]
+fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32 {
+    if s.is_null() || proc.is_null() {
+        return 0;
+    }
+    talk::settle(proc);
+    // SAFETY: live map elements; only this worker's thread writes these fields.
+    unsafe {
+        if (*s).conn.tgid != tgid || (*s).talk.flags & talk_flag::CLOSED != 0 {
+            return 0;
+        }
+        if ret > 0 {
+            (*s).talk.copied_seq = (*s).talk.copied_seq.wrapping_add(ret as u32);
+            let said = (*s).conn.flags & flag::RETRY != 0 || (*s).talk.flags & talk_flag::SAID_5XX != 0;
+            (*proc).turn = if (*s).conn.client == 0 {
+                Turn::NOTHING
+            } else {
+                let id = (*s).conn.client;
+                Turn { id, sk, kind: turn::READ_UPSTREAM, number: 0, retry: u16::from(said) }
+            };
+        }
+        talk::heard(sk, s.cast(), proc, ret, talk_flag::UNIX)
+    }
+}
+
+/// A worker's write returned.
+#[inline(always)]
+fn on_write(sk: u64, tgid: u32, ret: i32) {
+    if ret == -EAGAIN || ret == 0 {
+        return;
+    }
+    if let Some(s) = STANDING.get_ptr_mut(sk) {
+        wrote(s, sk, tgid, ret);
+    }
+}
+
+#[inline(never)]
+fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
+    if s.is_null() {
+        return 0;
+    }
+    // SAFETY: as in `heard`.
+    unsafe {
+        if (*s).conn.tgid != tgid || (*s).talk.flags & talk_flag::CLOSED != 0 {
+            return 0;
+        }
+        if ret < 0 {
+            (*s).talk.told_ns = emit::now_ns();
+            (*s).talk.told = ret;
+            return 0;
+        }
+        let began = (*s).talk.sent_ns;
+        talk::wrote(sk, s.cast(), ret as u32, ret as u32);
+        if (*s).talk.sent_ns != began {
+            (*s).talk.flags |= talk_flag::UNIX;
+            (*s).talk.write_seq = 0;
+            (*s).talk.copied_seq = 0;
+            (*s).death_ns = 0;
+        }
+        (*s).talk.write_seq = (*s).talk.write_seq.wrapping_add(ret as u32);
+    }
+    0
+}
+
+/// A unix socket's last descriptor is closed.
+#[inline(always)]
+fn on_release(sk: u64) {
+    if STANDING.get_ptr_mut(sk).is_some() {
+        if talk::closing(sk, talk_flag::UNIX) == 0 {
+            let _ = STANDING.remove(sk);
+        }
+        return;
+    }
+    if !kernel::has(setting!(unix_peer)) {
+        return;
+    }
+    let peer: u64 = read(sk, setting!(unix_peer));
+    if peer == 0 {
+        return;
+    }
+    if let Some(s) = STANDING.get_ptr_mut(peer) {
+        unix_end::far_end_closed(s, peer);
+    }
+}
