@@ -439,7 +439,3 @@ fn stream_failed(case: &Case, talk: &Talk, told: bool) -> bool {
     let silent = talk.got_bytes == 0 && talk.fin_ns.is_some() && talk.sent_ns.is_some() && talk.eof;
     silent || (ending::end(case) == Some(End::Closed) && ending::read_fit(case).is_some())
 }
-
-#[cfg(test)]
-#[path = "talk_tests.rs"]
-mod tests;
