@@ -251,7 +251,9 @@ pub(super) fn finished(sk: u64) {
 /// The worker closes an upstream connection that stood: was anything wrong with it? What seems well stays for a moment, since
 /// nginx may tell its client otherwise.
 #[inline(never)]
-pub(super) fn closing(sk: u64, old: u8) -> u32 {
+pub(super) fn closing(sk: u64) -> u32 {
+    // The state before matters only in a handshake.
+    const TCP_ESTABLISHED: u8 = 1;
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
@@ -277,7 +279,7 @@ pub(super) fn closing(sk: u64, old: u8) -> u32 {
             return 0;
         }
         if suspicion != talk_flag::SAID_5XX {
-            exchange::emit(sk, conn, 0, old, 3);
+            exchange::emit(sk, conn, 0, TCP_ESTABLISHED, 3);
             let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
             if (*talk).flags & talk_flag::CLIENT != 0 {
                 request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);
