@@ -102,8 +102,8 @@ fn responses_that_end_early() {
         (
             "another protocol than the configuration's",
             stood(NEAR).speaks(Module::Proxy, b"\x01\x01\0\x01\0\x08\0\0").got(SENT + MS, CUT).fin(fin),
-            Truncated,
-            Likely,
+            Unexplained,
+            No,
         ),
         (
             "the payload is not told",
