@@ -129,6 +129,17 @@ pub(crate) fn tail(talk: *mut Talk, ret: u32) {
     // SAFETY: a live map element.
     unsafe {
         let kind = ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
+        if kind == proto::TLS {
+            // nginx lets OpenSSL read ahead; where it does not, a record's body is read behind its head.
+            if (ret >= ALERT_BYTES || ret == 2) && (*talk).flags & talk_flag::TLS_DATA == 0 {
+                let (end, _) = end_of_read(u64::from(ret));
+                let b: [u8; 8] = read_user(end.wrapping_sub(8));
+                if b[1] == TLS_ALERT && b[2] == 3 && b[4] == 0 && b[5] == 2 {
+                    (*talk).server_alert = (u16::from(b[6]) << 8) | u16::from(b[7]);
+                }
+            }
+            return;
+        }
         if kind != proto::HTTP && kind != proto::FASTCGI {
             return;
         }

@@ -136,8 +136,10 @@ pub struct Talk {
     pub status: u16,
     /// Status with which nginx began to answer the client, if that was seen after [`Talk::head`]; else 0.
     pub answered: u16,
+    /// TLS alert that the server sent in the clear, as [`Talk::alert`]: the last one.
+    pub server_alert: u16,
     /// Padding.
-    pub _pad: [u16; 3],
+    pub _pad: [u16; 2],
 }
 
 /// A connection that stood and failed, or that brought the server's own error; the name of its unix socket if it is one.

@@ -6,6 +6,7 @@ mod invariants;
 mod invariants_standing;
 mod standing;
 mod table_blocked;
+mod table_bytes;
 mod table_connect;
 mod table_refused;
 mod table_selinux;

@@ -68,6 +68,10 @@ pub struct Talk {
     pub status: Option<u16>,
     /// TLS alert that nginx sent in the clear: level, description.
     pub alert_sent: Option<(u8, u8)>,
+    /// TLS alert that the server sent in the clear: level, description.
+    pub alert_received: Option<(u8, u8)>,
+    /// What nginx wrote last, after its last read, is a TLS alert: its close_notify, as a rule.
+    pub said_bye: bool,
     /// nginx spoke TLS.
     pub tls: bool,
     /// More than a handshake was written through TLS.
@@ -215,6 +219,11 @@ fn talk_of(b: &Broken) -> Talk {
             let [level, description] = t.alert.to_be_bytes();
             (level, description)
         }),
+        alert_received: (t.server_alert != 0).then(|| {
+            let [level, description] = t.server_alert.to_be_bytes();
+            (level, description)
+        }),
+        said_bye: has(talk_flag::TLS_BYE),
         tls: has(talk_flag::TLS),
         tls_data: has(talk_flag::TLS_DATA),
         last_chunk: has(talk_flag::LAST_CHUNK) || has(talk_flag::END_REQUEST),

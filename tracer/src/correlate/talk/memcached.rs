@@ -46,7 +46,7 @@ mod tests {
             (b"VALUE key 0 5\r\nhello\r\nEND\r\n", Answer::Value(15, 5)),
             (b"VALUE key 0 ", Answer::Cut),
             (b"", Answer::Cut),
-            (b"ERROR\r\n", Answer::Invalid(1)),
+            (b"ERROR\r\n", Answer::Invalid(0)),
             (b"HTTP/1.1 400 Bad Request\r\n", Answer::Invalid(0)),
             (b"SERVER_ERROR out of memory\r\n", Answer::Invalid(0)),
             (b"VALUE key 0 x\r\n", Answer::Invalid(12)),

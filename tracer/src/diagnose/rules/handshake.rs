@@ -53,11 +53,15 @@ fn after_hello(talk: &Talk) -> Option<u32> {
 
 fn end(case: &Case, talk: &Talk) -> Option<End> {
     // What follows an answer to the client is known without the reads' hooks.
-    ending::end(case).or_else(|| talk.answered_bad.then_some(End::Closed))
+    let end = ending::end(case).or_else(|| talk.answered_bad.then_some(End::Closed))?;
+    // A FIN that answers nginx's own close_notify ends nothing.
+    let answers = talk.said_bye && talk.last_sent_ns.zip(talk.fin_ns).is_some_and(|(bye, fin)| fin >= bye);
+    Some(if answers && talk.told.is_none() { End::Closed } else { end })
 }
 
 fn how(case: &Case, talk: &Talk, server: Option<&Stream>) -> Option<How> {
-    if let Some(alert) = server.and_then(|s| s.alert).filter(|alert| counts(*alert)) {
+    let later = talk.alert_received.map(|(level, description)| Alert { level, description });
+    if let Some(alert) = server.and_then(|s| s.alert).or(later).filter(|alert| counts(*alert)) {
         return Some(How::Alert(alert));
     }
     let own = talk.alert_sent.map(|(level, description)| Alert { level, description });
@@ -319,8 +323,9 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
 pub(super) fn certificate(case: &Case) -> Option<Verdict> {
     let talk = talk::in_handshake(case)?;
     let server = tls::stream(&talk.response);
-    if end(case, talk)? != End::Closed || talk.fin_ns.is_some() || how(case, talk, server.as_ref()).is_some()
-    {
+    let hung_up =
+        talk.fin_ns.is_some_and(|fin| !talk.said_bye || talk.last_sent_ns.is_some_and(|bye| fin < bye));
+    if end(case, talk)? != End::Closed || hung_up || how(case, talk, server.as_ref()).is_some() {
         return None;
     }
     let verifies =

@@ -205,7 +205,11 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
     let talk = ending::of(case)?;
     case.client_gone?;
     let by_nginx = ending::end(case)? == End::Closed && talk.fin_ns.is_none() && !talk.whole;
-    if !by_nginx || case.client_saw.is_some_and(|status| status >= 500) || timer(case).is_some() {
+    if !by_nginx
+        || case.client_saw.is_some_and(|status| status >= 500)
+        || timer(case).is_some()
+        || super::handshake::timeout(case).is_some()
+    {
         return None;
     }
     let shortest = ending::timeouts(case).filter_map(crate::nginx::InForce::milliseconds).min();

@@ -45,11 +45,9 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     let spoken = talk::spoken(case).is_some_and(|spoken| spoken.sure);
     let has_method = talk::is_head(talk).is_some();
-    let proof = sure
-        && spoken
-        && has_method
-        && talk.watched
-        && talk.fin_ns.is_none_or(|fin| fin <= case.attempt.end_ns);
+    // A RST of which nginx was not told came after it had closed for another reason.
+    let told = talk.told.is_some() || talk.eof;
+    let proof = sure && spoken && (has_method || body == Body::NoEnd) && told && talk.watched;
     let status = match &answer {
         Answer::Head(head) => head.status,
         Answer::Fastcgi(found) => found.head.status,
@@ -77,6 +75,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             format!("{target} {who} the connection in the middle of its response: {what}"),
             if !sure {
                 "it was whole, with trailers behind the last chunk"
+            } else if !told {
+                "nginx gave up by itself in the same moment"
             } else if !has_method {
                 "the request was HEAD, whose answer has a length and no body"
             } else {

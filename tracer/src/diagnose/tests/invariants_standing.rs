@@ -14,13 +14,46 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
             | Cause::ReadTimeout
             | Cause::SendTimeout
     );
+    let of_bytes = matches!(
+        v.cause,
+        Cause::HeaderTooBig
+            | Cause::InvalidResponse
+            | Cause::ResponseTruncated
+            | Cause::TlsToPlainPort
+            | Cause::PlainToTlsPort
+            | Cause::TlsHandshakeFailed
+            | Cause::TlsHandshakeTimeout
+            | Cause::TlsCertificateRejected
+            | Cause::UpstreamReturned5xx
+    );
     let Some(talk) = a.talk.as_deref().filter(|_| a.stage == Stage::Established) else {
-        must(!of_standing, "the connection never stood");
+        must(!of_standing && !of_bytes, "the connection never stood");
         return;
     };
     let ended = talk.fin_ns.is_some() || a.reset || talk.told.is_some() || talk.eof;
     let backend = &case.facts.backend;
     must(!of_standing || !talk.said_5xx, "the server itself answered");
+    must(!of_bytes || !proven || talk.watched, "what nginx read was not seen");
+    let handshake = talk.tls && !talk.tls_data;
+    let open = matches!(
+        v.cause,
+        Cause::TlsToPlainPort
+            | Cause::TlsHandshakeFailed
+            | Cause::TlsHandshakeTimeout
+            | Cause::TlsCertificateRejected
+    );
+    must(!open || handshake, "no handshake was under way");
+    let plain = matches!(
+        v.cause,
+        Cause::HeaderTooBig | Cause::InvalidResponse | Cause::ResponseTruncated | Cause::PlainToTlsPort
+    );
+    must(!plain || (!talk.tls && talk.got_bytes > 0), "no byte of an answer in plain text came");
+    must(v.cause != Cause::ResponseTruncated || ended, "the far end did not end it");
+    must(v.cause != Cause::TlsToPlainPort || !talk.response.is_empty(), "it said nothing");
+    must(
+        v.cause != Cause::UpstreamReturned5xx || talk.said_5xx || talk.answered_bad,
+        "no such status was seen",
+    );
     match v.cause {
         Cause::UpstreamDied => {
             must(ended, "nothing came from the far end");

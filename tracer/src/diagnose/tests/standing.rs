@@ -150,7 +150,7 @@ pub(super) fn sent(signal: i32, from: u32, at: u64) -> Option<Sent> {
 
 /// Throws an exchange and its far end.
 pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
-    const RESPONSES: [&[u8]; 8] = [
+    const RESPONSES: [&[u8]; 9] = [
         b"",
         b"HTT",
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n",
@@ -159,6 +159,7 @@ pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
         b"\x01\x06\x00\x01\x00\x08\x00\x00",
         b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
         b"\xff\x00garbage",
+        b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
     ];
     let thrown = stood(&case.attempt.remote.to_string());
     let near = dice.pick(&[SENT - 5000, SENT + 20_000, SENT + 700_000, SENT + 30 * MS]);
@@ -184,6 +185,10 @@ pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
     if dice.one_in(3) {
         build = build.far(dice.one_in(2), dice.pick(&[0, 18]));
     }
+    build.0.config[0].settings = std::mem::take(&mut build.0.config[0].settings)
+        .with("connect_timeout", "proxy_connect_timeout", "1s", None)
+        .with("ssl_verify", "proxy_ssl_verify", dice.pick(&["on", "off"]), None)
+        .with("buffer_size", "proxy_buffer_size", dice.pick(&["37", "4k"]), None);
     let seed = build.0;
     let mut talk = seed.attempt.talk.unwrap();
     talk.watched = case.reach.talk;
@@ -192,6 +197,11 @@ pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
     talk.found = dice.one_in(4);
     talk.tls = dice.one_in(4);
     talk.tls_data = talk.tls && dice.one_in(2);
+    if talk.tls {
+        // A ClientHello, and what may follow it.
+        talk.first = [22, 3, 1, 0, 26, 1, 0, 0];
+        talk.sent_bytes = dice.pick(&[31, 31, 62, 111]);
+    }
     talk.whole = dice.one_in(8);
     talk.said_5xx = dice.one_in(10);
     talk.answered_bad = dice.one_in(10);

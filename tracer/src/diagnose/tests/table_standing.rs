@@ -68,14 +68,19 @@ fn who_closed() {
         ("reset, it lives", rst().closer(close, false, |_| {}), Reset, Proven),
         ("reset, the far end's socket is still there", rst().far(true, 0), Reset, Likely),
         ("reset from another machine", stood(FAR).rst(SENT + 5 * MS), Reset, Likely),
-        ("reset in the body", rst().got(SENT + MS, BODY), Reset, Likely),
+        ("reset in the body", rst().got(SENT + MS, BODY), Cause::ResponseTruncated, Proven),
         (
             "told of an error, no RST seen",
             stood(FAR).talk(|t| t.told = Some(event::Told::Error(libc::ECONNRESET))),
             Reset,
             Likely,
         ),
-        ("in the TLS handshake", stood(NEAR).fin(SENT + MS).talk(|t| t.tls = true), Unexplained, No),
+        (
+            "in the TLS handshake",
+            stood(NEAR).fin(SENT + MS).talk(|t| t.tls = true),
+            Cause::TlsHandshakeFailed,
+            Likely,
+        ),
         ("the worker ended", stood(NEAR).edit(|c| c.attempt.exiting = true), Unexplained, No),
     ]);
 }
@@ -169,8 +174,8 @@ fn timers() {
         (
             "a body that ends",
             stood(NEAR).ends_ms(1800).got(SENT + 700 * MS, BODY).fin(SENT + 1700 * MS),
-            Unexplained,
-            No,
+            Cause::ResponseTruncated,
+            Proven,
         ),
         (
             "the request was not acknowledged",
