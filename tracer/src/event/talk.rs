@@ -92,8 +92,8 @@ pub struct Talk {
     pub response_lost: bool,
 }
 
-/// A process that closed the far end of a watched connection: as it ended, because of a signal, or without a byte of an
-/// answer.
+/// A process that closed the far end of a watched connection: as it ended, because of a signal, or before it had sent
+/// as much as an answer takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
     /// The process, in the initial PID namespace.

@@ -551,6 +551,7 @@ impl<'a> Session<'a> {
 fn needs_company(attempt: &Attempt) -> bool {
     match attempt.stage {
         Stage::SynSent => attempt.app_closed,
+        // So does one that its server, perhaps, ended by dying; the answer of a server that goes on waits for nobody.
         Stage::Established => attempt.talk.as_ref().is_some_and(|talk| !talk.said_5xx),
         Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried => false,
     }
