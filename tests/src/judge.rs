@@ -250,7 +250,7 @@ pub(crate) fn requests(
                 && (1..=request.count).any(|number| request.target(number) == target)
                 && text(incident, "/request/host") == HOST
                 && (unseen || request.expect_status.is_none() || request.expect_status.map(u64::from) == saw)
-                && (request.abort.is_none() || saw.is_none())
+                && (request.abort.is_none() || request.abort_after.is_some() || saw.is_none())
         };
         if !(by_step || sent.iter().any(is_it)) || client.is_empty() {
             let said = incident.get("request").map(Value::to_string).unwrap_or_default();
