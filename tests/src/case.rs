@@ -1,6 +1,8 @@
 //! What a case is: the schema of `case.toml`, read strictly, with errors that name the file and the remedy.
 
+use crate::backend::Backend;
 use crate::expect::{CAUSES, Expect, TIERS};
+use crate::script;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -113,7 +115,7 @@ pub(crate) struct Icmp {
     pub(crate) from: Option<IpAddr>,
 }
 
-/// One thing done to the scene: exactly one of `run`, `listen`, `connect`, `fill_conntrack`, `wait`.
+/// One thing done to the scene: exactly one of `run`, `listen`, `backend`, `connect`, `fill_conntrack`, `wait`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Step {
@@ -129,6 +131,7 @@ pub(crate) struct Step {
     #[serde(default)]
     pub(crate) background: bool,
     pub(crate) listen: Option<Listen>,
+    pub(crate) backend: Option<Backend>,
     pub(crate) connect: Option<Connect>,
     #[serde(default)]
     pub(crate) fill_conntrack: bool,
@@ -296,11 +299,23 @@ pub(crate) struct Request {
     /// One client connection for all of them.
     #[serde(default)]
     pub(crate) keepalive: bool,
+    /// With `keepalive`: each request but the first waits for this file, below nginx's prefix.
+    pub(crate) next_when: Option<PathBuf>,
     /// A bare TCP connection (stream module): it counts as answered when nginx closes it.
     #[serde(default)]
     pub(crate) tcp: bool,
-    /// Go away once nginx is connecting: `fin` or `rst`.
+    /// Header lines of its own, each with its line end.
+    #[serde(default)]
+    pub(crate) headers: String,
+    /// A body of so many bytes in place of `body`.
+    #[serde(default)]
+    pub(crate) body_size: usize,
+    /// Go away: `fin` or `rst`; once nginx is connecting, if nothing else is said.
     pub(crate) abort: Option<Abort>,
+    /// When this file is there, below nginx's prefix.
+    pub(crate) abort_when: Option<PathBuf>,
+    /// When so many bytes of the answer have come.
+    pub(crate) abort_after: Option<usize>,
     /// Idle client connections first, until the worker has one descriptor left.
     #[serde(default)]
     pub(crate) fill_worker_fds: bool,
@@ -393,14 +408,18 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
         let kinds = [
             step.run.is_some(),
             step.listen.is_some(),
+            step.backend.is_some(),
             step.connect.is_some(),
             step.fill_conntrack,
             step.wait.is_some(),
         ];
         ensure!(
             kinds.iter().filter(|k| **k).count() == 1,
-            "a [[step]] has exactly one of run, listen, connect, fill_conntrack, wait: {step:?}"
+            "a [[step]] has exactly one of run, listen, backend, connect, fill_conntrack, wait: {step:?}"
         );
+        if let Some(backend) = &step.backend {
+            script::parse(&backend.script)?;
+        }
         let known = step.r#in == "web" || case.hosts.contains_key(&step.r#in);
         ensure!(known, "step in `{}`: no such host; add [hosts.{}]", step.r#in, step.r#in);
     }

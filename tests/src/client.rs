@@ -95,16 +95,20 @@ fn open(request: &Request, bound: Duration) -> Result<TcpStream> {
 pub(crate) const HOST: &str = "shop.example.com";
 
 fn head(request: &Request, number: u32, connection: &str) -> String {
-    let length = if request.method == "POST" || !request.body.is_empty() {
-        format!("Content-Length: {}\r\n", request.body.len())
+    let filled = "x".repeat(request.body_size);
+    let body = if request.body_size > 0 { filled.as_str() } else { request.body.as_str() };
+    let length = if request.method == "POST" || !body.is_empty() {
+        format!("Content-Length: {}\r\n", body.len())
     } else {
         String::new()
     };
+    let headers = &request.headers;
+    let connection =
+        if headers.contains("Connection:") { String::new() } else { format!("Connection: {connection}\r\n") };
     format!(
-        "{} {} HTTP/1.1\r\nHost: {HOST}\r\n{length}Connection: {connection}\r\n\r\n{}",
+        "{} {} HTTP/1.1\r\nHost: {HOST}\r\n{length}{headers}{connection}\r\n{body}",
         request.method,
         request.target(number),
-        request.body
     )
 }
 
@@ -118,11 +122,16 @@ fn single(request: &Request, number: u32, bound: Duration) -> Result<Option<u16>
         }
         return Ok(None);
     }
-    stream.write_all(head(request, number, "close").as_bytes())?;
+    let sent = stream.write_all(head(request, number, "close").as_bytes());
     if let Some(abort) = request.abort {
-        leave(stream, abort, bound)?;
+        sent?;
+        leave(request, stream, abort, bound)?;
         return Ok(None);
     }
+    if request.body_size == 0 {
+        sent?;
+    }
+    // nginx may answer and close before it has read a large body.
     let mut reader = BufReader::new(stream);
     let status = status(&mut reader)?;
     let mut rest = Vec::new();
@@ -131,10 +140,16 @@ fn single(request: &Request, number: u32, bound: Duration) -> Result<Option<u16>
     Ok(Some(status))
 }
 
-/// Goes away once nginx is connecting, and waits until nginx has given that connection up.
-fn leave(stream: TcpStream, abort: Abort, bound: Duration) -> Result<()> {
+/// Goes away at the moment that the case names, and waits until nginx has given a connection up that it was opening.
+fn leave(request: &Request, mut stream: TcpStream, abort: Abort, bound: Duration) -> Result<()> {
     let connecting = || !listen::sockets("thread-self", 2).is_empty();
-    ensure!(sys::poll_until(bound, connecting), "nginx did not begin to connect");
+    if let Some(file) = &request.abort_when {
+        ensure!(sys::poll_until(bound, || file.exists()), "no file {}", file.display());
+    } else if let Some(bytes) = request.abort_after {
+        stream.read_exact(&mut vec![0; bytes]).context("too little of an answer to leave in it")?;
+    } else {
+        ensure!(sys::poll_until(bound, connecting), "nginx did not begin to connect");
+    }
     match abort {
         Abort::Fin => stream.shutdown(Shutdown::Both)?,
         Abort::Rst => sys::reset_on_close(stream.as_raw_fd())?,
@@ -151,6 +166,9 @@ fn reuse(request: &Request, bound: Duration) -> Vec<Answer> {
             Some(open) => open,
             None => BufReader::new(open(request, bound)?),
         };
+        if let Some(file) = request.next_when.as_ref().filter(|_| number > 1) {
+            ensure!(sys::poll_until(bound, || file.exists()), "no file {}", file.display());
+        }
         // In a pipeline the first one sends for all.
         let last = if request.pipeline { request.count } else { number };
         let first = if request.pipeline && number > 1 { last + 1 } else { number };

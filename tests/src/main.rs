@@ -2,8 +2,11 @@
 //!
 //! Without a subcommand it runs the cases; `leak`, `healthy` and `requests` are the long runs. See ../README.md.
 
+mod backend;
 mod case;
+mod chaos;
 mod client;
+mod compare;
 mod conntrack;
 mod dns;
 mod expect;
@@ -19,6 +22,7 @@ mod report;
 mod rules;
 mod run;
 mod scene;
+mod script;
 mod stress;
 mod sys;
 mod truth;
@@ -66,6 +70,15 @@ enum Command {
         load: LoadArgs,
         #[arg(long, default_value_t = 100_000)]
         requests: u64,
+    },
+    /// Be a backend that follows a script, for the cases
+    Backend(backend::Options),
+    /// Send requests to backends that fail at random, and compare the incidents with nginx's own logs, one to one
+    Chaos {
+        #[command(flatten)]
+        program: ProgramArgs,
+        #[command(flatten)]
+        load: chaos::Load,
     },
     /// Stand in the way of a program, for the cases
     Refuse {
@@ -190,6 +203,10 @@ fn try_main() -> Result<bool> {
         }
         Some(Command::Healthy { program, load, requests }) => {
             stress::healthy(&load_options(program, &load)?, requests)
+        }
+        Some(Command::Backend(options)) => backend::run(&options),
+        Some(Command::Chaos { program, load }) => {
+            chaos::run(&load_options(program, &LoadArgs { clients: 0 })?, &load)
         }
         Some(Command::Refuse { what }) => refuse::run(&what).map(|()| true),
         Some(Command::Requests { program, clients, requests, workers }) => {

@@ -49,6 +49,7 @@ fn missing(need: &str) -> Option<String> {
             .is_ok_and(|modules| modules.trim().split(',').any(|module| module == argument)),
         "landlock-tcp" => refuse::has_landlock_tcp(),
         "cgroup-bpf" => refuse::cgroup_root().is_some(),
+        "cgroup-memory" => cgroup_memory(),
         "file" => Path::new(argument).exists(),
         "sysctl" => Path::new("/proc/sys").join(argument).exists(),
         "program" => std::env::var_os("PATH")
@@ -70,6 +71,18 @@ const FLOWER: &str =
 fn php_fpm() -> bool {
     let programs = std::fs::read_dir("/usr/sbin").into_iter().flatten().flatten();
     programs.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"php-fpm"))
+}
+
+/// Whether groups below the root of cgroup2 can limit memory.
+fn cgroup_memory() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let root = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (at, kind) = (words.next()?, words.next()?);
+        (kind == "cgroup2").then(|| Path::new(at))
+    });
+    root.and_then(|root| std::fs::read_to_string(root.join("cgroup.subtree_control")).ok())
+        .is_some_and(|controllers| controllers.split_whitespace().any(|name| name == "memory"))
 }
 
 /// Modules that no system call loads by itself. Built in or absent, the check after it tells.

@@ -1,5 +1,6 @@
 //! One case from its first namespace to its judgement.
 
+use crate::backend;
 use crate::case::{At, Case, Nginx as Settings, Request, Step};
 use crate::client::{self, Answer};
 use crate::conntrack;
@@ -204,6 +205,9 @@ impl Scene<'_> {
         let ns = self.world.get(&step.r#in)?;
         if let Some(listen) = &step.listen {
             self.held.push(listen::listen(ns, listen, self.dir, 4, bound)?);
+        } else if let Some(backend) = &step.backend {
+            let child = backend::start(ns, backend, self.dir, bound)?;
+            self.background.push(child);
         } else if let Some(connect) = &step.connect {
             self.held.push(listen::connect(ns, connect)?);
         } else if step.fill_conntrack {
@@ -268,7 +272,10 @@ impl Scene<'_> {
     ) -> Result<()> {
         let bound = self.setup.bound(20.0);
         let worker = self.nginx.first().map_or(0, |n| n.worker);
-        let wanted = request.clone();
+        let mut wanted = request.clone();
+        for file in [&mut wanted.abort_when, &mut wanted.next_when].into_iter().flatten() {
+            *file = self.dir.join(&*file);
+        }
         let fd = self.world.web.fd();
         let thread = std::thread::spawn(move || -> Result<Vec<Answer>> {
             sys::enter(fd).context("setns")?;

@@ -130,12 +130,65 @@ pub(crate) fn reset_on_close(fd: RawFd) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Makes the process a backend: it leaves no core dump, its children need no waiting for, and many connections may be
+/// open.
+pub(crate) fn backend_manners() -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut files = none;
+    // SAFETY: the pointers describe `none` and `files`; SIG_IGN is a valid disposition.
+    let rc = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files);
+        files.rlim_cur = files.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        // Ends as a program without handlers does.
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        libc::signal(libc::SIGINT, libc::SIG_DFL);
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const none)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// fork(2) of a process with one thread; true in the child.
+pub(crate) fn fork() -> io::Result<bool> {
+    // SAFETY: the caller has one thread, so that the child finds every lock as it needs it.
+    match unsafe { libc::fork() } {
+        0 => Ok(true),
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(false),
+    }
+}
+
+/// Ends the process at once, as a crash of a program does not: without a word.
+pub(crate) fn exit(status: libc::c_int) -> ! {
+    // SAFETY: _exit has no memory effects.
+    unsafe { libc::_exit(status) }
+}
+
+/// Sends the process a signal with its default effect.
+pub(crate) fn signal_self(signal: libc::c_int) -> io::Result<()> {
+    // SAFETY: the default disposition is valid for every signal; kill has no memory effects here.
+    let rc = unsafe {
+        // Rust's own handler of stack overflows would take SIGSEGV.
+        libc::signal(signal, libc::SIG_DFL);
+        libc::kill(libc::getpid(), signal)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Waits until `fd` can be read (or accepted from); false when `bound` passed.
 pub(crate) fn readable(fd: RawFd, bound: Duration) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
     let bound = libc::c_int::try_from(bound.as_millis()).unwrap_or(libc::c_int::MAX);
     // SAFETY: exactly one initialised pollfd is passed.
     unsafe { libc::poll(&raw mut poll, 1, bound) > 0 }
+}
+
+/// Waits without reading until the peer has closed its side.
+pub(crate) fn until_hung_up(fd: RawFd) {
+    let mut poll = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: exactly one initialised pollfd is passed.
+    while unsafe { libc::poll(&raw mut poll, 1, -1) } < 1 {}
 }
 
 /// Creates the TUN device `name` in the calling thread's namespace: whole IP packets, no extra header.

@@ -215,8 +215,6 @@ pub struct Settings {
     pub mark_victim_task: u32,
     /// 1 if the first bytes of failed exchanges go to user space; 0 with `--no-payload`.
     pub payload: u32,
-    /// Always 0.
-    pub _pad: u32,
     /// Number of buckets of open connections, less one; a power of two less one.
     pub bucket_mask: u32,
     /// 1 if a newly executed program with an nginx-like name is to be offered to user space.

@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Smaller live runs: core cases, a tenth of the load
     #[arg(long)]
     quick: bool,
+    /// Requests of the stage `chaos` (the full proof: 50000)
+    #[arg(long, default_value_t = 5000, value_name = "REQUESTS")]
+    chaos: u64,
     /// Name the stages and end
     #[arg(long)]
     list: bool,
@@ -51,6 +54,7 @@ struct Session {
     no_install: bool,
     host_only: bool,
     quick: bool,
+    chaos: u64,
     kernels: Vec<&'static Series>,
     binaries: Binaries,
 }
@@ -88,6 +92,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         no_install: args.no_install,
         host_only: args.host_only,
         quick: args.quick,
+        chaos: args.chaos,
         kernels,
         binaries: Binaries::default(),
     };

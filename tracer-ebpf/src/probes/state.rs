@@ -37,7 +37,9 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
         TCP_CLOSE => end(&ctx, sk, old),
         TCP_CLOSE_WAIT => talk::finished(sk),
         TCP_FIN_WAIT1 => {
-            closed_by_worker(sk, old);
+            if !closed_by_worker(sk, old) {
+                own_close(sk);
+            }
         }
         TCP_LAST_ACK => {
             if !closed_by_worker(sk, old) {
@@ -209,15 +211,24 @@ fn in_connect(tgid: u32) -> bool {
     PROCS.get_ptr(tgid).is_some_and(|p| unsafe { (*p).begun } != 0)
 }
 
+/// The worker itself closes this socket, or sends its end ahead (lingering_close): its destruction will not mean that a client
+/// reset it.
+#[inline(always)]
+fn own_close(sk: u64) {
+    if emit::watching_until() == 0 {
+        return;
+    }
+    if let Some(given_up) = GIVEN_UP.get_ptr_mut(kernel::tgid()) {
+        // SAFETY: an integer of a map element that only this worker's thread writes.
+        unsafe { (*given_up).closed_sk = sk };
+    }
+}
+
 /// A socket that is not in the map reached CLOSE.
 #[inline(always)]
 fn unknown_end(sk: u64, old: i32) {
     if emit::watching_until() != 0 {
-        // The worker itself closed this socket: its destruction will not mean that a client reset it.
-        if let Some(given_up) = GIVEN_UP.get_ptr_mut(kernel::tgid()) {
-            // SAFETY: an integer of a map element that only this worker's thread writes.
-            unsafe { (*given_up).closed_sk = sk };
-        }
+        own_close(sk);
         if old == TCP_CLOSE_WAIT {
             client_closed(sk, 1);
         }

@@ -1,16 +1,417 @@
-//! What the bytes and times of a connection that stood say.
+//! What the bytes and times of a connection that stood say: which protocol nginx spoke, whether the answer was one of it and
+//! whole, and whether there was a failure at all.
 
 pub mod fastcgi;
 pub mod http1;
+pub mod http2;
+pub mod memcached;
 pub mod payload;
 pub mod tls;
 
-use super::Case;
-use crate::event::Stage;
+use super::{
+    Case,
+    ending::{self, End, Head as Seen},
+};
+use crate::{
+    event::{Stage, Talk, Told},
+    nginx::{InForce, Module},
+};
+
+/// A protocol that nginx speaks to an upstream server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.0 and 1.1.
+    Http,
+    /// FastCGI.
+    Fastcgi,
+    /// uwsgi.
+    Uwsgi,
+    /// SCGI.
+    Scgi,
+    /// HTTP/2: gRPC, and `proxy_http_version 2`.
+    Http2,
+    /// memcached.
+    Memcached,
+    /// Whatever the client speaks: the stream module.
+    Stream,
+}
+
+impl Protocol {
+    /// Name for people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Fastcgi => "FastCGI",
+            Self::Uwsgi => "uwsgi",
+            Self::Scgi => "SCGI",
+            Self::Http2 => "HTTP/2",
+            Self::Memcached => "memcached",
+            Self::Stream => "a stream",
+        }
+    }
+
+    fn of_module(module: Module) -> Self {
+        match module {
+            Module::Proxy => Self::Http,
+            Module::Fastcgi => Self::Fastcgi,
+            Module::Uwsgi => Self::Uwsgi,
+            Module::Scgi => Self::Scgi,
+            Module::Grpc => Self::Http2,
+            Module::Memcached => Self::Memcached,
+            Module::Stream => Self::Stream,
+        }
+    }
+
+    /// By the first bytes that nginx wrote; `None` where they tell nothing.
+    fn of_bytes(talk: &Talk) -> Option<Self> {
+        let start: &[u8] = if talk.request.is_empty() { &talk.first } else { &talk.request };
+        if talk.tls || start.iter().all(|b| *b == 0) {
+            return None;
+        }
+        let digits = start.iter().take_while(|b| b.is_ascii_digit()).count();
+        match start {
+            [1, 1, 0, 1, ..] => Some(Self::Fastcgi),
+            _ if start.iter().zip(http2::PREFACE).all(|(a, b)| a == b) => Some(Self::Http2),
+            [0, _, _, 1, ..] => Some(Self::Http2),
+            [0, _, _, 0, ..] => Some(Self::Uwsgi),
+            _ if digits > 0 && start.get(digits) == Some(&b':') => Some(Self::Scgi),
+            _ if start.starts_with(b"get ") || start.starts_with(b"gets ") => Some(Self::Memcached),
+            _ if http1::method(start).is_some() => Some(Self::Http),
+            _ => None,
+        }
+    }
+}
+
+/// A protocol, and whether both the configuration and the bytes say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spoken {
+    /// What was spoken.
+    pub protocol: Protocol,
+    /// The bytes that nginx wrote agree.
+    pub sure: bool,
+}
+
+/// Which protocol nginx spoke inside the connection; `None` if the lines that lead there differ, none is known, or the bytes
+/// are of another.
+#[must_use]
+pub fn spoken(case: &Case) -> Option<Spoken> {
+    let talk = case.attempt.talk.as_deref()?;
+    let module = Protocol::of_module(ending::module(case)?);
+    Some(match (module, Protocol::of_bytes(talk)) {
+        (Protocol::Stream, _) => Spoken { protocol: Protocol::Stream, sure: true },
+        (protocol, None) => Spoken { protocol, sure: false },
+        (Protocol::Http, Some(Protocol::Http2)) => Spoken { protocol: Protocol::Http2, sure: true },
+        (protocol, Some(bytes)) if protocol == bytes => Spoken { protocol, sure: true },
+        (_, Some(_)) => return None,
+    })
+}
+
+/// Whether nginx itself spoke TLS there, not a client through it: `Some(true)` if the configuration and the bytes say so,
+/// `None` if only the bytes do.
+#[must_use]
+pub fn tls_spoken(case: &Case) -> Option<bool> {
+    let talk = case.attempt.talk.as_deref()?;
+    let says = |wanted: bool| case.config.iter().all(|c| c.settings.tls == Some(wanted));
+    match (talk.tls, case.config.is_empty()) {
+        (true, false) if says(true) => Some(true),
+        (true, false) if case.config.iter().any(|c| c.settings.tls == Some(false)) => Some(false),
+        (true, _) => None,
+        (false, _) => Some(false),
+    }
+}
+
+/// The exchange, if its TLS handshake was under way: no request was written.
+#[must_use]
+pub fn in_handshake(case: &Case) -> Option<&Talk> {
+    let talk = case.attempt.talk.as_deref()?;
+    let open = case.attempt.stage == Stage::Established && talk.tls && !talk.tls_data && !talk.said_5xx;
+    (open && tls_spoken(case) != Some(false)).then_some(talk)
+}
+
+/// nginx answered the client with 502 in its own name after this exchange, and nothing but failed attempts came between the
+/// request and it.
+#[must_use]
+pub fn refused(case: &Case) -> bool {
+    let Some(talk) = case.attempt.talk.as_deref() else { return false };
+    let own = case.client_saw == Some(502) && case.attempt.number.is_some();
+    (own || talk.answered_bad) && talk.status.is_none_or(|status| status < 500)
+}
+
+/// The first bytes of a response as what they should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing came.
+    Nothing,
+    /// It is not told: TLS, no payload, or another protocol.
+    Unknown,
+    /// HTTP/1, or a CGI head.
+    Head(http1::Head),
+    /// Where HTTP/1 was due: no status line; the first wrong byte.
+    NoStatusLine(usize),
+    /// FastCGI.
+    Fastcgi(fastcgi::Answer),
+    /// HTTP/2.
+    Http2(http2::Answer),
+    /// memcached.
+    Memcached(memcached::Answer),
+}
+
+/// Reads the response as the protocol that nginx spoke.
+#[must_use]
+pub fn answer(case: &Case) -> Answer {
+    let Some(talk) = case.attempt.talk.as_deref() else { return Answer::Unknown };
+    if talk.got_bytes == 0 {
+        return Answer::Nothing;
+    }
+    let bytes = &talk.response[..];
+    let Some(Spoken { protocol, .. }) = spoken(case).filter(|_| !talk.tls && !bytes.is_empty()) else {
+        return Answer::Unknown;
+    };
+    match protocol {
+        Protocol::Http => http1::response(bytes).map_or_else(Answer::NoStatusLine, Answer::Head),
+        // nginx takes either there.
+        Protocol::Uwsgi | Protocol::Scgi => {
+            Answer::Head(http1::response(bytes).unwrap_or_else(|_| http1::cgi(bytes)))
+        }
+        Protocol::Fastcgi => Answer::Fastcgi(fastcgi::answer(bytes)),
+        Protocol::Http2 => Answer::Http2(http2::answer(bytes)),
+        Protocol::Memcached => Answer::Memcached(memcached::answer(bytes)),
+        Protocol::Stream => Answer::Unknown,
+    }
+}
+
+/// How much of a response's body came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body {
+    /// All of it, or it has none.
+    Whole,
+    /// Less than its length says: bytes due, and bytes that came at most.
+    Short(u64, u64),
+    /// It is chunked, and the last chunk did not come.
+    NoLastChunk,
+    /// FastCGI, and its end did not come.
+    NoEnd,
+    /// Its end is the end of the stream.
+    Open,
+    /// The header has not ended, as far as it was seen, or this cannot be told.
+    Unknown,
+}
+
+/// How much of the body came, as far as the head tells.
+#[must_use]
+pub fn body(case: &Case, answer: &Answer) -> Body {
+    let Some(talk) = case.attempt.talk.as_deref() else { return Body::Unknown };
+    // All that nginx read is there to be looked at.
+    let all = talk.got_bytes as usize <= talk.response.len();
+    let got = u64::from(talk.got_bytes);
+    match answer {
+        Answer::Head(head) => http_body(talk, head, all, got),
+        Answer::Fastcgi(found) => {
+            let Some(end) = found.head_end else { return Body::Unknown };
+            if found.head.is_bodyless() || is_head(talk) != Some(false) && found.head.content_length.is_some()
+            {
+                return Body::Whole;
+            }
+            let most = if all { found.body as u64 } else { got.saturating_sub(end as u64) };
+            match found.head.content_length {
+                Some(due) if most < due => Body::Short(due, most),
+                _ if found.ended.is_some() || talk.whole || talk.last_chunk => Body::Whole,
+                _ if all => Body::NoEnd,
+                _ => Body::Unknown,
+            }
+        }
+        Answer::Memcached(memcached::Answer::Missing) => Body::Whole,
+        Answer::Memcached(memcached::Answer::Value(start, due)) => {
+            // `\r\nEND\r\n` follows the value.
+            let came = got.saturating_sub(*start as u64);
+            if came < due.saturating_add(7) { Body::Short(*due, came.min(*due)) } else { Body::Whole }
+        }
+        Answer::Http2(found) if found.ended => Body::Whole,
+        Answer::Nothing
+        | Answer::Unknown
+        | Answer::NoStatusLine(_)
+        | Answer::Http2(_)
+        | Answer::Memcached(_) => Body::Unknown,
+    }
+}
+
+fn http_body(talk: &Talk, head: &http1::Head, all: bool, got: u64) -> Body {
+    if head.fault.is_some() || head.status.is_none() {
+        return Body::Unknown;
+    }
+    if head.status == Some(101) {
+        return if head.length.is_some() { Body::Open } else { Body::Unknown };
+    }
+    let by_head = is_head(talk);
+    if head.length.is_some() && (head.is_bodyless() || by_head == Some(true)) {
+        return Body::Whole;
+    }
+    let Some(length) = head.length else {
+        // The header has not ended among the bytes that were kept; what is behind them is its rest, and the body.
+        let most = got.saturating_sub(talk.response.len() as u64);
+        return match head.content_length {
+            Some(due)
+                if !all && !head.chunked && !head.is_bodyless() && by_head == Some(false) && most < due =>
+            {
+                Body::Short(due, most)
+            }
+            _ if talk.whole || (head.chunked && talk.last_chunk) => Body::Whole,
+            _ => Body::Unknown,
+        };
+    };
+    let came = got.saturating_sub(length as u64);
+    if head.chunked {
+        let ended = talk.last_chunk || talk.whole || (all && talk.response.ends_with(b"0\r\n\r\n"));
+        return if ended { Body::Whole } else { Body::NoLastChunk };
+    }
+    match head.content_length {
+        Some(due) if came >= due => Body::Whole,
+        // An answer to HEAD has a length and no body; where the method is not known, that is possible.
+        Some(_) if by_head.is_none() && came == 0 => Body::Unknown,
+        Some(due) => Body::Short(due, came),
+        None => Body::Open,
+    }
+}
+
+/// Whether the request asked for a head alone; `None` if its method is not known.
+#[must_use]
+pub fn is_head(talk: &Talk) -> Option<bool> {
+    const NAME: &[u8] = b"REQUEST_METHOD";
+    let start: &[u8] = if talk.request.is_empty() { &talk.first } else { &talk.request };
+    if talk.tls || start.iter().all(|b| *b == 0) {
+        return None;
+    }
+    if let Some(method) = http1::method(start) {
+        return Some(method == "HEAD");
+    }
+    // FastCGI has the value right behind the name, uwsgi behind its length, SCGI behind a NUL.
+    let at = start.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();
+    let value = start.get(at..)?;
+    let value = if value.starts_with(b"\x04\0") {
+        value.get(2..)?
+    } else {
+        value.strip_prefix(b"\0").unwrap_or(value)
+    };
+    (value.len() >= 4).then(|| value.starts_with(b"HEAD"))
+}
+
+/// nginx leaves the rest of a response unread on purpose: it goes elsewhere (`X-Accel-Redirect`), shows a page of its own
+/// instead (`intercept_errors`), or asks another server because of the status (`next_upstream`).
+fn is_dropped_on_purpose(case: &Case, head: &http1::Head) -> bool {
+    let Some(status) = head.status else { return head.redirect };
+    let word = format!("http_{status}");
+    let any = |key: &'static str, wanted: &dyn Fn(&InForce) -> bool| {
+        case.config.iter().flat_map(|c| c.settings.all(key)).any(wanted)
+    };
+    head.redirect
+        || (status >= 300 && any("intercept_errors", &InForce::is_on))
+        || (status >= 400 && any("next_upstream", &|one| one.has(&word)))
+}
 
 /// False for a connection that only looked suspicious to the kernel side, whose filter is deliberately wide: its response was
-/// whole, and nginx passed it on. Then there is no incident.
+/// whole, and nginx passed it on; or nothing tells a failure from that. Then there is no incident. To be asked again when
+/// the status of the answer to the client is known.
 #[must_use]
 pub fn is_failure(case: &Case) -> bool {
-    case.attempt.stage != Stage::Established || case.attempt.talk.is_some()
+    if case.attempt.stage != Stage::Established {
+        return true;
+    }
+    let Some(talk) = case.attempt.talk.as_deref() else { return false };
+    if talk.said_5xx || talk.answered_bad {
+        return true;
+    }
+    // nginx learned of an error, or its answer tells that it had one.
+    let told = matches!(talk.told, Some(Told::Error(_)));
+    let answered = matches!(case.client_saw, Some(502 | 504)) && case.attempt.number.is_some();
+    if ending::module(case) == Some(Module::Stream) && tls_spoken(case) != Some(true) {
+        return stream_failed(case, talk, told);
+    }
+    if in_handshake(case).is_some() {
+        return true;
+    }
+    if talk.tls {
+        // Tickets and close_notify are left unread by healthy ones.
+        return told || answered || ending::head(case) == Seen::Nothing;
+    }
+    if talk.got_bytes == 0 {
+        return true;
+    }
+    // Without the hooks on reads nobody knows which exchange an end belongs to.
+    if !talk.watched {
+        return answered;
+    }
+    let answer = answer(case);
+    match body(case, &answer) {
+        Body::Whole => answered && !has_5xx(talk, &answer),
+        Body::Short(..) | Body::NoLastChunk | Body::NoEnd => {
+            let by_nginx = ending::end(case) == Some(End::Closed);
+            !(by_nginx && matches!(&answer, Answer::Head(head) if is_dropped_on_purpose(case, head)))
+                || answered
+        }
+        Body::Open => {
+            told || answered || (talk.unread > 0 && talk.fin_ns.is_none() && !is_upgraded(case, &answer))
+        }
+        Body::Unknown => told || answered || headless(case, talk, &answer),
+    }
 }
+
+/// An upgraded connection ends when either side likes, and what nginx drops by design is no failure.
+fn is_upgraded(case: &Case, answer: &Answer) -> bool {
+    matches!(answer, Answer::Head(head) if head.status == Some(101) || is_dropped_on_purpose(case, head))
+}
+
+fn has_5xx(talk: &Talk, answer: &Answer) -> bool {
+    let read = match answer {
+        Answer::Head(head) => head.status,
+        Answer::Fastcgi(found) => found.head.status,
+        Answer::Nothing
+        | Answer::Unknown
+        | Answer::NoStatusLine(_)
+        | Answer::Http2(_)
+        | Answer::Memcached(_) => None,
+    };
+    talk.status.or(read).is_some_and(|status| status >= 500)
+}
+
+/// For responses of which no more is known than their first bytes: true if those tell that nginx cannot have passed them on,
+/// or if nginx itself ended it without having learned of an end.
+fn headless(case: &Case, talk: &Talk, answer: &Answer) -> bool {
+    let all = talk.got_bytes as usize <= talk.response.len();
+    let closed = ending::end(case) == Some(End::Closed);
+    // A whole response to a slow client ends like that as well.
+    let in_time = || ending::read_fit(case).is_some() || case.client_gone.is_some();
+    match answer {
+        Answer::Nothing => true,
+        // To nginx that is HTTP/0.9, and no failure; an alert is no answer to anybody.
+        Answer::NoStatusLine(_) => tls::alert(&talk.response).is_some(),
+        Answer::Head(head) => head.fault.is_some() || all || (closed && (talk.unread > 0 || in_time())),
+        Answer::Fastcgi(found) => {
+            found.fault.is_some()
+                || (all && found.head_end.is_none())
+                || (closed && (talk.unread > 0 || in_time()))
+        }
+        Answer::Http2(found) => {
+            let bad = found.too_large.is_some()
+                || found.reset.is_some_and(|e| e != 0)
+                || found.goaway.is_some_and(|(_, e)| e != 0);
+            bad || (all && !found.headers) || talk.eof || (closed && in_time())
+        }
+        Answer::Memcached(_) => true,
+        Answer::Unknown => closed && in_time(),
+    }
+}
+
+/// A session of the stream module ends when either side likes. It has failed if nginx was told an error, if its server hung
+/// up on a client without having said a word, or if it was idle for too long.
+fn stream_failed(case: &Case, talk: &Talk, told: bool) -> bool {
+    if told || (case.attempt.reset && talk.got_bytes == 0) {
+        return true;
+    }
+    let silent = talk.got_bytes == 0 && talk.fin_ns.is_some() && talk.sent_ns.is_some() && talk.eof;
+    silent || (ending::end(case) == Some(End::Closed) && ending::read_fit(case).is_some())
+}
+
+#[cfg(test)]
+#[path = "talk_tests.rs"]
+mod tests;

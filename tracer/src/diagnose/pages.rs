@@ -47,15 +47,15 @@ pub fn page(cause: Cause) -> Option<&'static str> {
         Cause::SendTimeout => include_str!("pages/send-timeout.md"),
         Cause::ClientAborted => include_str!("pages/client-aborted.md"),
         Cause::Unexplained => include_str!("pages/unexplained.md"),
-        Cause::HeaderTooBig
-        | Cause::InvalidResponse
-        | Cause::ResponseTruncated
-        | Cause::TlsToPlainPort
-        | Cause::PlainToTlsPort
-        | Cause::TlsHandshakeFailed
-        | Cause::TlsHandshakeTimeout
-        | Cause::TlsCertificateRejected
-        | Cause::UpstreamReturned5xx => return None,
+        Cause::HeaderTooBig => include_str!("pages/header-too-big.md"),
+        Cause::InvalidResponse => include_str!("pages/invalid-response.md"),
+        Cause::ResponseTruncated => include_str!("pages/response-truncated.md"),
+        Cause::TlsToPlainPort => include_str!("pages/tls-to-plain-port.md"),
+        Cause::PlainToTlsPort => include_str!("pages/plain-to-tls-port.md"),
+        Cause::TlsHandshakeFailed => include_str!("pages/tls-handshake-failed.md"),
+        Cause::TlsHandshakeTimeout => include_str!("pages/tls-handshake-timeout.md"),
+        Cause::TlsCertificateRejected => include_str!("pages/tls-certificate-rejected.md"),
+        Cause::UpstreamReturned5xx => include_str!("pages/upstream-returned-5xx.md"),
     })
 }
 

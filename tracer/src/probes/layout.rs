@@ -239,7 +239,6 @@ pub fn settings(
         si_code: r.optional("kernel_siginfo.si_code"),
         mark_victim_task: u32::from(btf.tracepoint_params("mark_victim").is_some_and(|count| count >= 2)),
         payload: 1,
-        _pad: 0,
         follow_new: 1,
         packed_common: 0,
         bucket_mask: 0,

@@ -27,6 +27,12 @@ pub(super) const ROOT_PACKAGES: &[&str] = &[
     "ca-certificates",
     // A backend of the real world, on a unix socket.
     "php-fpm",
+    // More of them, over TCP.
+    "python3",
+    "gunicorn",
+    "uwsgi-plugin-python3",
+    "python3-h2",
+    "memcached",
     // Networks and firewalls.
     "iproute2",
     "nftables",

@@ -19,6 +19,8 @@ use crate::{binaries, process, signals};
 /// Guests at a time. Two are a quarter faster on two cores, but emulated kernels that starve each other stretch
 /// nginx's own timers, and that is what is measured.
 const AT_A_TIME: usize = 1;
+/// The guest that plays the chaos run as well, on its full tier.
+const CHAOS: &str = "6.12";
 /// For a whole guest.
 const LIMIT: Duration = Duration::from_secs(1500);
 /// How much of a failed guest's console and of its programs' stderr is shown, in bytes.
@@ -111,7 +113,7 @@ fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
     println!("kernel {name} ({}): started", kernel.release);
     let started = Instant::now();
     let mut shown = Progress::default();
-    let guest = job(session, lsm).and_then(|job| {
+    let guest = job(session, kernel.series, lsm).and_then(|job| {
         lab::run(kernel, &job, &mut |stream, bytes| {
             for part in shown.parts(stream, bytes) {
                 println!("kernel {name}: {part} begins after {:.0} s", started.elapsed().as_secs_f64());
@@ -133,11 +135,18 @@ fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
     }
 }
 
-fn job(session: &Session, lsm: Lsm) -> Result<Job> {
+fn job(session: &Session, series: &str, lsm: Lsm) -> Result<Job> {
     let small = if session.quick { " --core" } else { "" };
     let mut script = if lsm == Lsm::Selinux { SELINUX } else { SCRIPT }.to_owned();
     for (tier, core) in [("full", small), ("kprobe", " --core"), ("tracepoint", " --core")] {
         writeln!(script, "lab {tier}{core}").context("cannot write the guest's script")?;
+    }
+    if lsm != Lsm::Selinux && series == CHAOS {
+        writeln!(
+            script,
+            "part chaos ./faultlab chaos --why502 ./why502 --slow 15 --tier full --requests 1000"
+        )
+        .context("cannot write the guest's script")?;
     }
     let mut job = Job::new(["sh", "-c", script.as_str()]);
     job.copies = vec![

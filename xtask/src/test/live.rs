@@ -36,6 +36,11 @@ pub(super) fn requests(session: &mut Session) -> Result<Counts> {
     run(&faultlab(session, &["requests", "--requests", requests])?, "requests")
 }
 
+pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
+    let requests = if session.quick { session.chaos.min(2000) } else { session.chaos };
+    run(&faultlab(session, &["chaos", "--requests", &requests.to_string()])?, "chaos")
+}
+
 /// The same with nginx itself asked, and the cases of requests.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
     const ASKED: &str = "--why502-arg=--uprobes=on";

@@ -31,6 +31,8 @@ pub struct Answer {
     pub head: Head,
     /// Offset behind the head, with the records around it; `None` while it has not ended.
     pub head_end: Option<usize>,
+    /// Bytes of stdout behind the head.
+    pub body: usize,
     /// stderr, as far as it was read.
     pub stderr: Vec<u8>,
     /// An END_REQUEST record was among these bytes: its application status and protocol status (0 complete, 1 cannot
@@ -93,6 +95,7 @@ pub fn answer(bytes: &[u8]) -> Answer {
         at = at.saturating_add(8 + length + usize::from(padding));
     }
     found.head = http1::cgi(&stdout);
+    found.body = stdout.len() - found.head.length.unwrap_or(stdout.len());
     found.head_end = found.head.length.and_then(|length| places.get(length.checked_sub(1)?)).map(|at| at + 1);
     if let Some(fault) = &found.head.fault {
         // It comes before whatever ended the records.

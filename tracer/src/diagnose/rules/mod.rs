@@ -4,25 +4,32 @@ use super::{Cause, Rule};
 
 mod bind;
 pub(super) mod blocked;
+mod bytes;
 mod client;
 mod closed;
 mod died;
 mod fds;
 mod firewall;
+mod handshake;
 mod host;
+mod invalid;
 mod late;
 mod listener;
 mod network;
 mod no_answer;
 mod no_live;
 mod peer;
+mod plain;
 mod ports;
 mod queue;
 mod race;
 mod resolver;
+mod returned;
 mod selinux;
 mod standing;
 mod table;
+mod too_big;
+mod truncated;
 pub(super) mod unexplained;
 mod unix;
 
@@ -60,6 +67,15 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::NoLiveUpstreams], check: no_live::check },
     Rule { causes: &[Cause::NoResolver], check: resolver::none },
     Rule { causes: &[Cause::ResolverFailed], check: resolver::failed },
+    Rule { causes: &[Cause::UpstreamReturned5xx], check: returned::check },
+    Rule { causes: &[Cause::TlsToPlainPort], check: plain::tls_to_plain },
+    Rule { causes: &[Cause::PlainToTlsPort], check: plain::plain_to_tls },
+    Rule { causes: &[Cause::TlsHandshakeFailed], check: handshake::failed },
+    Rule { causes: &[Cause::TlsHandshakeTimeout], check: handshake::timeout },
+    Rule { causes: &[Cause::TlsCertificateRejected], check: handshake::certificate },
+    Rule { causes: &[Cause::InvalidResponse], check: invalid::check },
+    Rule { causes: &[Cause::HeaderTooBig], check: too_big::check },
+    Rule { causes: &[Cause::ResponseTruncated], check: truncated::check },
     Rule { causes: &[Cause::UpstreamDied], check: died::check },
     Rule { causes: &[Cause::KeepaliveRace], check: race::check },
     Rule { causes: &[Cause::ReadTimeout, Cause::SendTimeout], check: late::check },

@@ -1,0 +1,229 @@
+//! `invalid-response`: what came is not what the protocol demands, and nginx refused it.
+//!
+//! Look-alikes: a TLS server (`plain-to-tls-port`); a header that is only too long (`header-too-big`); an answer without a
+//! status line to plain HTTP, which nginx passes on as HTTP/0.9; a header that is cut off (`upstream-closed-early`).
+
+use super::{bytes, standing};
+use crate::{
+    correlate::{
+        Case,
+        talk::{self, Answer, Protocol, fastcgi, http1::FaultKind, http2, memcached, payload},
+    },
+    diagnose::{Cause, Verdict, words},
+    event::Talk,
+};
+
+/// What is wrong, and whether every nginx refuses it.
+struct Wrong {
+    /// In the summary, behind the server's name.
+    summary: String,
+    /// What and where.
+    text: String,
+    /// Advice.
+    fix: String,
+    /// Every version refuses it: no need to have seen nginx say so.
+    always: bool,
+}
+
+/// The bytes around a place, quoted.
+fn around(talk: &Talk, at: usize) -> String {
+    let start = talk.response.get(..at).unwrap_or_default();
+    let line =
+        start.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1).max(at.saturating_sub(40));
+    let rest = talk.response.get(line..).unwrap_or_default();
+    let text = rest.get(..48.min(rest.len())).unwrap_or(rest);
+    payload::quoted(text, 72)
+}
+
+/// Who speaks something else, by its first bytes.
+fn other(talk: &Talk) -> Option<&'static str> {
+    let bytes = &talk.response[..];
+    Some(match bytes {
+        [b'H', b'T', b'T', b'P', b'/', ..] => "HTTP/1",
+        [b'S', b'S', b'H', b'-', ..] => "SSH",
+        [1, 3 | 6 | 7, 0, 1, ..] => "FastCGI",
+        [b'2', b'2', b'0', b' ' | b'-', ..] => "SMTP or FTP",
+        [b'-', b'E', b'R', b'R', ..] => "Redis",
+        [b'E', b'R', b'R', b'O', b'R', b'\r', ..] => "memcached",
+        _ if http2::is_frame(bytes) && bytes.get(3) == Some(&4) => "HTTP/2",
+        _ => return None,
+    })
+}
+
+pub(super) fn check(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    if bytes::alert(talk).is_some() {
+        return None;
+    }
+    let spoken = talk::spoken(case)?;
+    let wrong = wrong(talk, spoken.protocol, &talk::answer(case), talk::refused(case))?;
+    let refused = talk::refused(case);
+    let target = words::target(&case.attempt);
+    let verdict = Verdict::graded(
+        Cause::InvalidResponse,
+        talk.watched && (refused || (wrong.always && spoken.sure)) && (spoken.sure || refused),
+        format!("{target} {}", wrong.summary),
+        if wrong.always {
+            "nginx spoke another protocol there than its configuration says"
+        } else {
+            "this version of nginx lets that pass, and the connection ended for another reason"
+        },
+    )
+    .because("invalid", wrong.text)
+    .because_if("sent", bytes::began(case))
+    .because("response", standing::response(talk));
+    Some(bytes::counts(verdict, case, talk).fix(wrong.fix))
+}
+
+fn wrong(talk: &Talk, protocol: Protocol, answer: &Answer, refused: bool) -> Option<Wrong> {
+    match answer {
+        Answer::Head(head) => {
+            let fault = head.fault.as_ref()?;
+            Some(line(talk, fault.at, fault.kind))
+        }
+        Answer::Fastcgi(found) => fcgi(talk, found),
+        Answer::Http2(found) => frames(talk, found),
+        Answer::Memcached(memcached::Answer::Invalid(at)) => {
+            Some(match other(talk).filter(|who| *who != "memcached") {
+                Some(who) => mismatch(talk, protocol, who),
+                None => Wrong {
+                    summary: "answered a memcached request with something else than a value".to_owned(),
+                    text: format!(
+                        "byte {at} of the response does not fit VALUE or END: {}",
+                        around(talk, *at)
+                    ),
+                    fix: "see the server's log: it reports an error of its own, or is no memcached"
+                        .to_owned(),
+                    always: true,
+                },
+            })
+        }
+        // Taken for HTTP/0.9; only nginx's own word makes it a failure.
+        Answer::NoStatusLine(at) if refused => Some(match other(talk) {
+            Some(who) => mismatch(talk, protocol, who),
+            None => Wrong {
+                summary: "answered with something that is no HTTP response".to_owned(),
+                text: format!("byte {at} does not fit a status line: {}", around(talk, *at)),
+                fix: "see what listens there: it does not speak HTTP".to_owned(),
+                always: false,
+            },
+        }),
+        Answer::NoStatusLine(_) | Answer::Memcached(_) | Answer::Nothing | Answer::Unknown => None,
+    }
+}
+
+fn mismatch(talk: &Talk, protocol: Protocol, who: &str) -> Wrong {
+    let advice = match (protocol, who) {
+        (_, "HTTP/1") => {
+            "use proxy_pass for it (or the port on which it speaks the protocol of the pass)".to_owned()
+        }
+        (_, "FastCGI") => "use fastcgi_pass for it".to_owned(),
+        (_, "HTTP/2") => "use grpc_pass for it".to_owned(),
+        (..) => "see what listens there: the port is another service's".to_owned(),
+    };
+    Wrong {
+        summary: format!("speaks {who}, and nginx spoke {} to it", protocol.name()),
+        text: format!("the response begins {}", bytes::quoted(&talk.response)),
+        fix: advice,
+        always: true,
+    }
+}
+
+fn line(talk: &Talk, at: usize, kind: FaultKind) -> Wrong {
+    Wrong {
+        summary: format!("sent a response header that nginx refuses: {}", kind.words()),
+        text: format!("{} at byte {at} of the response: {}", kind.words(), around(talk, at)),
+        fix: match kind {
+            FaultKind::Name => "mend the program that writes this line: as a rule it printed text before its header was done".to_owned(),
+            FaultKind::Nul | FaultKind::Cr => "mend the program that writes this header: binary data got into a value".to_owned(),
+            FaultKind::Length | FaultKind::TwoLengths | FaultKind::TwoEncodings | FaultKind::LengthAndEncoding | FaultKind::Encoding => {
+                "let the backend send one Content-Length or one Transfer-Encoding: as a rule the application sets one and its server adds the other".to_owned()
+            }
+            FaultKind::Status => "let the backend send a Status that begins with three digits".to_owned(),
+        },
+        // Before 1.21.1 blanks in names were let pass.
+        always: matches!(kind, FaultKind::Nul | FaultKind::Cr | FaultKind::Status),
+    }
+}
+
+fn fcgi(talk: &Talk, found: &fastcgi::Answer) -> Option<Wrong> {
+    let (at, kind) = found.fault?;
+    let stderr =
+        (!found.stderr.is_empty()).then(|| format!("; on its stderr: {}", bytes::quoted(&found.stderr)));
+    let stderr = stderr.unwrap_or_default();
+    Some(match kind {
+        fastcgi::FaultKind::Header(kind) => {
+            let wrong = line(talk, at, kind);
+            Wrong { text: format!("{}{stderr}", wrong.text), ..wrong }
+        }
+        fastcgi::FaultKind::Version(_) => match other(talk).filter(|_| at == 0) {
+            Some(who) => mismatch(talk, Protocol::Fastcgi, who),
+            None => Wrong {
+                summary: "answered with something that is no FastCGI record".to_owned(),
+                text: format!("{} at byte {at} of the response: {}", kind.words(), around(talk, at)),
+                fix: "see what listens there: it does not speak FastCGI".to_owned(),
+                always: true,
+            },
+        },
+        fastcgi::FaultKind::Ended | fastcgi::FaultKind::StdoutEnded => {
+            let status = found.ended.and_then(|(_, status)| fastcgi::protocol_status(status));
+            let why = status.map(|text| format!("; by its own word {text}")).unwrap_or_default();
+            Wrong {
+                summary: "ended the FastCGI request without a whole header".to_owned(),
+                text: format!("{} at byte {at} of the response{why}{stderr}", kind.words()),
+                fix: "see the application's log: it ended without having written its header (an exit, a fatal error, a wrong SCRIPT_FILENAME)".to_owned(),
+                always: true,
+            }
+        }
+        fastcgi::FaultKind::Type(_) | fastcgi::FaultKind::Request => Wrong {
+            summary: "sent a FastCGI record that nginx refuses".to_owned(),
+            text: format!("{} at byte {at} of the response", kind.words()),
+            fix: "mend the FastCGI server: it mixes up its records".to_owned(),
+            always: true,
+        },
+    })
+}
+
+fn frames(talk: &Talk, found: &http2::Answer) -> Option<Wrong> {
+    let named: Vec<&str> = found.frames.iter().take(6).map(|kind| http2::frame_name(*kind)).collect();
+    let list = format!("frames: {}", named.join(", "));
+    if let Some((at, length)) = found.too_large {
+        return Some(match other(talk).filter(|_| at == 0) {
+            Some(who) => mismatch(talk, Protocol::Http2, who),
+            None => Wrong {
+                summary: "answered with something that is no HTTP/2".to_owned(),
+                text: format!(
+                    "a frame of {length} bytes at byte {at} of the response, where 16384 are the most: {}",
+                    around(talk, at)
+                ),
+                fix: "see what listens there: it does not speak HTTP/2 without TLS (h2c)".to_owned(),
+                always: true,
+            },
+        });
+    }
+    let fix = "see the server's log: it refused the request itself (limits on streams or their rate, a shutdown, a request that it does not take)";
+    if let Some(error) = found.reset.filter(|_| !found.headers) {
+        return Some(Wrong {
+            summary: format!("refused the stream: RST_STREAM {}", http2::error_name(error)),
+            text: format!(
+                "RST_STREAM with error {error} {} before any header; {list}",
+                http2::error_name(error)
+            ),
+            fix: fix.to_owned(),
+            always: true,
+        });
+    }
+    if let Some((last, error)) = found.goaway.filter(|_| !found.headers) {
+        return Some(Wrong {
+            summary: format!("went away before it took the request: GOAWAY {}", http2::error_name(error)),
+            text: format!(
+                "GOAWAY with error {error} {}, last stream {last}; {list}",
+                http2::error_name(error)
+            ),
+            fix: fix.to_owned(),
+            // Streams up to the last one are still served.
+            always: last == 0,
+        });
+    }
+    None
+}

@@ -1,0 +1,139 @@
+//! `header-too-big`: the buffer for the response's header was full and the header had not ended.
+//!
+//! Look-alikes: a client that left while the first buffer was read; a response that nginx drops on purpose with the same
+//! number of bytes read; a header that is invalid further on; a read time-out in mid-header.
+
+use super::{bytes, standing};
+use crate::{
+    correlate::{
+        Case,
+        ending::{self, End},
+        talk::{self, Answer, Protocol},
+    },
+    diagnose::{Cause, Verdict, words},
+    event::Talk,
+    nginx::InForce,
+};
+
+/// What the head of a cache file takes of the buffer, bytes: its structure, the key, and room to spare
+/// (ngx_http_file_cache_header_t, src/http/ngx_http_cache.h).
+const CACHE: std::ops::RangeInclusive<u64> = 100..=2048;
+
+/// Sizes that nginx is told in practice.
+const SIZES: [u64; 5] = [8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10];
+
+fn unended(case: &Case, talk: &Talk) -> bool {
+    let all = talk.got_bytes as usize <= talk.response.len();
+    match talk::answer(case) {
+        Answer::Head(head) => head.length.is_none() && head.fault.is_none(),
+        Answer::Fastcgi(found) => found.head_end.is_none() && found.fault.is_none() && found.ended.is_none(),
+        Answer::Http2(found) => !found.ended && found.too_large.is_none() && found.reset.is_none(),
+        Answer::Memcached(_) | Answer::NoStatusLine(_) | Answer::Nothing => false,
+        // Its bytes are not told.
+        Answer::Unknown => !all,
+    }
+}
+
+/// The size of the buffer that was filled, and whether a cache takes some of it.
+fn filled<'a>(case: &'a Case, got: u64) -> Option<(&'a InForce, bool)> {
+    let fits = |one: &InForce, cached: bool| {
+        one.bytes().is_some_and(|size| {
+            got == size || (cached && size.checked_sub(got).is_some_and(|rest| CACHE.contains(&rest)))
+        })
+    };
+    let all = || {
+        case.config
+            .iter()
+            .flat_map(|c| c.settings.all("buffer_size").map(move |one| (one, c.settings.cached)))
+    };
+    all().find(|(one, _)| fits(one, false)).or_else(|| all().find(|(one, cached)| fits(one, *cached)))
+}
+
+pub(super) fn check(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    let spoken = talk::spoken(case)?;
+    if talk.tls || matches!(spoken.protocol, Protocol::Stream | Protocol::Memcached) || !unended(case, talk) {
+        return None;
+    }
+    let got = u64::from(talk.got_bytes);
+    let (directive, cached) = filled(case, got)?;
+    let refused = talk::refused(case);
+    let gone = case.client_gone.is_some() && !refused;
+    // nginx closes it by itself, at once.
+    let by_nginx = talk.answered_bad || matches!(ending::end(case), Some(End::Closed));
+    let prompt = talk.read_ns.is_some_and(|ns| case.attempt.end_ns.saturating_sub(ns) < 100_000_000);
+    if gone || !by_nginx || !(refused || (prompt && case.client_saw.is_none_or(|s| s >= 500))) {
+        return None;
+    }
+    let size = directive.bytes()?;
+    let agreed =
+        case.config.iter().flat_map(|c| c.settings.all("buffer_size")).all(|one| one.bytes() == Some(size));
+    let exact = got == size;
+    let target = words::target(&case.attempt);
+    let name = &directive.name;
+    let came = got.saturating_add(u64::from(talk.unread));
+    let wanted = SIZES.into_iter().find(|s| *s > size && *s >= came);
+    let more = if talk.unread > 0 {
+        format!("{} more had arrived and were not read", standing::bytes(talk.unread))
+    } else {
+        "what did not fit had not arrived".to_owned()
+    };
+    let verdict = Verdict::graded(
+        Cause::HeaderTooBig,
+        refused && agreed && exact && talk.watched && spoken.sure,
+        format!("{target} sent a header of more than {got} bytes: it does not fit {name} {}", directive.value.as_deref().unwrap_or_default()),
+        if refused {
+            "a header that nginx refuses behind the bytes that were kept"
+        } else {
+            "nginx dropped the response on purpose (X-Accel-Redirect, a status for which it asks another server)"
+        },
+    )
+    .because("header", format!("nginx read {got} bytes, the header had not ended, and it closed the connection; {more}"))
+    .because(
+        "buffer",
+        if exact {
+            format!("that is its buffer to the byte: {}", standing::directive(directive))
+        } else {
+            format!("that is its buffer less what the cache needs of it: {}", standing::directive(directive))
+        },
+    )
+    .because_if("cached", (cached && exact).then_some("there is a cache, which takes some of the buffer where it is in use"));
+    let verdict = bytes::counts(verdict, case, talk);
+    let place = match &directive.line {
+        Some(line) => format!("in {}:{}", line.file.display(), line.line),
+        None => "in the location".to_owned(),
+    };
+    let enough = wanted.map_or("more".to_owned(), crate::nginx::directives::size);
+    let others = others(case, name, wanted.unwrap_or(128 << 10));
+    Some(
+        verdict
+            .fix(if talk.unread > 0 && wanted.is_some() {
+                format!("set {name} {enough}; {place}: all that had arrived fits in that{others}")
+            } else {
+                format!("set {name} {enough}; {place}, or more: how long the header is cannot be told, as the rest had not come{others}")
+            })
+            .fix("or make the header smaller: as a rule it is cookies (each Set-Cookie counts), a long Content-Security-Policy, or debug headers"),
+    )
+}
+
+/// nginx refuses a buffer whose double is larger than all `X_buffers` but one (`X_busy_buffers_size`, where it is not set).
+fn others(case: &Case, name: &str, wanted: u64) -> String {
+    let first = case.config.first();
+    let Some(value) = first.and_then(|c| c.settings.get("buffers")).and_then(|one| one.value.as_deref())
+    else {
+        return String::new();
+    };
+    let mut words = value.split_ascii_whitespace();
+    let (Some(number), Some(each)) = (words.next(), words.next()) else { return String::new() };
+    let (Ok(number), Some(each)) = (number.parse::<u64>(), crate::nginx::value::bytes(each)) else {
+        return String::new();
+    };
+    if 2 * wanted <= number.saturating_sub(1).saturating_mul(each) {
+        return String::new();
+    }
+    let buffers = name.replace("buffer_size", "buffers");
+    format!(
+        " (with {buffers} 8 {}; beside it, or nginx refuses the configuration)",
+        crate::nginx::directives::size(wanted / 2)
+    )
+}
