@@ -40,8 +40,10 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
                 end(&ctx, sk, old)
             } else {
                 let how = closed_by_worker(sk);
-                if how.is_none() && new == TCP_LAST_ACK {
-                    client_closed(sk, 1);
+                match how {
+                    None if new == TCP_LAST_ACK => client_closed(sk, 1),
+                    None => own_close(sk),
+                    Some(_) => {}
                 }
                 u32::from(how == Some(true))
             };
@@ -229,15 +231,24 @@ fn in_connect(tgid: u32) -> bool {
     PROCS.get_ptr(tgid).is_some_and(|p| unsafe { (*p).begun } != 0)
 }
 
+/// The worker itself closes this socket, or sends its end ahead (lingering_close): its destruction will not mean that a client
+/// reset it.
+#[inline(always)]
+fn own_close(sk: u64) {
+    if emit::watching_until() == 0 {
+        return;
+    }
+    if let Some(given_up) = GIVEN_UP.get_ptr_mut(kernel::tgid()) {
+        // SAFETY: an integer of a map element that only this worker's thread writes.
+        unsafe { (*given_up).closed_sk = sk };
+    }
+}
+
 /// A socket that is not in the map reached CLOSE.
 #[inline(always)]
 fn unknown_end(sk: u64, old: i32) {
     if emit::watching_until() != 0 {
-        // The worker itself closed this socket: its destruction will not mean that a client reset it.
-        if let Some(given_up) = GIVEN_UP.get_ptr_mut(kernel::tgid()) {
-            // SAFETY: an integer of a map element that only this worker's thread writes.
-            unsafe { (*given_up).closed_sk = sk };
-        }
+        own_close(sk);
         if old == TCP_CLOSE_WAIT {
             client_closed(sk, 1);
         }
