@@ -221,6 +221,14 @@ impl Player<'_> {
                 let length: usize = String::from_utf8_lossy(digits).parse().map_err(io::Error::other)?;
                 self.skip(length + 1)
             }
+            What::Rest => {
+                while sys::readable(self.stream.as_raw_fd(), Duration::from_millis(20)) {
+                    if self.stream.read(&mut [0; 2048])? == 0 {
+                        break;
+                    }
+                }
+                Ok(())
+            }
             What::All => {
                 io::copy(&mut self.stream, &mut io::sink())?;
                 Ok(())

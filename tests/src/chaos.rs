@@ -102,7 +102,16 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
         stderr = end.stderr;
     }
     match incidents {
-        Some(incidents) => problems.extend(judge(&compare::compare(&lines, &incidents))),
+        Some(incidents) => {
+            let truth = compare::compare(&lines, &incidents);
+            if let Some(folder) = &load.keep {
+                let all = [("missed", &truth.missed), ("surplus", &truth.surplus), ("wrong", &truth.wrong)];
+                for (name, list) in all {
+                    std::fs::write(folder.join(name), list.join("\n"))?;
+                }
+            }
+            problems.extend(judge(&truth));
+        }
         None => tell(&lines),
     }
     Ok(stress::verdict(&problems, &stderr))
@@ -216,6 +225,13 @@ fn judge(truth: &Truth) -> Vec<String> {
         truth.wrong.len(),
         truth.false_proven
     ));
+    for (what, list) in [("missed", &truth.missed), ("surplus", &truth.surplus)] {
+        let mut kinds: BTreeMap<&str, u32> = BTreeMap::new();
+        for text in list {
+            *kinds.entry(kind(text)).or_default() += 1;
+        }
+        kinds.iter().for_each(|(kind, count)| report::say(&format!("! {count:>6} {what}: {kind}")));
+    }
     let mut problems = Vec::new();
     for (what, list) in
         [("missed", &truth.missed), ("surplus", &truth.surplus), ("another cause", &truth.wrong)]
@@ -226,6 +242,14 @@ fn judge(truth: &Truth) -> Vec<String> {
         }
     }
     problems
+}
+
+/// The class of a line, or the cause of an incident.
+fn kind(text: &str) -> &str {
+    match text.split_once("\"cause\":\"") {
+        Some((_, rest)) => rest.split('"').next().unwrap_or_default(),
+        None => text.split(':').next().unwrap_or_default(),
+    }
 }
 
 fn clients(web: &NetNs, load: &Load, bound: Duration) -> Result<()> {

@@ -22,6 +22,8 @@ pub(crate) enum Read {
     Scgi,
     /// Up to the end of the stream.
     All,
+    /// Whatever comes, until nothing has come for 20 ms.
+    Rest,
 }
 
 /// One step.
@@ -119,6 +121,7 @@ fn step(line: &str) -> Result<Vec<Do>> {
             "uwsgi" => Read::Uwsgi,
             "scgi" => Read::Scgi,
             "all" => Read::All,
+            "rest" => Read::Rest,
             _ => Read::Bytes(number()?),
         }),
         "wait" => Do::Wait(Duration::from_millis(u64::try_from(number()?)?)),

@@ -547,7 +547,12 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to)._pad = 0;
         (*to).sent_len = 0;
         (*to).got_len = 0;
-        bytes(to, sk, talk);
+        if setting!(payload) != 0 {
+            bytes(to, sk, talk);
+        } else {
+            (*to).talk.first = 0;
+            (*to).talk.head = [0; 2];
+        }
         if more & talk_flag::UNIX != 0 {
             unix_end::describe(to, sk, conn, more);
         }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use tracer_ebpf::{
     Bucket, Counters, Entry, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
@@ -133,6 +133,10 @@ pub(crate) static CLIENTS: Array<Client> = Array::with_max_entries(request::CLIE
 /// Failed attempts whose sockets are not closed yet, see `clients`.
 #[map]
 pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILED, 0);
+
+/// Programs that others go on to: what is long is verified once. The first is `judge`.
+#[map]
+pub(crate) static JUMPS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// The beginnings of responses, see `probes::talk`: 4 MiB.
 #[map]

@@ -179,7 +179,7 @@ pub struct Broken {
 }
 
 /// A process closed the far end of a watched connection while it was ending, soon after a fatal signal, or
-/// without having sent a byte.
+/// before it had sent as much as an answer takes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Death {

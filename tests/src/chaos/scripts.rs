@@ -25,15 +25,18 @@ answer 200 hello
 close
 = 40 slow and in time
 read head
+read body
 wait 60
 answer 200 hello
 close
 = 30 the end of the stream ends the body
 read head
+read body
 send HTTP/1.0 200 OK\r\n\r\nhello
 close
 = 15 chunked
 read head
+read body
 send HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n
 close
 = 15 reset when all is said
@@ -44,7 +47,12 @@ wait 30
 rst
 = 15 more than was announced
 read head
+read body
 send HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhello
+close
+= 5 a body without an end of its own, and a request not read whole: RST, if it had a body
+read head
+send HTTP/1.0 200 OK\r\n\r\nhello
 close
 = 10 no header
 read head
@@ -254,19 +262,23 @@ close
 const UWSGI: &str = r"
 = 300
 read uwsgi
+read rest
 answer 200 hello
 close
 = 20
 read uwsgi
+read rest
 close
 = 15
 await-data
 close
 = 8
 read uwsgi
+read rest
 read all
 = 10
 read uwsgi
+read rest
 send HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhello
 close
 ";
@@ -274,16 +286,20 @@ close
 const SCGI: &str = r"
 = 300
 read scgi
+read rest
 send Status: 200 OK\r\nContent-Length: 5\r\n\r\nhello
 close
 = 20
 read scgi
+read rest
 close
 = 15
 read scgi
+read rest
 rst
 = 8
 read scgi
+read rest
 read all
 ";
 

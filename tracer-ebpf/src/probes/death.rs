@@ -2,7 +2,7 @@
 //!
 //! Far ends on this machine are sockets like others: the state hook sees them closed, in the process that closes them. So a
 //! process that is ending, or has just been told to, is recognised at the close itself; no list of backends is kept. One that
-//! closes without having sent a byte is told as well: an answered connection never is one of these, so that is rare.
+//! closes before it has sent as much as an answer takes is told as well: connections that serve are hardly ever among these.
 
 use aya_ebpf::{
     helpers::{bpf_get_current_comm, bpf_get_current_task, generated::bpf_ringbuf_submit},
@@ -39,6 +39,9 @@ const FATAL: u32 =
 const FAULTS: u32 = 1 << 4 | 1 << 7 | 1 << 8 | 1 << 11;
 const SIGKILL: u32 = 9;
 
+/// What the head of an HTTP response is longer than, bytes: a status line with `Date` or `Server` and a length.
+pub(super) const ANSWER: u64 = 96;
+
 /// A transition of any socket of the host. What is no close leaves here, and what living processes close after an answer.
 #[inline(always)]
 pub(super) fn state(sk: u64, old: i32, new: i32) {
@@ -46,7 +49,7 @@ pub(super) fn state(sk: u64, old: i32, new: i32) {
     if !closes || !matches!(old, TCP_ESTABLISHED | TCP_SYN_RECV | TCP_CLOSE_WAIT) {
         return;
     }
-    if is_told(read::<u64>(sk, setting!(bytes_sent)) != 0) {
+    if is_told(read::<u64>(sk, setting!(bytes_sent)) >= ANSWER) {
         closed(sk, old, new);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     clients, conns,
     emit::{self, CLIENT_WATCH_NS, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
-    maps::{EVENTS, GIVEN_UP, PEERS, PROCS, SHARED, setting},
+    maps::{EVENTS, GIVEN_UP, JUMPS, PEERS, PROCS, SHARED, setting},
     probes::{death, request, talk},
     procs,
 };
@@ -48,12 +48,31 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
             // One state for the verifier, whichever it was.
             kernel::forget(&mut by_worker);
             if by_worker != 0 {
-                count(|c| c.established += 1);
-                talk::closing(sk, old as u8, 0);
+                go_on(&ctx);
             }
         }
         _ => {}
     }
+    0
+}
+
+/// The entry of `JUMPS` that is `judge`.
+const JUDGE: u32 = 0;
+
+/// Ends this program and goes on with `judge`, in the same context.
+#[inline(always)]
+fn go_on(ctx: &RawTracePointContext) {
+    // SAFETY: a program of the same type, which needs no more than this one's first argument. It does not return, or does
+    // nothing if user space has not set the entry.
+    let _ = unsafe { JUMPS.tail_call(ctx, JUDGE) };
+}
+
+/// A worker closes an upstream connection that stood: `inet_sock_set_state` and `tcp_destroy_sock` have the socket in the same
+/// place.
+#[raw_tracepoint]
+fn judge(ctx: RawTracePointContext) -> i32 {
+    count(|c| c.established += 1);
+    talk::closing(ctx.arg(0), 0);
     0
 }
 
@@ -308,38 +327,40 @@ fn client_closed(sk: u64, how: u8) {
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
+    let mut by_worker = 0;
     if let Some(found) = conns::find(sk) {
-        gone(sk, found);
+        by_worker = gone(sk, found);
     } else {
         clients::closed(sk);
     }
-    if emit::watching_until() != 0 {
+    kernel::forget(&mut by_worker);
+    if by_worker != 0 {
+        go_on(&ctx);
+    } else if emit::watching_until() != 0 {
         client_closed(sk, 2);
     }
     0
 }
 
 /// The socket of a connection that is still in the map is destroyed. One that stood has received a SYN-ACK: the stack has
-/// measured a round trip.
+/// measured a round trip. Returns 1 if a worker closes one that stood.
 #[inline(always)]
-fn gone(sk: u64, found: *mut Conn) {
+fn gone(sk: u64, found: *mut Conn) -> u32 {
     if talk::has(found, talk_flag::CLOSED) {
-        return;
+        return 0;
     }
     // SAFETY: a live element of a pre-allocated map; copied as in `end`.
     let mut conn = unsafe { *found };
     kernel::forget(&mut conn);
     if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
-        const TCP_ESTABLISHED: u8 = 1;
         if procs::worker().is_some() {
-            count(|c| c.established += 1);
-            talk::closing(sk, TCP_ESTABLISHED, 0);
-            return;
+            return 1;
         }
     } else {
         missed_end(sk, &conn);
     }
     conns::close(sk);
+    0
 }
 
 /// Tells what can still be told of a connection whose end was not seen.

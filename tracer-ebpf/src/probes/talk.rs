@@ -260,7 +260,9 @@ pub(super) fn finished(sk: u64) {
 /// nginx may tell its client otherwise. `kind`: `UNIX` of a unix socket, else 0.
 /// Returns 0 if it is no worker that closes.
 #[inline(never)]
-pub(super) fn closing(sk: u64, old: u8, kind: u32) -> u32 {
+pub(super) fn closing(sk: u64, kind: u32) -> u32 {
+    // The state before matters only in a handshake.
+    const TCP_ESTABLISHED: u8 = 1;
     let Some((tgid, proc)) = procs::worker() else {
         return 0;
     };
@@ -286,7 +288,7 @@ pub(super) fn closing(sk: u64, old: u8, kind: u32) -> u32 {
             return 1;
         }
         if suspicion != talk_flag::SAID_5XX {
-            exchange::emit(sk, conn, kind, old, 3);
+            exchange::emit(sk, conn, kind, TCP_ESTABLISHED, 3);
             let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
             if (*talk).flags & talk_flag::CLIENT != 0 {
                 request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);

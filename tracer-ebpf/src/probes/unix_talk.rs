@@ -279,7 +279,7 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
 #[inline(always)]
 fn on_release(sk: u64) {
     if STANDING.get_ptr_mut(sk).is_some() {
-        if talk::closing(sk, unix_end::TCP_ESTABLISHED, talk_flag::UNIX) == 0 {
+        if talk::closing(sk, talk_flag::UNIX) == 0 {
             let _ = STANDING.remove(sk);
         }
         return;

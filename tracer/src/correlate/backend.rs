@@ -8,7 +8,7 @@ use crate::event::Death;
 pub struct Backend {
     /// The far end is an address of this machine; None: that could not be asked.
     pub here: Option<bool>,
-    /// The process that closed the far end: as it ended, because of a signal, or without a byte of an answer.
+    /// The process that closed the far end: as it ended, because of a signal, or before an answer.
     pub death: Option<Death>,
     /// That process was gone when it was looked for, [`Backend::looked_us`] after the end.
     pub gone: Option<bool>,

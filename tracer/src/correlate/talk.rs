@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     event::{Stage, Talk, Told},
-    nginx::{InForce, Module},
+    nginx::{Candidate, InForce, Module},
 };
 
 /// A protocol that nginx speaks to an upstream server.
@@ -165,7 +165,12 @@ pub fn answer(case: &Case) -> Answer {
         return Answer::Nothing;
     }
     let bytes = &talk.response[..];
-    let Some(Spoken { protocol, .. }) = spoken(case).filter(|_| !talk.tls && !bytes.is_empty()) else {
+    if talk.tls || bytes.is_empty() {
+        return Answer::Unknown;
+    }
+    // Where the configuration does not tell, the bytes that nginx wrote may; such an answer proves nothing.
+    let Some(protocol) = spoken(case).map(|spoken| spoken.protocol).or_else(|| Protocol::of_bytes(talk))
+    else {
         return Answer::Unknown;
     };
     match protocol {
@@ -331,8 +336,8 @@ pub fn is_failure(case: &Case) -> bool {
         return true;
     }
     if talk.tls {
-        // Tickets and close_notify are left unread by healthy ones.
-        return told || answered || ending::head(case) == Seen::Nothing;
+        // Tickets and close_notify are left unread by healthy ones, and kept ones are closed some time.
+        return told || answered || ending::head(case) == Seen::Nothing || was_given_up(case);
     }
     if talk.got_bytes == 0 {
         return true;
@@ -349,16 +354,42 @@ pub fn is_failure(case: &Case) -> bool {
             !(by_nginx && matches!(&answer, Answer::Head(head) if is_dropped_on_purpose(case, head)))
                 || answered
         }
-        Body::Open => {
-            told || answered || (talk.unread > 0 && talk.fin_ns.is_none() && !is_upgraded(case, &answer))
+        // An upgraded connection ends when either side likes.
+        Body::Open if matches!(&answer, Answer::Head(head) if head.status == Some(101)) => {
+            told || answered || ending::read_fit(case).is_some()
         }
+        Body::Open => told || answered || is_dropped(case, talk, &answer) || was_given_up(case),
         Body::Unknown => told || answered || headless(case, talk, &answer),
     }
 }
 
-/// An upgraded connection ends when either side likes, and what nginx drops by design is no failure.
-fn is_upgraded(case: &Case, answer: &Answer) -> bool {
-    matches!(answer, Answer::Head(head) if head.status == Some(101) || is_dropped_on_purpose(case, head))
+/// nginx threw away what had arrived, and not on purpose.
+fn is_dropped(case: &Case, talk: &Talk, answer: &Answer) -> bool {
+    let purpose = matches!(answer, Answer::Head(head) if is_dropped_on_purpose(case, head));
+    talk.unread > 0 && !purpose
+}
+
+/// nginx closed it without having learned of an end, when its time-out for reads ran out or its client left; not as one that
+/// was kept and is used no more.
+fn was_given_up(case: &Case) -> bool {
+    if ending::end(case) != Some(End::Closed) {
+        return false;
+    }
+    let talk = case.attempt.talk.as_deref();
+    let idle_ms = talk.and_then(|t| t.read_ns).map(|ns| case.attempt.end_ns.saturating_sub(ns) / 1_000_000);
+    let kept = |candidate: &Candidate| {
+        let is_kept = candidate
+            .settings
+            .all("keepalive")
+            .any(|one| one.value.as_deref().is_none_or(|value| !matches!(value, "off" | "0")));
+        let near = |(kept, idle): (u64, u64)| idle + 500 >= kept && idle <= kept + 2000;
+        let ran_out = candidate
+            .settings
+            .all("keepalive_timeout")
+            .any(|one| one.milliseconds().zip(idle_ms).is_none_or(near));
+        is_kept && ran_out
+    };
+    case.client_gone.is_some() || (ending::read_fit(case).is_some() && !case.config.iter().any(kept))
 }
 
 fn has_5xx(talk: &Talk, answer: &Answer) -> bool {
@@ -378,38 +409,36 @@ fn has_5xx(talk: &Talk, answer: &Answer) -> bool {
 /// or if nginx itself ended it without having learned of an end.
 fn headless(case: &Case, talk: &Talk, answer: &Answer) -> bool {
     let all = talk.got_bytes as usize <= talk.response.len();
-    let closed = ending::end(case) == Some(End::Closed);
-    // A whole response to a slow client ends like that as well.
-    let in_time = || ending::read_fit(case).is_some() || case.client_gone.is_some();
+    let given_up = || was_given_up(case);
+    let dropped = || is_dropped(case, talk, answer);
     match answer {
         Answer::Nothing => true,
         // To nginx that is HTTP/0.9, and no failure; an alert is no answer to anybody.
         Answer::NoStatusLine(_) => tls::alert(&talk.response).is_some(),
-        Answer::Head(head) => head.fault.is_some() || all || (closed && (talk.unread > 0 || in_time())),
+        Answer::Head(head) => head.fault.is_some() || all || dropped() || given_up(),
         Answer::Fastcgi(found) => {
-            found.fault.is_some()
-                || (all && found.head_end.is_none())
-                || (closed && (talk.unread > 0 || in_time()))
+            found.fault.is_some() || (all && found.head_end.is_none()) || dropped() || given_up()
         }
         Answer::Http2(found) => {
             let bad = found.too_large.is_some()
                 || found.reset.is_some_and(|e| e != 0)
                 || found.goaway.is_some_and(|(_, e)| e != 0);
-            bad || (all && !found.headers) || talk.eof || (closed && in_time())
+            bad || (all && !found.headers) || talk.eof || given_up()
         }
         Answer::Memcached(_) => true,
-        Answer::Unknown => closed && in_time(),
+        Answer::Unknown => given_up(),
     }
 }
 
-/// A session of the stream module ends when either side likes. It has failed if nginx was told an error, if its server hung
-/// up on a client without having said a word, or if it was idle for too long.
+/// A session of the stream module ends when either side likes, and nginx finds nothing wrong with that. It has failed if nginx
+/// was told an error, if its server died without having said a word, or if it was idle for too long.
 fn stream_failed(case: &Case, talk: &Talk, told: bool) -> bool {
     if told || (case.attempt.reset && talk.got_bytes == 0) {
         return true;
     }
     let silent = talk.got_bytes == 0 && talk.fin_ns.is_some() && talk.sent_ns.is_some() && talk.eof;
-    silent || (ending::end(case) == Some(End::Closed) && ending::read_fit(case).is_some())
+    let died = case.facts.backend.death.as_ref().is_some_and(|death| death.ending || death.sent.is_some());
+    (silent && died) || (ending::end(case) == Some(End::Closed) && ending::read_fit(case).is_some())
 }
 
 #[cfg(test)]

@@ -153,6 +153,10 @@ fn settle(case: &Case, mut verdicts: Vec<Verdict>) -> Verdict {
     if verdicts.iter().any(|v| v.cause == Cause::UpstreamDied && v.confidence == Confidence::Proven) {
         verdicts.retain(|v| v.cause == Cause::UpstreamDied);
     }
+    // Nor does a server's end, once its bytes have said what was wrong: one event, seen from two sides.
+    if verdicts.iter().any(|v| rules::is_told_by_bytes(v.cause) && v.confidence == Confidence::Proven) {
+        verdicts.retain(|v| !rules::is_manner_of_ending(v.cause));
+    }
     // Stable: among equals the order of RULES decides.
     verdicts.sort_by_key(|v| std::cmp::Reverse(v.confidence));
     let proofs = verdicts.iter().filter(|v| v.confidence == Confidence::Proven).count();

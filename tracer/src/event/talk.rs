@@ -72,8 +72,12 @@ pub struct Talk {
     pub tls: bool,
     /// More than a handshake was written through TLS.
     pub tls_data: bool,
-    /// A chunked body had ended.
+    /// A chunked body, or a FastCGI request, had ended: the last bytes read say so.
     pub last_chunk: bool,
+    /// nginx had begun to answer its client with what it read.
+    pub passed_on: bool,
+    /// The status of that answer, if it was seen.
+    pub answered: Option<u16>,
     /// The response was whole, by what the kernel side looks at.
     pub whole: bool,
     /// The record was made as the response began, since its status is 5xx; the connection may go on.
@@ -94,8 +98,8 @@ pub struct Talk {
     pub far: Option<FarEnd>,
 }
 
-/// A process that closed the far end of a watched connection: as it ended, because of a signal, or without a byte of an
-/// answer.
+/// A process that closed the far end of a watched connection: as it ended, because of a signal, or before it had sent
+/// as much as an answer takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
     /// The process, in the initial PID namespace.
@@ -213,7 +217,9 @@ fn talk_of(b: &Broken) -> Talk {
         }),
         tls: has(talk_flag::TLS),
         tls_data: has(talk_flag::TLS_DATA),
-        last_chunk: has(talk_flag::LAST_CHUNK),
+        last_chunk: has(talk_flag::LAST_CHUNK) || has(talk_flag::END_REQUEST),
+        passed_on: has(talk_flag::CLIENT),
+        answered: (t.answered != 0).then_some(t.answered),
         whole: has(talk_flag::WHOLE),
         said_5xx: has(talk_flag::SAID_5XX),
         answered_bad: has(talk_flag::ANSWERED_BAD),

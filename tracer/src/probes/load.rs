@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, VerifierLogLevel,
+    maps::ProgramArray,
     programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
 };
 use aya_obj::btf::{BtfType, Func, FuncLinkage};
@@ -202,6 +203,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
         denials::LSM_FUNCTIONS.iter().filter_map(|name| Some((btf.func(name)?, *name))).collect();
     let lsms = caps::active_modules();
     let mut ebpf = open_object(&settings, options)?;
+    set_jumps(&mut ebpf)?;
     let mut probes = Vec::with_capacity(PROBES.len());
     // The state probe, the first row, goes last: no record begins before all its evidence can be had.
     for probe in PROBES.iter().cycle().skip(1).take(PROBES.len()) {
@@ -372,6 +374,18 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
         next += 1;
     }
     Some(types)
+}
+
+/// Loads the programs that others go on to. The map holds them as long as this object lives.
+fn set_jumps(ebpf: &mut Ebpf) -> Result<()> {
+    const WHAT: &str = "the program that judges closed connections";
+    let program: &mut RawTracePoint =
+        program_of(ebpf, "judge").and_then(|p| p.try_into()).with_context(|| WHAT.to_owned())?;
+    program.load().map_err(|error| explain(&error, Attach::RawTracepoint("judge")))?;
+    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).context(WHAT)?;
+    let map = ebpf.map_mut("JUMPS").context("the BPF object holds no map JUMPS")?;
+    let mut jumps = ProgramArray::try_from(map).context(WHAT)?;
+    jumps.set(0, &fd, 0).context("the kernel did not take the program that judges closed connections")
 }
 
 /// Has the kernel accept a program without attaching it yet.

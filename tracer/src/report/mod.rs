@@ -133,6 +133,13 @@ impl Incident {
         unique
     }
 
+    /// The client had got a part of this very response when it ended.
+    #[must_use]
+    pub fn passed_on(&self) -> bool {
+        let talk = self.case.attempt.talk.as_deref();
+        self.verdict.cause == Cause::ResponseTruncated || talk.is_some_and(|talk| talk.passed_on)
+    }
+
     /// The first bytes that nginx sent and received, fit to be shown; `None` where they tell nothing about the cause.
     #[must_use]
     pub fn payload(&self) -> Option<(Option<String>, Option<String>)> {

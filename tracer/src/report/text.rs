@@ -151,6 +151,7 @@ fn how(i: &Incident) -> String {
         Stage::Socket => "socket failed",
         Stage::Bind => "bind failed",
         Stage::Connect | Stage::SynSent => "connect failed",
+        Stage::Established if i.verdict.cause == Cause::UpstreamReturned5xx => "answered with an error",
         Stage::Established => "connection failed",
         Stage::Untried => "no server was tried",
     };
@@ -163,7 +164,8 @@ fn how(i: &Incident) -> String {
 fn attempt(i: &Incident) -> Option<String> {
     i.head()?;
     let number = i.number().filter(|n| *n > 1).map(|n| format!("attempt {n}: ")).unwrap_or_default();
-    let rescued = i.client_saw().is_some_and(|status| status < 500);
+    // A body that was cut off is noticed, whatever the status.
+    let rescued = i.client_saw().is_some_and(|status| status < 500) && !i.passed_on();
     let end = if rescued { "; the client never noticed" } else { "" };
     Some(format!("{number}{}{end}", how(i)))
 }

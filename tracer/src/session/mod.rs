@@ -536,7 +536,9 @@ impl<'a> Session<'a> {
                 incident.verdict.evidence.push(said::evidence(said, place.is_some()));
             }
         }
-        if !self.filter.causes.is_empty() && !self.filter.causes.contains(&incident.verdict.cause) {
+        // What nginx told its client can settle that nothing was wrong.
+        let wanted = self.filter.causes.is_empty() || self.filter.causes.contains(&incident.verdict.cause);
+        if !wanted || !talk::is_failure(&incident.case) {
             return Ok(());
         }
         *self.incidents.entry(incident.verdict.cause).or_default() += 1;
@@ -550,6 +552,7 @@ impl<'a> Session<'a> {
 fn needs_company(attempt: &Attempt) -> bool {
     match attempt.stage {
         Stage::SynSent => attempt.app_closed,
+        // So does one that its server, perhaps, ended by dying; the answer of a server that goes on waits for nobody.
         Stage::Established => attempt.talk.as_ref().is_some_and(|talk| !talk.said_5xx),
         Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried => false,
     }

@@ -65,7 +65,7 @@ impl Alert {
     /// `alert 40 handshake_failure`.
     #[must_use]
     pub fn words(self) -> String {
-        let level = if self.level == 1 { "warning" } else { "fatal alert" };
+        let level = if self.level == 1 { "warning alert" } else { "fatal alert" };
         match self.name() {
             Some(name) => format!("{level} {} {name}", self.description),
             None => format!("{level} {}", self.description),
@@ -233,7 +233,7 @@ mod tests {
         let alert = alert(b"\x15\x03\x03\0\x02\x02\x28").unwrap();
         assert_eq!(alert.words(), "fatal alert 40 handshake_failure");
         assert_eq!(Alert { level: 2, description: 116 }.name(), Some("certificate_required"));
-        assert_eq!(Alert { level: 1, description: 112 }.words(), "warning 112 unrecognized_name");
+        assert_eq!(Alert { level: 1, description: 112 }.words(), "warning alert 112 unrecognized_name");
         assert_eq!(super::alert(b"\x15\x03\x03\0\x1a\x02\x28"), None, "an encrypted one");
         assert_eq!(super::alert(b"HTTP/1."), None);
     }

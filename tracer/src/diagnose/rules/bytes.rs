@@ -88,3 +88,23 @@ pub(super) fn is_text(bytes: &[u8]) -> bool {
 pub(super) fn alert(talk: &Talk) -> Option<tls::Alert> {
     tls::alert(&talk.response).filter(|_| !talk.tls)
 }
+
+/// What came first, in words.
+pub(super) fn received(talk: &Talk) -> Option<String> {
+    if talk.response.is_empty() {
+        return None;
+    }
+    let left = if talk.unread > 0 {
+        format!("; {} had arrived and were not read", standing::bytes(talk.unread))
+    } else {
+        String::new()
+    };
+    Some(match tls::stream(&talk.response).filter(|_| talk.tls) {
+        Some(stream) => {
+            let version = stream.version.map_or("no version", tls::version_name);
+            let alert = stream.alert.map(|alert| format!(", {}", alert.words())).unwrap_or_default();
+            format!("the answer begins with TLS records ({version}{alert}){left}")
+        }
+        None => format!("the response begins {}{left}", quoted(&talk.response)),
+    })
+}

@@ -128,6 +128,10 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
         How::OwnAlert(alert) => Some((*alert, false)),
         How::OwnSecretAlert | How::Closed | How::Reset => None,
     };
+    let said = alert.map(|(alert, theirs)| {
+        format!("{} sent {}, in the clear", if theirs { "the server" } else { "nginx" }, alert.words())
+    });
+    let verdict = verdict.because_if("alert", said);
     let verdict = bytes::counts(verdict, case, talk);
     Some(match alert {
         Some((alert, theirs)) => verdict.fix(advice(case, alert, theirs)),

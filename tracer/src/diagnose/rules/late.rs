@@ -190,13 +190,20 @@ fn backend(verdict: Verdict, case: &Case) -> Verdict {
         .because_if("threads", standing::threads(case))
         .because_if("listener", standing::listener(case))
         .because_if("remote", remote)
+        .because_if("client", client_text(case))
         .because_if("dnat", words::translation(case))
+}
+
+fn client_text(case: &Case) -> Option<String> {
+    let (client, reset) = case.client_gone?;
+    let how = if reset { "reset the connection" } else { "closed" };
+    Some(format!("client {client} had {how}, and nginx closed its connection in the same moment"))
 }
 
 /// `client-aborted` for a connection that stood.
 pub(super) fn client(case: &Case) -> Option<Verdict> {
     let talk = ending::of(case)?;
-    let (client, reset) = case.client_gone?;
+    case.client_gone?;
     let by_nginx = ending::end(case)? == End::Closed && talk.fin_ns.is_none() && !talk.whole;
     if !by_nginx || case.client_saw.is_some_and(|status| status >= 500) || timer(case).is_some() {
         return None;
@@ -217,13 +224,6 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
         shortest.is_some() && talk.watched && !refused,
         format!("the client left before {} had answered", words::target(&case.attempt)),
         "nginx gave up for a reason that why502 did not see, and the client left at the same time",
-    )
-    .because(
-        "client",
-        format!(
-            "client {client} had {} and nginx closed its connection in the same moment",
-            if reset { "reset the connection" } else { "closed" }
-        ),
     )
     .because_if("time", before)
     .because_if("request", standing::request(talk))

@@ -83,3 +83,21 @@ pub const RULES: &[Rule] = &[
     Rule { causes: &[Cause::UpstreamClosedEarly], check: closed::early },
     Rule { causes: &[Cause::UpstreamReset], check: closed::reset },
 ];
+
+/// Causes that the bytes of an exchange prove.
+pub(super) fn is_told_by_bytes(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::HeaderTooBig
+            | Cause::InvalidResponse
+            | Cause::ResponseTruncated
+            | Cause::TlsToPlainPort
+            | Cause::PlainToTlsPort
+            | Cause::TlsHandshakeFailed
+    )
+}
+
+/// Causes that only say by whose hand a connection ended.
+pub(super) fn is_manner_of_ending(cause: Cause) -> bool {
+    matches!(cause, Cause::UpstreamClosedEarly | Cause::UpstreamReset)
+}

@@ -59,6 +59,14 @@ pub(crate) fn verdict(case: &Case) -> Verdict {
             format!("the upstream's accept queue was full ({} waiting, limit {})", o.queued, o.limit)
         }),
     );
+    if let Some(talk) = a.talk.as_deref() {
+        verdict = verdict
+            .because_if("request", super::standing::request(talk))
+            .because("response", super::standing::response(talk))
+            .because_if("sent", super::bytes::began(case))
+            .because_if("received", super::bytes::received(talk))
+            .because_if("client", super::bytes::client(case));
+    }
     if let Some(fact) = &case.facts.unix {
         verdict = verdict.because("path", super::unix::path(fact)).because("worker", fact.worker.clone());
     }
