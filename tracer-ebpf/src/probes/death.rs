@@ -40,7 +40,7 @@ const FAULTS: u32 = 1 << 4 | 1 << 7 | 1 << 8 | 1 << 11;
 const SIGKILL: u32 = 9;
 
 /// What the head of an HTTP response is longer than, bytes: a status line with `Date` or `Server` and a length.
-const ANSWER: u64 = 96;
+pub(super) const ANSWER: u64 = 96;
 
 /// A transition of any socket of the host. What is no close leaves here, and what living processes close after an answer.
 #[inline(always)]

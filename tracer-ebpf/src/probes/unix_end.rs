@@ -16,7 +16,7 @@ use crate::{
     probes::death,
 };
 
-pub(super) const TCP_ESTABLISHED: u8 = 1;
+const TCP_ESTABLISHED: u8 = 1;
 
 /// Writes what a record has of a unix socket, over what was read as if it were one of TCP.
 #[inline(never)]
@@ -67,7 +67,7 @@ pub(super) fn far_end_closed(s: *mut Standing, watched: u64) -> u32 {
         }
         (*s).talk.fin_ns = now;
         // What nginx has not read yet counts as an answer as well.
-        let answered = (*s).talk.copied_seq != 0 || unread(watched) != 0;
+        let answered = u64::from((*s).talk.copied_seq) + u64::from(unread(watched)) >= death::ANSWER;
         if death::is_told(answered) && death::died(watched, 0) != 0 {
             (*s).death_ns = now;
         }

@@ -431,12 +431,13 @@ fn headless(case: &Case, talk: &Talk, answer: &Answer) -> bool {
     }
 }
 
-/// A session of the stream module ends when either side likes. It has failed if nginx was told an error, if its server hung
-/// up on a client without having said a word, or if it was idle for too long.
+/// A session of the stream module ends when either side likes, and nginx finds nothing wrong with that. It has failed if nginx
+/// was told an error, if its server died without having said a word, or if it was idle for too long.
 fn stream_failed(case: &Case, talk: &Talk, told: bool) -> bool {
     if told || (case.attempt.reset && talk.got_bytes == 0) {
         return true;
     }
     let silent = talk.got_bytes == 0 && talk.fin_ns.is_some() && talk.sent_ns.is_some() && talk.eof;
-    silent || (ending::end(case) == Some(End::Closed) && ending::read_fit(case).is_some())
+    let died = case.facts.backend.death.as_ref().is_some_and(|death| death.ending || death.sent.is_some());
+    (silent && died) || (ending::end(case) == Some(End::Closed) && ending::read_fit(case).is_some())
 }

@@ -11,6 +11,7 @@ mod table_connect;
 mod table_refused;
 mod table_selinux;
 mod table_standing;
+mod table_standing_unix;
 mod table_timeout;
 mod table_unix;
 mod table_untried;
