@@ -222,8 +222,8 @@ pub struct Death {
     pub sender_comm: [u8; 16],
     /// Network namespace of the closed socket (inode); 0 unknown.
     pub netns: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Bytes that it had received and not read, a FIN of nginx's included; 0 for a unix socket.
+    pub unread: u32,
 }
 
 const _: () = {

@@ -153,7 +153,9 @@ pub(crate) fn died(watched: u64, own: u64) -> u32 {
         (*d).dport = u16::from_be(read(own, setting!(inet_sport)));
         (*d).sport = u16::from_be(read(own, setting!(skc_dport)));
         (*d).netns = if own == 0 { 0 } else { kernel::sock_netns(own) };
-        (*d)._pad = 0;
+        // What a close throws away is not counted as read.
+        let unread = read::<u32>(own, setting!(rcv_nxt)).wrapping_sub(read(own, setting!(copied_seq)));
+        (*d).unread = if own == 0 || unread > 1 << 30 { 0 } else { unread };
         let exiting = read::<u32>(task, setting!(task_flags)) & PF_EXITING != 0;
         let of_group: u32 = read(group, setting!(signal_exit_code));
         (*d).exit_code = match (exiting, of_group) {

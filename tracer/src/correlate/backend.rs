@@ -110,6 +110,25 @@ impl Threads {
     }
 }
 
+impl Backend {
+    /// The process that closed the far end had been sent a fatal signal not long before: what it did then was its end, or
+    /// may have been.
+    #[must_use]
+    pub fn told_to_end(&self) -> bool {
+        self.death.as_ref().is_some_and(told_to_end)
+    }
+}
+
+/// True if a process was sent a fatal signal within the last ten seconds before it closed the far end.
+#[must_use]
+pub fn told_to_end(death: &Death) -> bool {
+    const SHORTLY_NS: u64 = 10_000_000_000;
+    death
+        .sent
+        .as_ref()
+        .is_some_and(|sent| sent.time_ns <= death.time_ns && death.time_ns - sent.time_ns < SHORTLY_NS)
+}
+
 /// The apparent idle limit of a server: what several observations agree on to a tenth, microseconds; None if they do not,
 /// or if there are fewer than two.
 #[must_use]

@@ -114,6 +114,8 @@ pub struct Death {
     pub socket: u64,
     /// Network namespace of the closed socket (inode); 0 unknown.
     pub netns: u32,
+    /// Bytes that it had received and not read.
+    pub unread: u32,
     /// nginx's address.
     pub local: SocketAddr,
     /// The far end's.
@@ -264,6 +266,7 @@ pub(super) fn death(d: &talk::Death) -> Death {
         time_ns: d.time_ns,
         socket: d.sk,
         netns: d.netns,
+        unread: d.unread,
         local: SocketAddr::new(ip(&d.saddr), d.sport),
         remote: SocketAddr::new(ip(&d.daddr), d.dport),
         ending,
@@ -304,7 +307,7 @@ mod tests {
             comm,
             sender_comm: comm,
             netns: 1,
-            _pad: 0,
+            unread: 0,
         }
     }
 

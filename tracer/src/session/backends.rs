@@ -14,7 +14,7 @@ use super::{
 use crate::{
     correlate::{
         Case, Facts,
-        backend::{Backend, Far, Holder, Socket, Threads},
+        backend::{Backend, Far, Holder, Socket, Threads, told_to_end},
         ending,
     },
     event::{Attempt, Death, UnixName},
@@ -112,6 +112,15 @@ impl Backends {
         let in_time =
             attempt.start_ns.is_none_or(|start| found.time_ns >= start) && found.time_ns <= attempt.end_ns;
         (in_time && !other).then_some(found)
+    }
+
+    /// True while the process that closed that attempt's far end, and had been told to end, is still about to.
+    pub(super) fn is_undecided(&self, attempt: &Attempt) -> bool {
+        const LONGEST_NS: u64 = 1_500_000_000;
+        self.death_of(attempt).is_some_and(|death| {
+            let young = monotonic_ns().saturating_sub(death.time_ns) < LONGEST_NS;
+            !death.ending && young && told_to_end(death) && !is_gone(death)
+        })
     }
 
     /// Notes how long a server kept a connection that nobody used, and tells what is known of that.
@@ -274,6 +283,7 @@ mod tests {
             time_ns,
             socket,
             netns,
+            unread: 0,
             local: local.parse().unwrap(),
             remote: remote.parse().unwrap(),
             ending: true,

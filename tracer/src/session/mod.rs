@@ -250,7 +250,8 @@ impl<'a> Session<'a> {
         let mut explained = 0_usize;
         let mut more = false;
         while let Some(held) = self.waiting.front() {
-            if needs_company(&held.attempt) && held.round == self.round {
+            let undecided = || self.gatherer.backends.is_undecided(&held.attempt);
+            if needs_company(&held.attempt) && (held.round == self.round || undecided()) {
                 break;
             }
             if Instant::now() >= end {

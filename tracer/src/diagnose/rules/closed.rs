@@ -42,6 +42,8 @@ pub(super) fn early(case: &Case) -> Option<Verdict> {
     let proof = talk.watched && talk.sent_ns.is_some() && alive.is_some() && race::before(case).is_none();
     let rival = if race::before(case).is_some() {
         "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
+    } else if case.facts.backend.told_to_end() {
+        "its process had been told to end, and did (upstream-died)"
     } else {
         DIED
     };
@@ -92,10 +94,13 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     let alive = standing::living_closer(case);
     // On a unix socket the error has one origin: the far end closed with bytes of nginx's unread (unix_release_sock).
     let seen = case.attempt.reset || case.attempt.unix.is_some();
-    let proof = seen && talk.watched && alive.is_some() && !survives;
+    let proof = seen && talk.watched && alive.is_some() && !survives && race::before(case).is_none();
     let rival = match (race::before(case), survives) {
         (Some(_), _) => {
             "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
+        }
+        (None, _) if case.facts.backend.told_to_end() => {
+            "its process had been told to end, and did (upstream-died)"
         }
         (None, true) => "a rule of a firewall that resets connections: the far end's socket is still there",
         (None, false) if case.facts.backend.here == Some(true) => DIED,
@@ -117,11 +122,17 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         .because_if("request", standing::request(talk))
         .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
         .because_if("process", alive)
+        .because_if("unread", unread(case))
         .because_if("listener", standing::listener(case))
         .because_if("dnat", words::translation(case))
         .fix("see the backend's log: a server that closes without having read the whole request resets as well (a limit on the body's size, a worker that gives up)")
         .fix("if nothing is there, look at what lies between: capture at the backend and see who sends the RST"),
     )
+}
+
+fn unread(case: &Case) -> Option<String> {
+    let count = case.facts.backend.death.as_ref().map(|death| death.unread).filter(|count| *count > 0)?;
+    Some(format!("{} lay unread at the far end when it was closed", standing::bytes(count)))
 }
 
 fn rst(case: &Case, talk: &Talk, errno: Option<i32>) -> String {

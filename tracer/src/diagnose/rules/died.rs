@@ -7,6 +7,7 @@ use super::standing;
 use crate::{
     correlate::{
         Case,
+        backend::told_to_end,
         ending::{self, End},
     },
     diagnose::{Cause, Verdict, words},
@@ -32,7 +33,7 @@ pub(super) fn death(case: &Case) -> Option<&Death> {
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let death = death(case)?;
     let talk = ending::of(case)?;
-    let by_signal = death.sent.as_ref().filter(|sent| sent.time_ns <= death.time_ns);
+    let by_signal = death.sent.as_ref().filter(|_| told_to_end(death));
     let proof = death.ending || by_signal.is_some();
     let sent_first = talk.sent_ns.filter(|sent| *sent <= death.time_ns);
     let work_us = sent_first.map(|sent| (death.time_ns - sent) / 1000);
@@ -42,6 +43,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         format!("{}: {} {}", words::target(&case.attempt), who(death), how(death)),
         "it closed the connection for a reason of its own, and ended afterwards",
     )
+    .because("exit", format!("{} {}", who(death), how(death)))
     .because("death", end_text(case, death))
     .because_if("signal", by_signal.map(|sent| signal_text(death, sent)))
     .because_if(

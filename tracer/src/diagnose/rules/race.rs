@@ -23,11 +23,18 @@ pub(super) fn before(case: &Case) -> Option<bool> {
         return None;
     }
     let (ended, sent) = (ending::far_end_ns(case)?, talk.sent_ns?);
-    if ended <= sent {
+    if ended <= sent || unread(case) {
         return Some(true);
     }
     // What arrives less than a round trip after the request was not sent because of it.
     (ended - sent < u64::from(talk.srtt_us) * 1000).then_some(false)
+}
+
+/// A process that lives closed its end, and had not read a byte of the request: it did not close because of that.
+fn unread(case: &Case) -> bool {
+    let Some(talk) = ending::of(case).filter(|talk| talk.sent_bytes > 0) else { return false };
+    let death = case.facts.backend.death.as_ref();
+    standing::living_closer(case).is_some() && death.is_some_and(|death| death.unread >= talk.sent_bytes)
 }
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
@@ -39,7 +46,12 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let (ended, sent) = (ending::far_end_ns(case)?, talk.sent_ns?);
     let idle = talk.idle_us.map(words::duration);
     let what = if talk.fin_ns.is_some() { standing::fin_word(case) } else { "its RST" };
-    let order = if before {
+    let order = if ended > sent && before {
+        format!(
+            "{} lay unread at the far end when it was closed: all that nginx had sent",
+            standing::bytes(talk.sent_bytes)
+        )
+    } else if before {
         format!("{what} came {} before nginx wrote the request", words::duration((sent - ended) / 1000))
     } else {
         format!(
@@ -61,7 +73,13 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         "the server closed it because of this request",
     )
     .because("order", order)
-    .because("keepalive", format!("request {} on this connection; {}", talk.requests, standing::response(talk)))
+    .because("keepalive", format!(
+            "request {} on this connection, idle for {} before; {}",
+            talk.requests,
+            idle.as_deref().unwrap_or("an unknown time"),
+            standing::response(talk)
+        ))
+    .because_if("process", standing::living_closer(case))
     .because_if(
         "idle",
         limit.map(|us| {

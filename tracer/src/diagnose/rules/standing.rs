@@ -112,7 +112,8 @@ pub(super) fn pool(case: &Case, key: &str) -> Option<String> {
 /// Who closed the far end without ending.
 pub(super) fn living_closer(case: &Case) -> Option<String> {
     let backend = &case.facts.backend;
-    let death = backend.death.as_ref().filter(|death| !death.ending && backend.gone == Some(false))?;
+    let lives = !backend.told_to_end() && backend.gone == Some(false);
+    let death = backend.death.as_ref().filter(|death| !death.ending && lives)?;
     Some(format!(
         "{} (pid {}) closed the connection, and was still there {} later",
         death.comm,

@@ -79,7 +79,9 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
             must(talk.got_bytes == 0, "the server had begun to answer");
             let first = [talk.fin_ns, a.reset.then_some(a.reset_ns)].into_iter().flatten().min();
             must(
-                !proven || first.zip(talk.sent_ns).is_some_and(|(end, sent)| end <= sent),
+                !proven
+                    || first.zip(talk.sent_ns).is_some_and(|(end, sent)| end <= sent)
+                    || backend.death.as_ref().is_some_and(|d| d.unread >= talk.sent_bytes),
                 "the request was first",
             );
         }

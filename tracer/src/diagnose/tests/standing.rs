@@ -100,6 +100,7 @@ impl Build {
                 time_ns: at,
                 socket: 0,
                 netns: OWN,
+                unread: 0,
                 local: c.attempt.local,
                 remote: c.attempt.remote,
                 ending: false,

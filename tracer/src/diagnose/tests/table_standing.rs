@@ -34,7 +34,7 @@ fn who_closed() {
             "told to end, it closed and lives",
             fin().closer(close, false, |d| d.sent = sent(libc::SIGTERM, 4000, close - MS)),
             Early,
-            Proven,
+            Likely,
         ),
         (
             "killed",
@@ -97,6 +97,18 @@ fn kept_connections() {
         ("another machine", stood(FAR).kept(5_000_000).fin(SENT - 30_000), Race, Proven),
         ("because of the request", kept().fin(SENT + 5 * MS), Early, Likely),
         ("reset because of the request", kept().rst(SENT + 5 * MS), Reset, Likely),
+        (
+            "the server closed with the request unread",
+            kept().rst(SENT + 4 * MS).closer(SENT + 4 * MS - 20_000, false, |d| d.unread = 31),
+            Race,
+            Proven,
+        ),
+        (
+            "it read the request, and reset",
+            kept().rst(SENT + 4 * MS).closer(SENT + 4 * MS - 20_000, false, |_| {}),
+            Reset,
+            Proven,
+        ),
         ("a new connection", stood(NEAR).fin(SENT - 30_000), Early, Likely),
         ("it had begun to answer", kept().got(SENT + MS, PART).fin(SENT + 5 * MS), Early, Likely),
         ("the server died while it was idle", died(kept().fin(SENT - 30_000), SENT - 50_000), Died, Proven),
