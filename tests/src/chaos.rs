@@ -262,7 +262,7 @@ fn clients(web: &NetNs, load: &Load, bound: Duration) -> Result<()> {
                 load.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)
                     ^ (index + 1).wrapping_mul(0x517c_c1b7_2722_0a95),
             ),
-            keeps: index % 2 == 0,
+            keeps: index.is_multiple_of(2),
             bound,
             open: None,
         };

@@ -458,7 +458,8 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
         }
         let ended = reset || flags & talk_flag::ENDED != 0;
         if (*talk).sent_ns == 0 {
-            return u32::from(ended && (*talk).read_ns == 0);
+            // Not a byte in either direction: nginx had no time to write, or its client left before.
+            return u32::from((*talk).read_ns == 0);
         }
         if (*talk).first_read_ns == 0 {
             return 1;

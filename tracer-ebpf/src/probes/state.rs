@@ -312,6 +312,12 @@ fn client_closed(sk: u64, how: u8) {
     if family != AF_INET && family != AF_INET6 {
         return;
     }
+    let client = kernel::sock_addr(sk, family, setting!(skc_daddr), setting!(skc_v6_daddr));
+    let client_port = u16::from_be(read(sk, setting!(skc_dport)));
+    // An upstream connection, of which all was said: its far end is one that nginx connects to.
+    if PEERS.get_ptr(PeerKey { addr: client, port: client_port, _pad: 0 }).is_some() {
+        return;
+    }
     let Some(mut entry) = EVENTS.reserve::<ClientGone>(0) else {
         count(|c| c.hints_lost += 1);
         return;
@@ -322,8 +328,8 @@ fn client_closed(sk: u64, how: u8) {
         time_ns: now,
         attempt_sk: last.sk,
         attempt_end_ns: last.end_ns,
-        client: kernel::sock_addr(sk, family, setting!(skc_daddr), setting!(skc_v6_daddr)),
-        client_port: u16::from_be(read(sk, setting!(skc_dport))),
+        client,
+        client_port,
         how,
         _pad: [0; 5],
     });

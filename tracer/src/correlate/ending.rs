@@ -288,10 +288,23 @@ fn fit<'a>(
     Some(Fit { timeout, since, waited_us, whole })
 }
 
-/// nginx answered the client with 504 in its own name, and nothing but failed attempts came between: its timer.
+/// nginx answered the client with 504 in its own name, and nothing but failed attempts came between: its timer, unless that
+/// was the next attempt's (a known time-out is far from over).
 #[must_use]
 pub fn answered_by_timer(case: &Case) -> bool {
-    case.client_saw == Some(504) && case.attempt.number.is_some() && head(case) != Head::Whole
+    let own = case.client_saw == Some(504) && case.attempt.number.is_some() && head(case) != Head::Whole;
+    own && may_be_over(case)
+}
+
+/// False if every time-out that is known was far from over, counted from the last write.
+fn may_be_over(case: &Case) -> bool {
+    let known = || [read_key(case), send_key(case)].into_iter().flat_map(|key| in_force(case, key));
+    let Some(from_ns) = of(case).and_then(|talk| talk.last_sent_ns) else { return true };
+    let waited_ms = case.attempt.end_ns.saturating_sub(from_ns) / 1_000_000;
+    let over =
+        |ms: u64| waited_ms + super::timer_slack_ms(ms) + LAZY_MS.min(ms / 2) >= ms && waited_ms > ms / 4;
+    let mut times = known().filter_map(InForce::milliseconds).peekable();
+    times.peek().is_none() || times.any(over)
 }
 
 /// How long the far end kept an idle connection: from the last response to its FIN or RST, microseconds; None if the

@@ -380,7 +380,7 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
 fn set_jumps(ebpf: &mut Ebpf) -> Result<()> {
     const WHAT: &str = "the program that judges closed connections";
     let program: &mut RawTracePoint =
-        program_of(ebpf, "judge").and_then(|p| p.try_into()).with_context(|| WHAT.to_owned())?;
+        program_of(ebpf, "judge").and_then(TryInto::try_into).with_context(|| WHAT.to_owned())?;
     program.load().map_err(|error| explain(&error, Attach::RawTracepoint("judge")))?;
     let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).context(WHAT)?;
     let map = ebpf.map_mut("JUMPS").context("the BPF object holds no map JUMPS")?;

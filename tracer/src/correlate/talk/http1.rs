@@ -337,7 +337,7 @@ fn fields(bytes: &[u8], start: usize, head: &mut Head) {
         } else if is("location") {
             head.location = true;
         } else if is("status") && head.version == 0 && head.status.is_none() {
-            match value.first_chunk::<3>().and_then(|digits| number_of(digits)) {
+            match value.first_chunk::<3>().and_then(number_of) {
                 Some(status) => head.status = Some(status),
                 None => fault(FaultKind::Status),
             }

@@ -61,7 +61,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let target = words::target(&case.attempt);
     let verdict = Verdict::graded(
         Cause::InvalidResponse,
-        talk.watched && (refused || (wrong.always && spoken.sure)) && (spoken.sure || refused),
+        talk.watched && (refused || (wrong.always && spoken.sure)),
         format!("{target} {}", wrong.summary),
         if wrong.always {
             "nginx spoke another protocol there than its configuration says"

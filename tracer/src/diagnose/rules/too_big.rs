@@ -35,7 +35,7 @@ fn unended(case: &Case, talk: &Talk) -> bool {
 }
 
 /// The size of the buffer that was filled, and whether a cache takes some of it.
-fn filled<'a>(case: &'a Case, got: u64) -> Option<(&'a InForce, bool)> {
+fn filled(case: &Case, got: u64) -> Option<(&InForce, bool)> {
     let fits = |one: &InForce, cached: bool| {
         one.bytes().is_some_and(|size| {
             got == size || (cached && size.checked_sub(got).is_some_and(|rest| CACHE.contains(&rest)))
@@ -47,6 +47,11 @@ fn filled<'a>(case: &'a Case, got: u64) -> Option<(&'a InForce, bool)> {
             .flat_map(|c| c.settings.all("buffer_size").map(move |one| (one, c.settings.cached)))
     };
     all().find(|(one, _)| fits(one, false)).or_else(|| all().find(|(one, cached)| fits(one, *cached)))
+}
+
+/// The buffer was full to its last byte: no other reason to stop leaves exactly that.
+fn got_all(case: &Case, got: u64) -> bool {
+    filled(case, got).is_some_and(|(one, _)| one.bytes() == Some(got))
 }
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
@@ -62,7 +67,12 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     // nginx closes it by itself, at once.
     let by_nginx = talk.answered_bad || matches!(ending::end(case), Some(End::Closed));
     let prompt = talk.read_ns.is_some_and(|ns| case.attempt.end_ns.saturating_sub(ns) < 100_000_000);
-    if gone || !by_nginx || !(refused || (prompt && case.client_saw.is_none_or(|s| s >= 500))) {
+    if gone
+        || !by_nginx
+        || !(refused
+            || (prompt
+                && (case.client_saw.is_none_or(|s| s >= 500) || (talk.unread > 0 && got_all(case, got)))))
+    {
         return None;
     }
     let size = directive.bytes()?;
