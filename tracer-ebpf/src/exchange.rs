@@ -11,6 +11,7 @@ use crate::{
     conns,
     emit::{self, End, count},
     kernel::{self, read, read_user},
+    length,
     maps::{EVENTS, HEADS, setting},
     probes::unix_end,
 };
@@ -314,106 +315,6 @@ pub(crate) fn begins(talk: *mut Talk, first: u64, size: u32, fresh: bool) -> boo
     }
 }
 
-/// What a response says of its own length.
-const CUT: u32 = 0;
-const WHOLE: u32 = 1;
-const OPEN: u32 = 2;
-
-/// Whether `got` bytes are a whole response of HTTP or CGI, as far as its kept beginning tells: [`CUT`] if not, or if its header
-/// does not end there, [`OPEN`] if it ends with the stream. `talk` has what it answers.
-#[inline(never)]
-fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
-    if slot.is_null() || talk.is_null() {
-        return CUT;
-    }
-    const CONTENT: u64 = u64::from_le_bytes(*b"content-");
-    const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
-    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0");
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
-    const LOWER: u64 = 0x2020_2020_2020_2020;
-    const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
-    // SAFETY: live map elements; every index is below twice GOT. What was found goes to the element, not to registers: the
-    // verifier would follow each place separately.
-    unsafe {
-        let len = (*slot).len.min(GOT as u32);
-        let bytes = (&raw const (*slot).bytes).cast::<u8>();
-        core::ptr::write_volatile(&raw mut (*slot).length_at, 0);
-        core::ptr::write_volatile(&raw mut (*slot).coded, 0);
-        let mut end = 0_u32;
-        let mut at = 0_u32;
-        // A word at a time: a byte of `lines` is 0x80 where there is a line feed.
-        while at < GOT as u32 && at < len && end == 0 {
-            let word = core::ptr::read_volatile(bytes.add(at as usize).cast::<u64>()) ^ (ONES * 0x0a);
-            let mut lines = word.wrapping_sub(ONES) & !word & (ONES * 0x80);
-            let mut more = 0;
-            while more < 2 && lines != 0 {
-                let lowest = lines & lines.wrapping_neg();
-                lines ^= lowest;
-                more += 1;
-                let next = at + ((lowest - 1 & ONES).wrapping_mul(ONES) >> 56) as u32;
-                let name: u64 = read(bytes as u64, next);
-                let first = name as u8;
-                if first == b'\n' || first == b'\r' {
-                    end = next + if first == b'\n' { 1 } else { 2 };
-                    break;
-                }
-                let name = name | LOWER;
-                if name == CONTENT {
-                    let rest: u64 = read(bytes as u64, next + 8);
-                    if (rest | LOWER) & SEVEN == LENGTH {
-                        core::ptr::write_volatile(&raw mut (*slot).length_at, next + 15);
-                    }
-                } else if name == TRANSFER {
-                    core::ptr::write_volatile(&raw mut (*slot).coded, 1);
-                }
-            }
-            at += 8;
-        }
-        if end == 0 || end > len {
-            return CUT;
-        }
-        let status = (*talk).status;
-        if status == 204 || status == 304 || (*talk).first & 0x00ff_ffff_ffff == HEAD {
-            return WHOLE;
-        }
-        if core::ptr::read_volatile(&raw const (*slot).coded) != 0 {
-            return if (*talk).flags & talk_flag::LAST_CHUNK != 0 { WHOLE } else { CUT };
-        }
-        let from = core::ptr::read_volatile(&raw const (*slot).length_at);
-        if from == 0 {
-            return OPEN;
-        }
-        let value = number(slot, from);
-        if u64::from(got) >= u64::from(end) + value { WHOLE } else { CUT }
-    }
-}
-
-/// The decimal number in a response's beginning, behind spaces.
-#[inline(always)]
-unsafe fn number(slot: *mut Head, from: u32) -> u64 {
-    // SAFETY: a live map element; the mask keeps the index below twice GOT.
-    unsafe {
-        let bytes = (&raw const (*slot).bytes).cast::<u8>();
-        let mut value = 0_u64;
-        let mut digits = 0;
-        let mut at = 0_u32;
-        while at < 24 {
-            let mut place = u64::from(from) + u64::from(at);
-            core::arch::asm!("{place} &= 1023", place = inlateout(reg) place);
-            let byte = core::ptr::read_volatile(bytes.add(place as usize));
-            if byte.is_ascii_digit() && digits < 12 {
-                value = value.wrapping_mul(10).wrapping_add(u64::from(byte - b'0'));
-                digits += 1;
-            } else if digits > 0 || (byte != b' ' && byte != b'\t') {
-                break;
-            }
-            at += 1;
-        }
-        value
-    }
-}
-
 /// Bytes of the response that nginx has read in this exchange, and those that wait for it.
 #[inline(always)]
 fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
@@ -506,9 +407,9 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
             // Driven out. Without its length, an end of the stream is no more than that.
             return late;
         }
-        match whole(slot, talk, got) {
-            CUT => 1,
-            OPEN => late,
+        match length::whole(slot, talk, got) {
+            length::CUT => 1,
+            length::OPEN => late,
             _ => 0,
         }
     }
@@ -559,6 +460,15 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to)._pad = 0;
         (*to).sent_len = 0;
         (*to).got_len = 0;
+        if (*talk).sent_ns == 0 && more & talk_flag::UNIX == 0 {
+            // Nothing was written: there is no exchange to count from.
+            (*to).sent_bytes = 0;
+            (*to).got_bytes = 0;
+            (*to).unacked = 0;
+            if setting!(talk) != 0 {
+                (*to).talk.flags |= talk_flag::WATCHED;
+            }
+        }
         if setting!(payload) != 0 {
             bytes(to, sk, talk);
         } else {

@@ -12,6 +12,7 @@ mod conns;
 mod emit;
 mod exchange;
 mod kernel;
+mod length;
 mod maps;
 mod probes;
 mod procs;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -267,6 +267,12 @@ impl Gatherer {
         }));
         if socket.inode != 0 {
             found.holder = self.backends.holder_of(Server::At(target), socket.inode);
+        } else if !closed {
+            // It waits in the accept queue: who should have taken it.
+            let serves = |ip: IpAddr| ip == target.ip() || ip.is_unspecified();
+            let listening = sockdiag::listeners(&there).unwrap_or_default();
+            let one = listening.iter().find(|l| l.local.port() == target.port() && serves(l.local.ip()));
+            found.holder = one.and_then(|l| self.backends.holder_of(Server::At(target), l.inode));
         }
         found
     }
