@@ -157,6 +157,20 @@ pub enum Answer {
     Memcached(memcached::Answer),
 }
 
+impl Answer {
+    /// The status that it names.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Head(head) => head.status,
+            Self::Fastcgi(found) => found.head.status,
+            Self::Nothing | Self::Unknown | Self::NoStatusLine(_) | Self::Http2(_) | Self::Memcached(_) => {
+                None
+            }
+        }
+    }
+}
+
 /// Reads the response as the protocol that nginx spoke.
 #[must_use]
 pub fn answer(case: &Case) -> Answer {
@@ -394,16 +408,7 @@ fn was_given_up(case: &Case) -> bool {
 }
 
 fn has_5xx(talk: &Talk, answer: &Answer) -> bool {
-    let read = match answer {
-        Answer::Head(head) => head.status,
-        Answer::Fastcgi(found) => found.head.status,
-        Answer::Nothing
-        | Answer::Unknown
-        | Answer::NoStatusLine(_)
-        | Answer::Http2(_)
-        | Answer::Memcached(_) => None,
-    };
-    talk.status.or(read).is_some_and(|status| status >= 500)
+    talk.status.or(answer.status()).is_some_and(|status| status >= 500)
 }
 
 /// For responses of which no more is known than their first bytes: true if those tell that nginx cannot have passed them on,

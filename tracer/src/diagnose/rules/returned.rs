@@ -4,10 +4,7 @@
 
 use super::{bytes, standing};
 use crate::{
-    correlate::{
-        Case,
-        talk::{self, Answer},
-    },
+    correlate::{Case, talk},
     diagnose::{Cause, Verdict, words},
     event::Stage,
     nginx::InForce,
@@ -15,15 +12,7 @@ use crate::{
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let talk = case.attempt.talk.as_deref().filter(|_| case.attempt.stage == Stage::Established)?;
-    let read = match talk::answer(case) {
-        Answer::Head(head) => head.status,
-        Answer::Fastcgi(found) => found.head.status,
-        Answer::Nothing
-        | Answer::Unknown
-        | Answer::NoStatusLine(_)
-        | Answer::Http2(_)
-        | Answer::Memcached(_) => None,
-    };
+    let read = talk::answer(case).status();
     let status = read.or(talk.status).filter(|status| (500..=599).contains(status))?;
     if !talk.said_5xx && !talk.answered_bad {
         return None;

@@ -48,16 +48,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     // A RST of which nginx was not told came after it had closed for another reason.
     let told = talk.told.is_some() || talk.eof;
     let proof = sure && spoken && (has_method || body == Body::NoEnd) && told && talk.watched;
-    let status = match &answer {
-        Answer::Head(head) => head.status,
-        Answer::Fastcgi(found) => found.head.status,
-        Answer::Nothing
-        | Answer::Unknown
-        | Answer::NoStatusLine(_)
-        | Answer::Http2(_)
-        | Answer::Memcached(_) => None,
-    };
-    let shown = case.client_saw.or(status);
+    let shown = case.client_saw.or(answer.status());
     let stderr = match &answer {
         Answer::Fastcgi(found) if !found.stderr.is_empty() => {
             Some(format!("on its stderr: {}", bytes::quoted(&found.stderr)))
