@@ -25,7 +25,9 @@ enum Timer<'a> {
 /// nginx closed the connection, and neither an end, nor an error, nor its handshake explains that.
 fn closed(case: &Case) -> Option<&Talk> {
     let talk = ending::of(case)?;
-    let other = ending::end(case)? != End::Closed || (talk.tls && !talk.tls_data) || talk.whole;
+    // nginx reads until nothing is left: what it left of a header, it did not want.
+    let refused = talk.unread > 0 && !talk.tls && ending::head(case) != Head::Whole;
+    let other = ending::end(case)? != End::Closed || (talk.tls && !talk.tls_data) || talk.whole || refused;
     (!other && talk.fin_ns.is_none() && talk.watched).then_some(talk)
 }
 
