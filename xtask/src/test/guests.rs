@@ -19,9 +19,6 @@ use crate::{binaries, process, signals};
 /// Guests at a time. Two are a quarter faster on two cores, but emulated kernels that starve each other stretch
 /// nginx's own timers, and that is what is measured.
 const AT_A_TIME: usize = 1;
-/// Where the kprobe tier plays its cases: the oldest kernel and the newest. That its hooks load is asked of every kernel.
-const ENDS: [&str; 2] = ["5.10", "7.2"];
-
 /// The guest that plays the chaos run as well, on its full tier.
 const CHAOS: &str = "6.12";
 /// For a whole guest.
@@ -142,9 +139,6 @@ fn job(session: &Session, series: &str, lsm: Lsm) -> Result<Job> {
     let small = if session.quick { " --core" } else { "" };
     let mut script = if lsm == Lsm::Selinux { SELINUX } else { SCRIPT }.to_owned();
     for (tier, core) in [("full", small), ("kprobe", " --core"), ("tracepoint", " --core")] {
-        if tier == "kprobe" && !ENDS.contains(&series) {
-            continue;
-        }
         writeln!(script, "lab {tier}{core}").context("cannot write the guest's script")?;
     }
     if lsm != Lsm::Selinux && series == CHAOS {
