@@ -2,8 +2,10 @@
 
 use crate::net::command_ok;
 use crate::{nginx, refuse, sys};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 /// The first need that is not met, in words; None when the case can run.
 /// `answers`: why502 sees on this tier what nginx answers its clients.
@@ -11,13 +13,25 @@ pub(crate) fn unmet(needs: &[String], answers: bool) -> Option<String> {
     needs.iter().find_map(|need| match need.as_str() {
         "answers" => (!answers)
             .then(|| "this kernel shows on this tier nothing of nginx's answers to its clients".to_owned()),
-        other => missing(other),
+        other => known(other),
     })
 }
 
 /// True for cases that change what the whole machine has once: SELinux's mode and booleans. They run alone.
 pub(crate) fn whole_machine(needs: &[String]) -> bool {
     needs.iter().any(|need| need == "selinux")
+}
+
+/// What was found the first time: many cases need the same, and asking starts programs.
+fn known(need: &str) -> Option<String> {
+    static KNOWN: Mutex<BTreeMap<String, Option<String>>> = Mutex::new(BTreeMap::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = known.get(need) {
+        return found.clone();
+    }
+    let found = missing(need);
+    known.insert(need.to_owned(), found.clone());
+    found
 }
 
 fn missing(need: &str) -> Option<String> {

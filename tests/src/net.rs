@@ -3,14 +3,33 @@
 use crate::case::Host;
 use crate::sys;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Where `ip netns` keeps the names of namespaces.
+const FOLDER: &str = "/run/netns";
+
+/// PIDs that are given only once between two boots (`RESERVED_PIDS`, kernel/pid.c: numbers that wrap begin there).
+const ONCE: u32 = 300;
+
+/// Processes that were there before any namespace of ours and whose PIDs come to nobody else: most of the kernel's
+/// threads. Looking at them is most of the cost of finding a namespace's processes.
+fn strangers() -> &'static HashSet<u32> {
+    static FOUND: OnceLock<HashSet<u32>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter(|pid| *pid < ONCE).collect()
+    })
+}
 
 /// One network namespace of ours, listed by `ip netns` while it lives.
 #[derive(Debug)]
@@ -22,23 +41,28 @@ pub(crate) struct NetNs {
 
 impl NetNs {
     fn create(name: String) -> Result<Self> {
-        command_ok(Command::new("ip").args(["netns", "add", &name]))?;
-        let path = format!("/run/netns/{name}");
-        let opened = File::open(&path).and_then(|file| file.metadata().map(|m| (file, m.ino())));
-        match opened {
-            Ok((file, inode)) => {
-                let ns = Self { name, file, inode };
+        strangers();
+        let path = Path::new(FOLDER).join(&name);
+        std::fs::create_dir_all(FOLDER).with_context(|| format!("cannot create {FOLDER}"))?;
+        File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        // The thread ends in its namespace. Starting `ip` three times for the same costs an emulated guest half a second.
+        let made = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| -> Result<(File, u64)> {
+                sys::new_netns(&path).context("no new network namespace (that needs root)")?;
                 // Without duplicate address detection an address works at once.
-                ns.run(|| {
-                    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
-                    Ok(())
-                })?;
-                ns.ip("link set lo up\n")?;
-                Ok(ns)
-            }
+                let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+                let file = File::open(&path)?;
+                let inode = file.metadata()?.ino();
+                Ok((file, inode))
+            });
+            thread.join().map_err(|_| anyhow!("a thread of the lab panicked"))?
+        });
+        match made {
+            Ok((file, inode)) => Ok(Self { name, file, inode }),
             Err(error) => {
-                let _ = command_ok(Command::new("ip").args(["netns", "del", &name]));
-                Err(error).with_context(|| format!("cannot open {path}"))
+                let _ = sys::forget_netns(&path);
+                let _ = std::fs::remove_file(&path);
+                Err(error)
             }
         }
     }
@@ -53,6 +77,7 @@ impl NetNs {
         entries
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| !strangers().contains(pid))
             .filter(|pid| {
                 std::fs::metadata(format!("/proc/{pid}/ns/net")).is_ok_and(|m| m.ino() == self.inode)
             })
@@ -111,8 +136,8 @@ impl Drop for NetNs {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        if let Err(error) = command_ok(Command::new("ip").args(["netns", "del", &self.name])) {
-            crate::report::note(&format!("namespace {} is left over: {error:#}", self.name));
+        if let Err(error) = sys::forget_netns(&Path::new(FOLDER).join(&self.name)) {
+            crate::report::note(&format!("namespace {} is left over: {error}", self.name));
         }
     }
 }

@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+/// How often the processes of a case are looked for while a request is on its way: each look goes through all of /proc.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What all cases of a run share.
 #[derive(Debug)]
 pub(crate) struct Setup<'a> {
@@ -176,9 +179,9 @@ impl Scene<'_> {
         let nginx = Nginx::start(&self.world.web, settings, dir, self.setup.bound(10.0))?;
         self.see(seen);
         if let Some(watch) = self.setup.watch {
-            // why502 says on stderr when it follows a new master. If it does not, two of its poll periods must do.
+            // why502 says on stderr when it follows a new master; what fails before is nobody's.
             let pid = nginx.pid;
-            sys::poll_until(self.setup.settle, || watch.names_process(pid));
+            sys::poll_until(self.setup.bound(1.0), || watch.names_process(pid));
         }
         self.nginx.push(nginx);
         Ok(())
@@ -297,10 +300,15 @@ impl Scene<'_> {
             };
         }
         // The thread's own bounds end it; the processes that come and go meanwhile are ours to see.
+        let mut looked = Instant::now();
         sys::poll_until(bound * (request.count + 1), || {
-            self.see(seen);
+            if looked.elapsed() >= LOOK {
+                self.see(seen);
+                looked = Instant::now();
+            }
             thread.is_finished()
         });
+        self.see(seen);
         let Ok(answers) = thread.join() else { bail!("the client thread panicked") };
         steps?;
         for answer in answers? {

@@ -64,6 +64,46 @@ pub(crate) fn enter(ns: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Moves the calling thread into a new network namespace, keeps that under the path of the empty file `at`, and sets its
+/// loopback device up.
+pub(crate) fn new_netns(at: &Path) -> io::Result<()> {
+    let own = c"/proc/thread-self/ns/net";
+    let at = CString::new(at.as_os_str().as_bytes())?;
+    // SAFETY: unshare and mount take flags and strings that live through the calls.
+    let rc = unsafe {
+        let none = std::ptr::null();
+        match libc::unshare(libc::CLONE_NEWNET) {
+            0 => libc::mount(own.as_ptr(), at.as_ptr(), none, libc::MS_BIND, none.cast()),
+            failed => failed,
+        }
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // Any socket of the namespace will do.
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // struct ifreq: the name, then a union of which SIOCSIFFLAGS reads the u16 flags.
+    let mut request = [0_u8; 40];
+    request[..2].copy_from_slice(b"lo");
+    let up = u16::try_from(libc::IFF_UP).map_err(io::Error::other)?;
+    request[16..18].copy_from_slice(&up.to_ne_bytes());
+    // SAFETY: SIOCSIFFLAGS reads one ifreq (40 bytes on 64-bit Linux), the size of `request`.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, request.as_mut_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Takes away what is mounted at the path, and the file.
+pub(crate) fn forget_netns(at: &Path) -> io::Result<()> {
+    let path = CString::new(at.as_os_str().as_bytes())?;
+    // SAFETY: the string lives through the call.
+    if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    std::fs::remove_file(at)
+}
+
 /// Makes `command` start in the namespace, in its own process group (so that a terminal's ^C reaches only this
 /// program, which then cleans up) and end when the thread that started it is gone.
 pub(crate) fn run_in(command: &mut Command, ns: RawFd) {
