@@ -1,7 +1,7 @@
 //! A run of the lab: the cases one after the other or side by side, under one why502.
 
 use crate::case::{self, Case};
-use crate::judge::Score;
+use crate::judge::{self, Score};
 use crate::needs;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
@@ -70,7 +70,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut problems = Vec::new();
     let mut summary = None;
     if let Some(watch) = watch {
-        problems.extend(late(&watch, &done));
+        problems.extend(late(&watch, &mut done));
         let End { summary: last, counts: _, problems: found, stderr } = watch.finish(attach);
         if !found.is_empty() {
             report::note(&format!("why502's stderr:\n{stderr}"));
@@ -150,22 +150,33 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Incidents that came after their case was judged.
-fn late(watch: &Watch, done: &[(Outcome, Seen)]) -> Vec<String> {
+/// What is wrong with incidents that came after their case was judged: no case waits long for what should not come.
+fn late(watch: &Watch, done: &mut [(Outcome, Seen)]) -> Vec<String> {
     let mut found = Vec::new();
+    let mut judged = 0;
+    let watched = judge::watched(&watch.tier, sys::kernel());
     for (outcome, seen) in done {
         let now = watch.incidents(&seen.pids);
-        for incident in now.iter().skip(seen.incidents) {
-            found.push(format!("incident after the end of {}: {incident}", outcome.name));
+        judged += now.len();
+        if now.len() <= seen.incidents {
+            continue;
+        }
+        let name = &outcome.name;
+        match &seen.judged {
+            Some((expect, markers)) => {
+                let (failures, score) = judge::judge(expect, &watch.tier, watched, &now, markers);
+                let new = failures.iter().filter(|failure| !outcome.failures.contains(failure));
+                found.extend(new.map(|failure| format!("after the end of {name}: {failure}")));
+                outcome.score = score;
+            }
+            None => found.extend(
+                now[seen.incidents..].iter().map(|incident| format!("after the end of {name}: {incident}")),
+            ),
         }
     }
-    let judged: usize = done.iter().map(|(_, seen)| seen.incidents).sum();
     let all = usize::try_from(watch.count()).unwrap_or(usize::MAX);
-    if all > judged + found.len() {
-        report::note(&format!(
-            "{} incidents of nginx processes that are not ours",
-            all - judged - found.len()
-        ));
+    if all > judged {
+        report::note(&format!("{} incidents of nginx processes that are not ours", all - judged));
     }
     found
 }

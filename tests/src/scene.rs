@@ -4,6 +4,7 @@ use crate::backend;
 use crate::case::{At, Case, Nginx as Settings, Request, Step};
 use crate::client::{self, Answer};
 use crate::conntrack;
+use crate::expect::Expect;
 use crate::judge;
 use crate::listen::{self, Held};
 use crate::needs;
@@ -48,6 +49,8 @@ impl Setup<'_> {
 pub(crate) struct Seen {
     pub(crate) pids: BTreeSet<u32>,
     pub(crate) incidents: usize,
+    /// What the case was judged by, if it came so far.
+    pub(crate) judged: Option<(Expect, BTreeMap<String, Line>)>,
 }
 
 /// Plays the case and judges it. Never fails itself: an error is a failed case.
@@ -163,6 +166,7 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
             &scene.markers,
         ));
         outcome.score = score;
+        seen.judged = Some((expect, scene.markers.clone()));
         let warned = || judge::warnings(&case.expect, &watch.tier, &watch.stderr(), &seen.pids);
         sys::poll_until(setup.settle, || warned().is_empty());
         outcome.failures.extend(warned());

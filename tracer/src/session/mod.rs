@@ -17,6 +17,7 @@ mod narrow;
 mod notes;
 mod refused;
 mod requests;
+mod rest;
 mod rules;
 mod running;
 mod said;
@@ -61,6 +62,7 @@ use filters::Filters;
 use maps::Maps;
 use refused::Refused;
 use requests::Requests;
+use rest::Rest;
 use said::Uprobes;
 use trace::Traces;
 use watch::Watch;
@@ -72,8 +74,6 @@ const BUDGET: Duration = Duration::from_millis(60);
 /// Attempts that may wait to be explained (6 MB); beyond it records stay in the ring buffer, and the kernel
 /// counts what does not fit there.
 const MOST_WAITING: usize = 8192;
-/// Rounds without work before sleeping without a clock.
-const QUIET_ROUNDS: u32 = 20;
 /// Explained attempts between two looks into the ring buffer.
 const BATCH: usize = 64;
 
@@ -120,7 +120,7 @@ pub struct Session<'a> {
     alone: Alone,
     uprobes: Uprobes,
     round: u64,
-    quiet: u32,
+    rest: Rest,
     unread: u64,
     /// Dropped packets that neither program saw, so far.
     unseen_drops: u64,
@@ -198,7 +198,7 @@ impl<'a> Session<'a> {
             alone,
             uprobes,
             round: 0,
-            quiet: 0,
+            rest: Rest::default(),
             unread: 0,
             unseen_drops: 0,
             looked_ns: monotonic_ns(),
@@ -294,16 +294,15 @@ impl<'a> Session<'a> {
         {
             return Ok(Round::Idle);
         }
-        self.quiet = if explained == 0 { self.quiet + 1 } else { 0 };
-        if self.quiet < QUIET_ROUNDS {
-            return Ok(Round::Idle);
+        match self.rest.next(explained == 0) {
+            rest::Step::Wait => Ok(Round::Idle),
+            rest::Step::Ask => {
+                self.gatherer.sweep();
+                self.maps.ask_for_wakeup()?;
+                Ok(Round::Idle)
+            }
+            rest::Step::Sleep => Ok(Round::Asleep),
         }
-        self.quiet = 0;
-        self.gatherer.sweep();
-        self.maps.ask_for_wakeup()?;
-        // What came in before the request woke nobody.
-        self.drain()?;
-        Ok(if self.waiting.is_empty() { Round::Asleep } else { Round::Idle })
     }
 
     /// Explains what is left and writes the summary.
@@ -369,6 +368,7 @@ impl<'a> Session<'a> {
             };
             let bytes = Bytes::copy_from_slice(&record);
             drop(record);
+            self.rest.read();
             match event::decode(&bytes) {
                 Ok(event) => self.take(event)?,
                 Err(error) => {
