@@ -107,11 +107,16 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         let Ok((stream, _)) = listener.accept() else { continue };
         let seed = dice.roll();
         if options.fork {
+            // Who closes the connection last is seen as its end: that shall be the child.
+            let (mut only_child, parents) = io::pipe()?;
             if sys::fork()? {
-                drop(listener);
+                drop((listener, parents));
+                let _ = only_child.read(&mut [0]);
                 play(&stream, &script, Dice(seed | 1));
                 return Ok(true);
             }
+            drop(stream);
+            drop(parents);
             continue;
         }
         let script = Arc::clone(&script);

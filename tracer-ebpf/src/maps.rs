@@ -83,6 +83,12 @@ pub(crate) struct AvcArgs {
 #[map]
 pub(crate) static SIGNALS: LruHashMap<u32, Doomed> = LruHashMap::with_max_entries(4096, 0);
 
+/// When a child of each process ended last, by the parent's thread group id, CLOCK_MONOTONIC ns: a server that forks for each
+/// connection closes its own copy of it, and is then the one that closes the connection if its child was faster. LRU: only
+/// what was a moment ago counts.
+#[map]
+pub(crate) static CHILD_ENDS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(1024, 0);
+
 /// Until when a process may close sockets because of such a signal, CLOCK_MONOTONIC ns; 0: no signal of late.
 #[map]
 pub(crate) static DOOM: Array<u64> = Array::with_max_entries(1, 0);

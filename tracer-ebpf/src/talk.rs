@@ -224,11 +224,13 @@ pub struct Death {
     pub netns: u32,
     /// Bytes that it had received and not read, a FIN of nginx's included; 0 for a unix socket.
     pub unread: u32,
+    /// When a child of the process ended last; 0 unknown, or not of late. It may have shared the socket.
+    pub child_ns: u64,
 }
 
 const _: () = {
     assert!(size_of::<Talk>() == 128);
     assert!(size_of::<Broken>() == ATTEMPT_HEAD + 128 + 8 + 24 + 8 + SENT + GOT + 112);
-    assert!(size_of::<Death>() == 136);
+    assert!(size_of::<Death>() == 144);
     assert!(HEADS.is_power_of_two());
 };

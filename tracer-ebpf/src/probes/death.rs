@@ -14,7 +14,7 @@ use tracer_ebpf::{PeerKey, kind, talk::Death};
 use crate::{
     emit::{self, count},
     kernel::{self, AF_INET, AF_INET6, has, read},
-    maps::{DOOM, Doomed, EVENTS, PEERS, SIGNALS, setting},
+    maps::{CHILD_ENDS, DOOM, Doomed, EVENTS, PEERS, SIGNALS, setting},
 };
 
 // include/net/tcp_states.h
@@ -167,6 +167,7 @@ pub(crate) fn died(watched: u64, own: u64) -> u32 {
         let parent: u64 = read(leader, setting!(task_parent));
         (*d).parent = read(parent, setting!(task_tgid));
         *(&raw mut (*d).comm).cast::<[u64; 2]>() = read(leader, setting!(task_comm));
+        (*d).child_ns = CHILD_ENDS.get_ptr(tgid).map_or(0, |at| *at);
         match SIGNALS.get_ptr(tgid) {
             Some(signal) => {
                 (*d).sender = (*signal).sender;
@@ -186,6 +187,16 @@ pub(crate) fn died(watched: u64, own: u64) -> u32 {
         bpf_ringbuf_submit(d.cast(), emit::wakeup());
     }
     1
+}
+
+/// A process ends: its parent may hold a socket of nginx's peer that it shared with it.
+#[inline(always)]
+pub(super) fn child_ends(task: u64) {
+    let parent: u64 = read(task, setting!(task_parent));
+    let parent: u32 = read(parent, setting!(task_tgid));
+    if parent > 1 {
+        let _ = CHILD_ENDS.insert(parent, emit::now_ns(), 0);
+    }
 }
 
 /// Remembers who sent a process a signal that may end it.

@@ -7,6 +7,7 @@ use crate::{
     emit,
     kernel::{self, read},
     maps::{PROCS, setting},
+    probes::death,
     procs,
 };
 
@@ -64,8 +65,13 @@ fn process_exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg(0);
     let pid: u32 = read(task, setting!(task_pid));
     let tgid: u32 = read(task, setting!(task_tgid));
-    if pid == tgid && PROCS.remove(tgid).is_ok() {
+    if pid != tgid {
+        return 0;
+    }
+    if PROCS.remove(tgid).is_ok() {
         emit::proc_event(proc_change::EXIT, tgid, 0, [0; 16], false);
+    } else {
+        death::child_ends(task);
     }
     0
 }

@@ -134,6 +134,8 @@ pub struct Death {
     pub sent: Option<Sent>,
     /// When the process began, CLOCK_MONOTONIC ns.
     pub start_ns: u64,
+    /// When a child of it ended last, CLOCK_MONOTONIC ns; `None` if none did of late.
+    pub child_ended_ns: Option<u64>,
     /// The OOM killer chose it.
     pub oom: bool,
     /// Its name (`comm`), escaped for a terminal.
@@ -277,6 +279,8 @@ pub(super) fn death(d: &talk::Death) -> Death {
         oom: d.oom != 0 && sent.is_some(),
         sent,
         start_ns: d.start_ns,
+        // What a child of an earlier process of that number did is none of it.
+        child_ended_ns: (d.child_ns > d.start_ns).then_some(d.child_ns),
         comm: name(&d.comm),
     }
 }
@@ -308,6 +312,7 @@ mod tests {
             sender_comm: comm,
             netns: 1,
             unread: 0,
+            child_ns: 0,
         }
     }
 

@@ -299,6 +299,7 @@ mod tests {
             parent: 1,
             sent: None,
             start_ns: 1,
+            child_ended_ns: None,
             oom: false,
             comm: "node".to_owned(),
         }

@@ -14,6 +14,8 @@ use crate::{
     event::Talk,
 };
 
+const CHILD: &str = "a child of the process that closed the connection had just ended, and may have been the one that served it \
+                     (upstream-died)";
 const DIED: &str = "its process ended in the same moment, which cannot be seen from here";
 
 /// True while a TLS handshake was not done: its failures have causes of their own.
@@ -44,6 +46,8 @@ pub(super) fn early(case: &Case) -> Option<Verdict> {
         "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
     } else if case.facts.backend.told_to_end() {
         "its process had been told to end, and did (upstream-died)"
+    } else if standing::shared(case) {
+        CHILD
     } else {
         DIED
     };
@@ -102,6 +106,7 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         (None, _) if case.facts.backend.told_to_end() => {
             "its process had been told to end, and did (upstream-died)"
         }
+        (None, _) if standing::shared(case) => CHILD,
         (None, true) => "a rule of a firewall that resets connections: the far end's socket is still there",
         (None, false) if case.facts.backend.here == Some(true) => DIED,
         (None, false) => "a firewall or load balancer on the way that resets, or a process that ended there",

@@ -109,10 +109,17 @@ pub(super) fn pool(case: &Case, key: &str) -> Option<String> {
     Some(format!("{} = {} ({})", line.key, line.value, line.place))
 }
 
+/// True if a child of the process that closed the far end has ended since the connection began: servers that fork for each
+/// connection share it with the child, and who closes last is chance.
+pub(super) fn shared(case: &Case) -> bool {
+    let ended = case.facts.backend.death.as_ref().and_then(|death| death.child_ended_ns);
+    ended.is_some_and(|ended| case.attempt.start_ns.is_none_or(|start| ended >= start))
+}
+
 /// Who closed the far end without ending.
 pub(super) fn living_closer(case: &Case) -> Option<String> {
     let backend = &case.facts.backend;
-    let lives = !backend.told_to_end() && backend.gone == Some(false);
+    let lives = !backend.told_to_end() && backend.gone == Some(false) && !shared(case);
     let death = backend.death.as_ref().filter(|death| !death.ending && lives)?;
     Some(format!(
         "{} (pid {}) closed the connection, and was still there {} later",

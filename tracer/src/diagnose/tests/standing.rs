@@ -110,6 +110,7 @@ impl Build {
                 parent: 4000,
                 sent: None,
                 start_ns: 1,
+                child_ended_ns: None,
                 oom: false,
                 comm: "gunicorn".to_owned(),
             };

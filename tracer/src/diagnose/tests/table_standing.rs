@@ -22,6 +22,18 @@ fn who_closed() {
         ("it lives", fin().closer(close, false, |_| {}), Early, Proven),
         ("who closed is not known", fin(), Early, Likely),
         ("another machine", stood(FAR).fin(SENT + 5 * MS), Early, Likely),
+        (
+            "a child of it ended",
+            fin().closer(close, false, |d| d.child_ended_ns = Some(close - MS)),
+            Early,
+            Likely,
+        ),
+        (
+            "a child of it had ended before",
+            fin().closer(close, false, |d| d.child_ended_ns = Some(2)),
+            Early,
+            Proven,
+        ),
         ("in the header", fin().got(SENT + MS, PART).closer(close, false, |_| {}), Early, Proven),
         ("it closed, and was gone a moment later", fin().closer(close, true, |_| {}), Died, Likely),
         (
