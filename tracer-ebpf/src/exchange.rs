@@ -447,7 +447,6 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to.cast::<Attempt>()).kind = kind::TALK;
         emit::copy::<{ size_of::<Talk>() / 8 }>((&raw mut (*to).talk).cast(), talk.cast());
         (*to).talk.flags |= more;
-        (*to).death_ns = 0;
         let written: u32 = read(sk, setting!(write_seq));
         let (got, unread) = counts(sk, talk, more & talk_flag::UNIX);
         (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);

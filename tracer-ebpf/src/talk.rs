@@ -150,8 +150,6 @@ pub struct Broken {
     pub head: [u64; ATTEMPT_HEAD / 8],
     /// The exchange.
     pub talk: Talk,
-    /// When the peer's process ended, if it closed its end as it did; else 0. See [`Death`].
-    pub death_ns: u64,
     /// Bytes written in this exchange.
     pub sent_bytes: u32,
     /// Bytes of its response that nginx has read.
@@ -228,7 +226,7 @@ pub struct Death {
 
 const _: () = {
     assert!(size_of::<Talk>() == 128);
-    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 128 + 8 + 24 + 8 + SENT + GOT + 112);
+    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 128 + 24 + 8 + SENT + GOT + 112);
     assert!(size_of::<Death>() == 136);
     assert!(HEADS.is_power_of_two());
 };

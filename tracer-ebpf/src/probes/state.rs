@@ -10,7 +10,7 @@ use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage, talk
 
 use crate::{
     clients, conns,
-    emit::{self, CLIENT_WATCH_NS, End, count},
+    emit::{self, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, JUMPS, PEERS, PROCS, SHARED, setting},
     probes::{death, request, talk},
@@ -304,8 +304,7 @@ fn client_closed(sk: u64, how: u8) {
     };
     // SAFETY: copied at once; only this worker's thread writes it.
     let last = unsafe { *given_up };
-    if last.sk == sk || now.wrapping_sub(last.end_ns) > CLIENT_WATCH_NS || (how == 2 && last.closed_sk == sk)
-    {
+    if last.sk == sk || !emit::is_same_moment(&last, now) || (how == 2 && last.closed_sk == sk) {
         return;
     }
     let family: u16 = read(sk, setting!(skc_family));
