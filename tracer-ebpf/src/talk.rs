@@ -86,8 +86,8 @@ pub struct Head {
     pub length_at: u32,
     /// 1 if there is a Transfer-Encoding.
     pub coded: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Where the header ends, while it is looked at; 0: nowhere.
+    pub end_at: u32,
     /// The bytes; the second half is room for what is copied behind them.
     pub bytes: [u8; GOT * 2],
 }
