@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns, generated::bpf_ringbuf_submit};
 use tracer_ebpf::{
-    Addr, Attempt, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent, drop_class, flag,
-    kind, stage,
+    Addr, Attempt, CLIENT_WAIT_NS, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent,
+    drop_class, flag, kind, stage,
 };
 
 use crate::{
@@ -17,8 +17,11 @@ const BPF_RB_NO_WAKEUP: u64 = 1;
 const BPF_RB_FORCE_WAKEUP: u64 = 2;
 
 /// How long after giving up an attempt nginx's close of the client's socket is taken to belong to it;
-/// both happen in one call of ngx_http_upstream_check_broken_connection. 20 ms allow for preemption.
-pub(crate) const CLIENT_WATCH_NS: u64 = 20_000_000;
+/// both happen in one call of ngx_http_upstream_check_broken_connection, which takes a fraction of it.
+const CLIENT_WATCH_NS: u64 = 20_000_000;
+/// The same for a worker that did not sleep meanwhile, of its own time. Interrupts and page faults count as that: 25 ms were
+/// seen in an emulated guest.
+const OWN_WATCH_NS: u64 = 50_000_000;
 
 /// `PF_EXITING` of include/linux/sched.h, the same since 2.6.
 const PF_EXITING: u32 = 0x4;
@@ -314,13 +317,41 @@ pub(crate) fn now_ns() -> u64 {
 #[inline(always)]
 pub(crate) fn watch_client(sk: u64, tgid: u32) {
     let now = now_ns();
-    let value = GivenUp { sk, end_ns: now, closed_sk: 0 };
+    let (ran_ns, slept) = progress();
+    let value = GivenUp { sk, end_ns: now, closed_sk: 0, ran_ns, slept };
     if GIVEN_UP.insert(tgid, value, 0).is_ok()
         && let Some(shared) = SHARED.get_ptr_mut(0)
     {
         // SAFETY: an element of an array map; a lost race with another CPU shortens the window at worst.
-        unsafe { (*shared).watch_until_ns = now + CLIENT_WATCH_NS };
+        unsafe { (*shared).watch_until_ns = now + CLIENT_WAIT_NS };
     }
+}
+
+/// The current thread's time on a CPU, nanoseconds, and how often it has gone to sleep by itself. A run that lasts is added to
+/// the time at the clock's ticks and at its end.
+#[inline(always)]
+fn progress() -> (u64, u64) {
+    if !kernel::has(setting!(task_ran)) || !kernel::has(setting!(task_slept)) {
+        return (0, 0);
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    (read(task, setting!(task_ran)), read(task, setting!(task_slept)))
+}
+
+/// True if the worker, which gave up an attempt then, can still be at it: the other end of its FIN may be woken on its CPU, and
+/// run first for several slices. So the clock counts alone if the worker has slept, else its own time does.
+#[inline(always)]
+pub(crate) fn is_same_moment(last: &GivenUp, now: u64) -> bool {
+    let passed = now.wrapping_sub(last.end_ns);
+    if passed <= CLIENT_WATCH_NS {
+        return true;
+    }
+    let (ran_ns, slept) = progress();
+    passed <= CLIENT_WAIT_NS
+        && slept != 0
+        && slept == last.slept
+        && ran_ns.wrapping_sub(last.ran_ns) <= OWN_WATCH_NS
 }
 
 /// The end of the client-watch window, 0 if there is none: what the hot path looks at.

@@ -339,7 +339,18 @@ fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
     }
 }
 
-/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already. `unix`: 1
+/// The response was not whole, and nginx closed at once though the server had not ended it: only if its client left, that was
+/// before its time.
+pub(crate) const PERHAPS: u32 = 2;
+
+/// True if the client that is being answered has sent no end of its own, or is not known.
+#[inline(always)]
+fn is_there(client_sk: u64) -> bool {
+    const TCP_ESTABLISHED: u8 = 1;
+    client_sk == 0 || read::<u8>(client_sk, setting!(skc_state)) == TCP_ESTABLISHED
+}
+
+/// Whether the end of this connection is worth a look by user space: 0 if not; [`PERHAPS`]; `SAID_5XX` if that was told already. `unix`: 1
 /// if it is one to a unix socket. (Its flags say so too, but what is a constant here costs the verifier nothing.)
 #[inline(never)]
 pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
@@ -382,21 +393,22 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
         }
         let late = !fin && !ended && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
         let eof = flags & talk_flag::EOF != 0;
-        if !eof && !late {
+        if !eof && !late && is_there((*talk).client_sk) {
             return 0;
         }
-        const LOOK: u32 = 2;
+        let cut = if eof || late { 1 } else { PERHAPS };
+        const LOOK: u32 = 3;
         let answer = match kind {
-            proto::TLS => u32::from(late),
-            proto::FASTCGI => u32::from(flags & talk_flag::END_REQUEST == 0),
-            proto::HTTP2 | proto::MEMCACHED => 1,
+            proto::FASTCGI if flags & talk_flag::END_REQUEST == 0 => cut,
             proto::HTTP | proto::CGI => LOOK,
+            proto::TLS => u32::from(late),
+            proto::HTTP2 | proto::MEMCACHED => u32::from(eof || late),
             _ => 0,
         };
         // One state for the verifier, whichever it was: what follows is long.
-        let mut both = [answer, u32::from(late)];
-        kernel::forget(&mut both);
-        let [answer, late] = both;
+        let mut known = [answer, u32::from(late), cut];
+        kernel::forget(&mut known);
+        let [answer, late, cut] = known;
         if answer != LOOK {
             return answer;
         }
@@ -408,7 +420,8 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
             return late;
         }
         match length::whole(slot, talk, got) {
-            length::CUT => 1,
+            length::CUT => cut,
+            length::HEADLESS => u32::from(cut != PERHAPS),
             length::OPEN => late,
             _ => 0,
         }
@@ -447,12 +460,13 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         (*to.cast::<Attempt>()).kind = kind::TALK;
         emit::copy::<{ size_of::<Talk>() / 8 }>((&raw mut (*to).talk).cast(), talk.cast());
         (*to).talk.flags |= more;
-        (*to).death_ns = 0;
         let written: u32 = read(sk, setting!(write_seq));
         let (got, unread) = counts(sk, talk, more & talk_flag::UNIX);
-        (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);
+        // After the close nginx's FIN counts as one byte.
+        let fin = u32::from((*talk).flags & talk_flag::CLOSED != 0);
+        (*to).sent_bytes = written.wrapping_sub((*talk).write_seq).wrapping_sub(fin);
         (*to).got_bytes = got;
-        (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una)));
+        (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una))).saturating_sub(fin);
         (*to).unread = unread;
         (*to).total_retrans = read(sk, setting!(total_retrans));
         (*to).srtt_us = read::<u32>(sk, setting!(srtt_us)) >> 3;

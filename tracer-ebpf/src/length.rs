@@ -8,9 +8,10 @@ use crate::kernel::read;
 pub(crate) const CUT: u32 = 0;
 pub(crate) const WHOLE: u32 = 1;
 pub(crate) const OPEN: u32 = 2;
+pub(crate) const HEADLESS: u32 = 3;
 
-/// Whether `got` bytes are a whole response of HTTP or CGI, as far as its kept beginning tells: [`CUT`] if not, or if its header
-/// does not end there, [`OPEN`] if it ends with the stream. `talk` has what it answers.
+/// Whether `got` bytes are a whole response of HTTP or CGI, as far as its kept beginning tells: [`CUT`] if not,
+/// [`HEADLESS`] if its header does not end there, [`OPEN`] if it ends with the stream. `talk` has what it answers.
 #[inline(never)]
 pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
     if slot.is_null() || talk.is_null() {
@@ -30,10 +31,11 @@ pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
         let bytes = (&raw const (*slot).bytes).cast::<u8>();
         core::ptr::write_volatile(&raw mut (*slot).length_at, 0);
         core::ptr::write_volatile(&raw mut (*slot).coded, 0);
-        let mut end = 0_u32;
+        core::ptr::write_volatile(&raw mut (*slot).end_at, 0);
+        let mut more_lines = true;
         let mut at = 0_u32;
         // A word at a time: a byte of `lines` is 0x80 where there is a line feed.
-        while at < GOT as u32 && at < len && end == 0 {
+        while at < GOT as u32 && at < len && more_lines {
             let word = core::ptr::read_volatile(bytes.add(at as usize).cast::<u64>()) ^ (ONES * 0x0a);
             let mut lines = word.wrapping_sub(ONES) & !word & (ONES * 0x80);
             let mut more = 0;
@@ -45,7 +47,9 @@ pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
                 let name: u64 = read(bytes as u64, next);
                 let first = name as u8;
                 if first == b'\n' || first == b'\r' {
-                    end = next + if first == b'\n' { 1 } else { 2 };
+                    let end = next + if first == b'\n' { 1 } else { 2 };
+                    core::ptr::write_volatile(&raw mut (*slot).end_at, end);
+                    more_lines = false;
                     break;
                 }
                 let name = name | LOWER;
@@ -60,8 +64,9 @@ pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
             }
             at += 8;
         }
+        let end = core::ptr::read_volatile(&raw const (*slot).end_at);
         if end == 0 || end > len {
-            return CUT;
+            return HEADLESS;
         }
         let status = (*talk).status;
         if status == 204 || status == 304 || (*talk).first & 0x00ff_ffff_ffff == HEAD {

@@ -442,7 +442,10 @@ pub struct ClientGone {
     pub _pad: [u8; 5],
 }
 
-/// The last attempt that a worker gave up in SYN_SENT, watched for a few milliseconds.
+/// How long after an attempt was given up its [`ClientGone`] may follow, at most, nanoseconds.
+pub const CLIENT_WAIT_NS: u64 = 100_000_000;
+
+/// The last attempt that a worker gave up, watched until it has gone on to something else.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct GivenUp {
@@ -452,6 +455,10 @@ pub struct GivenUp {
     pub end_ns: u64,
     /// A socket that the worker itself moved to CLOSE meanwhile (its destruction proves nothing).
     pub closed_sk: u64,
+    /// The thread's time on a CPU then, nanoseconds.
+    pub ran_ns: u64,
+    /// How often it had gone to sleep by itself.
+    pub slept: u64,
 }
 
 /// A watched process.
@@ -537,7 +544,7 @@ const _: () = {
     assert!(size_of::<ProcEvent>() == 40);
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
-    assert!(size_of::<GivenUp>() == 24);
+    assert!(size_of::<GivenUp>() == 40);
     assert!(size_of::<Proc>() == 88);
     assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);

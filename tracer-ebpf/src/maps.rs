@@ -140,9 +140,9 @@ pub(crate) static CLIENTS: Array<Client> = Array::with_max_entries(request::CLIE
 #[map]
 pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILED, 0);
 
-/// Programs that others go on to: what is long is verified once. The first is `judge`.
+/// Programs that others go on to: what is long is verified once. `judge` and `client_left`.
 #[map]
-pub(crate) static JUMPS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+pub(crate) static JUMPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
 /// The beginnings of responses, see `probes::talk`: 4 MiB.
 #[map]

@@ -207,6 +207,10 @@ pub struct Settings {
     pub task_signal: u32,
     /// signal_struct.group_exit_code.
     pub signal_exit_code: u32,
+    /// task_struct.nvcsw: how often the thread went to sleep by itself; [`NONE`] if unknown.
+    pub task_slept: u32,
+    /// task_struct.se.sum_exec_runtime: its time on a CPU, nanoseconds; [`NONE`] if unknown.
+    pub task_ran: u32,
     /// sock.sk_socket.
     pub sk_socket: u32,
     /// kernel_siginfo.si_code.

@@ -86,8 +86,8 @@ pub struct Head {
     pub length_at: u32,
     /// 1 if there is a Transfer-Encoding.
     pub coded: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Where the header ends, while it is looked at; 0: nowhere.
+    pub end_at: u32,
     /// The bytes; the second half is room for what is copied behind them.
     pub bytes: [u8; GOT * 2],
 }
@@ -150,8 +150,6 @@ pub struct Broken {
     pub head: [u64; ATTEMPT_HEAD / 8],
     /// The exchange.
     pub talk: Talk,
-    /// When the peer's process ended, if it closed its end as it did; else 0. See [`Death`].
-    pub death_ns: u64,
     /// Bytes written in this exchange.
     pub sent_bytes: u32,
     /// Bytes of its response that nginx has read.
@@ -230,7 +228,7 @@ pub struct Death {
 
 const _: () = {
     assert!(size_of::<Talk>() == 128);
-    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 128 + 8 + 24 + 8 + SENT + GOT + 112);
+    assert!(size_of::<Broken>() == ATTEMPT_HEAD + 128 + 24 + 8 + SENT + GOT + 112);
     assert!(size_of::<Death>() == 144);
     assert!(HEADS.is_power_of_two());
 };

@@ -60,8 +60,6 @@ pub struct Standing {
     pub conn: Conn,
     /// The exchange at work. [`Talk::write_seq`] and [`Talk::copied_seq`] count the bytes written and read in it.
     pub talk: Talk,
-    /// When the peer's process closed its end as it was dying; else 0.
-    pub death_ns: u64,
     /// Bytes in [`Standing::name`].
     pub name_len: u16,
     /// Padding.
@@ -97,5 +95,5 @@ pub mod far {
 const _: () = {
     assert!(size_of::<Unix>() == 168);
     assert!(size_of::<Far>() == size_of::<crate::Addr>());
-    assert!(size_of::<Standing>() == size_of::<crate::Entry>() + 8 + 8 + 112);
+    assert!(size_of::<Standing>() == size_of::<crate::Entry>() + 8 + 112);
 };

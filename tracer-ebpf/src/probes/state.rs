@@ -4,13 +4,13 @@
 //! process is looked at only at CLOSE → SYN_SENT, which happens inside connect(); later transitions run in
 //! whatever context the packet or timer arrived in and are recognised by the socket alone.
 
-use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::raw_tracepoint, programs::RawTracePointContext};
+use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
 use aya_log_ebpf::debug;
 use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage, talk::talk_flag};
 
 use crate::{
     clients, conns,
-    emit::{self, CLIENT_WATCH_NS, End, count},
+    emit::{self, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, JUMPS, PEERS, PROCS, SHARED, setting},
     probes::{death, request, talk},
@@ -36,37 +36,43 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
         TCP_SYN_SENT => begin(&ctx, sk),
         TCP_CLOSE_WAIT => talk::finished(sk),
         TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE => {
-            let mut by_worker = if new == TCP_CLOSE {
+            let mut next = if new == TCP_CLOSE {
                 end(&ctx, sk, old)
             } else {
-                let how = closed_by_worker(sk);
-                match how {
-                    None if new == TCP_LAST_ACK => client_closed(sk, 1),
-                    None => own_close(sk),
-                    Some(_) => {}
+                match closed_by_worker(sk) {
+                    None if new == TCP_LAST_ACK => client_closed(sk),
+                    None => {
+                        own_close(sk);
+                        NOTHING
+                    }
+                    Some(true) => JUDGE,
+                    Some(false) => NOTHING,
                 }
-                u32::from(how == Some(true))
             };
             // One state for the verifier, whichever it was.
-            kernel::forget(&mut by_worker);
-            if by_worker != 0 {
-                go_on(&ctx);
-            }
+            kernel::forget(&mut next);
+            go_on(&ctx, next);
         }
         _ => {}
     }
     0
 }
 
-/// The entry of `JUMPS` that is `judge`.
-const JUDGE: u32 = 0;
+/// Nothing more is to be done.
+const NOTHING: u32 = 0;
+/// `judge` is to go on: its entry of `JUMPS`, and one.
+const JUDGE: u32 = 1;
+/// `client_left` is.
+const LEFT: u32 = 2;
 
-/// Ends this program and goes on with `judge`, in the same context.
+/// Ends this program and goes on with another, in the same context.
 #[inline(always)]
-fn go_on(ctx: &RawTracePointContext) {
-    // SAFETY: a program of the same type, which needs no more than this one's first argument. It does not return, or does
-    // nothing if user space has not set the entry.
-    let _ = unsafe { JUMPS.tail_call(ctx, JUDGE) };
+fn go_on(ctx: &RawTracePointContext, next: u32) {
+    if next != NOTHING {
+        // SAFETY: a program of the same type, which needs no more than this one's first argument. It does not return, or does
+        // nothing if user space has not set the entry.
+        let _ = unsafe { JUMPS.tail_call(ctx, next - 1) };
+    }
 }
 
 /// A worker closes an upstream connection that stood: `inet_sock_set_state` and `tcp_destroy_sock` have the socket in the same
@@ -75,6 +81,13 @@ fn go_on(ctx: &RawTracePointContext) {
 fn judge(ctx: RawTracePointContext) -> i32 {
     count(|c| c.established += 1);
     talk::closing(ctx.arg(0), 0);
+    0
+}
+
+/// A worker closes a socket that is no upstream connection's, soon after it gave up an attempt.
+#[raw_tracepoint]
+fn client_left(ctx: RawTracePointContext) -> i32 {
+    left(ctx.arg(0));
     0
 }
 
@@ -167,12 +180,11 @@ pub(super) fn record(sk: u64, conn: &Conn, proc: *mut Proc) {
     count(|c| c.connects += 1);
 }
 
-/// A socket reached CLOSE. Returns 1 if a worker closes an upstream connection that stood.
+/// A socket reached CLOSE. Returns `JUDGE` if a worker closes an upstream connection that stood, `LEFT` if it is perhaps a client's.
 #[inline(always)]
 fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
     let Some(found) = conns::find(sk) else {
-        unknown_end(sk, old);
-        return 0;
+        return unknown_end(sk, old);
     };
     if old == TCP_SYN_SENT {
         let mut sk_err: i32 = read(sk, setting!(sk_err));
@@ -187,7 +199,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
                     // connect() itself failed (no free port, a packet-level refusal), and its return brings
                     // the errno.
                     (*found).flags |= flag::SYNC_CLOSED;
-                    return 0;
+                    return NOTHING;
                 }
                 // Or the error is reported before the transition, and nginx on another CPU has read it already.
                 if (*found).flags & flag::RST_IN != 0 {
@@ -211,17 +223,17 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
         }
     } else {
         if talk::has(found, talk_flag::CLOSED) {
-            return 0;
+            return NOTHING;
         }
         // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
         if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
-            return 1;
+            return JUDGE;
         }
         talk::ended(found);
-        return 0;
+        return NOTHING;
     }
     conns::close(sk);
-    0
+    NOTHING
 }
 
 /// True if that worker is inside connect().
@@ -244,23 +256,23 @@ fn own_close(sk: u64) {
     }
 }
 
-/// A socket that is not in the map reached CLOSE.
+/// A socket that is not in the map reached CLOSE. Returns as `end`.
 #[inline(always)]
-fn unknown_end(sk: u64, old: i32) {
+fn unknown_end(sk: u64, old: i32) -> u32 {
     if emit::watching_until() != 0 {
         own_close(sk);
         if old == TCP_CLOSE_WAIT {
-            client_closed(sk, 1);
+            return client_closed(sk);
         }
     }
     if old != TCP_SYN_SENT {
-        return;
+        return NOTHING;
     }
     // A connection that began before we were attached is given up now: it can still be told by its worker.
     let tgid = kernel::tgid();
     let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
     if shutdown != 3 || !watched(tgid) {
-        return;
+        return NOTHING;
     }
     if let Some(mut conn) = new_conn(sk, tgid) {
         conn.start_ns = 0;
@@ -280,32 +292,43 @@ fn unknown_end(sk: u64, old: i32) {
         emit::attempt(sk, &conn, &end);
         emit::watch_client(sk, tgid);
     }
+    NOTHING
 }
 
-/// The worker closes a connection whose client has left: does that explain the attempt that it gave up
-/// just before?
+/// The worker closes a connection whose client has left, or whose end was not seen: `LEFT` if that may explain the attempt that
+/// it gave up just before.
 #[inline(always)]
-fn client_closed(sk: u64, how: u8) {
+fn client_closed(sk: u64) -> u32 {
     let until = emit::watching_until();
     if until == 0 {
-        return;
+        return NOTHING;
     }
-    let now = emit::now_ns();
-    if now > until {
+    if emit::now_ns() > until {
         if let Some(shared) = SHARED.get_ptr_mut(0) {
             // SAFETY: an integer of an array element.
             unsafe { (*shared).watch_until_ns = 0 };
         }
-        return;
+        return NOTHING;
     }
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: an integer of a map element.
+    let may = GIVEN_UP.get_ptr(kernel::tgid()).is_some_and(|given_up| unsafe { (*given_up).sk } != sk);
+    if may { LEFT } else { NOTHING }
+}
+
+/// Does that close explain the attempt?
+#[inline(always)]
+fn left(sk: u64) {
+    let tgid = kernel::tgid();
     let Some(given_up) = GIVEN_UP.get_ptr(tgid) else {
         return;
     };
     // SAFETY: copied at once; only this worker's thread writes it.
-    let last = unsafe { *given_up };
-    if last.sk == sk || now.wrapping_sub(last.end_ns) > CLIENT_WATCH_NS || (how == 2 && last.closed_sk == sk)
-    {
+    let mut last = unsafe { *given_up };
+    kernel::forget(&mut last);
+    let now = emit::now_ns();
+    // The hooks run before the state changes: CLOSE is that of a socket that is destroyed, as those are that a client reset.
+    let reset = read::<u8>(sk, setting!(skc_state)) == TCP_CLOSE as u8;
+    if !emit::is_same_moment(&last, now) || (reset && last.closed_sk == sk) {
         return;
     }
     let family: u16 = read(sk, setting!(skc_family));
@@ -318,6 +341,8 @@ fn client_closed(sk: u64, how: u8) {
     if PEERS.get_ptr(PeerKey { addr: client, port: client_port, _pad: 0 }).is_some() {
         return;
     }
+    // Its record is made only now.
+    let end_ns = if talk::abandoned(last.sk, tgid) != 0 { emit::now_ns() } else { last.end_ns };
     let Some(mut entry) = EVENTS.reserve::<ClientGone>(0) else {
         count(|c| c.hints_lost += 1);
         return;
@@ -327,10 +352,10 @@ fn client_closed(sk: u64, how: u8) {
         tgid,
         time_ns: now,
         attempt_sk: last.sk,
-        attempt_end_ns: last.end_ns,
+        attempt_end_ns: end_ns,
         client,
         client_port,
-        how,
+        how: if reset { 2 } else { 1 },
         _pad: [0; 5],
     });
     entry.submit(1);
@@ -344,40 +369,39 @@ fn client_closed(sk: u64, how: u8) {
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk: u64 = ctx.arg(0);
-    let mut by_worker = 0;
-    if let Some(found) = conns::find(sk) {
-        by_worker = gone(sk, found);
+    let mut next = if let Some(found) = conns::find(sk) {
+        gone(sk, found)
     } else {
         clients::closed(sk);
+        NOTHING
+    };
+    kernel::forget(&mut next);
+    if next == NOTHING {
+        next = client_closed(sk);
     }
-    kernel::forget(&mut by_worker);
-    if by_worker != 0 {
-        go_on(&ctx);
-    } else if emit::watching_until() != 0 {
-        client_closed(sk, 2);
-    }
+    go_on(&ctx, next);
     0
 }
 
 /// The socket of a connection that is still in the map is destroyed. One that stood has received a SYN-ACK: the stack has
-/// measured a round trip. Returns 1 if a worker closes one that stood.
+/// measured a round trip. Returns `JUDGE` if a worker closes one that stood.
 #[inline(always)]
 fn gone(sk: u64, found: *mut Conn) -> u32 {
     if talk::has(found, talk_flag::CLOSED) {
-        return 0;
+        return NOTHING;
     }
     // SAFETY: a live element of a pre-allocated map; copied as in `end`.
     let mut conn = unsafe { *found };
     kernel::forget(&mut conn);
     if conn.flags & flag::SYNC_CLOSED == 0 && read::<u32>(sk, setting!(srtt_us)) != 0 {
         if procs::worker().is_some() {
-            return 1;
+            return JUDGE;
         }
     } else {
         missed_end(sk, &conn);
     }
     conns::close(sk);
-    0
+    NOTHING
 }
 
 /// Tells what can still be told of a connection whose end was not seen.

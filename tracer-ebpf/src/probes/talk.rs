@@ -278,10 +278,13 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
             return 1;
         }
         let suspicion = exchange::suspicion(sk, conn, kind);
-        if suspicion == 0 {
+        if suspicion == 0 || suspicion == exchange::PERHAPS {
             if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
                 (*talk).flags |= talk_flag::CLOSED;
                 (*proc).closed_sk = sk | u64::from(kind != 0);
+                if suspicion != 0 {
+                    emit::watch_client(sk, tgid);
+                }
             } else {
                 unix_talk::close(sk, kind);
             }
@@ -290,11 +293,7 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         if suspicion != talk_flag::SAID_5XX {
             exchange::emit(sk, conn, kind, TCP_ESTABLISHED, 3);
             let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
-            if (*talk).flags & talk_flag::CLIENT != 0 {
-                request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);
-            } else {
-                clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
-            }
+            given_up(proc, conn, tgid);
             if quiet {
                 emit::watch_client(sk, tgid);
             }
@@ -364,6 +363,49 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
         }
         unix_talk::close(closed, kind);
         wrong
+    }
+}
+
+/// The worker closes a client that has left, right after it closed this upstream connection. If that was before the response's
+/// end, it was for that.
+#[inline(never)]
+pub(super) fn abandoned(upstream: u64, tgid: u32) -> u32 {
+    let Some(proc) = PROCS.get_ptr_mut(tgid) else {
+        return 0;
+    };
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        let closed = (*proc).closed_sk;
+        if closed & !1 != upstream || upstream == 0 {
+            return 0;
+        }
+        (*proc).closed_sk = 0;
+        let kind = if closed & 1 != 0 { talk_flag::UNIX } else { 0 };
+        let Some(conn) = unix_talk::find(upstream) else {
+            return 0;
+        };
+        let talk = conns::talk_of(conn);
+        if (*talk).flags & talk_flag::CLOSED == 0 || (*conn).tgid != tgid {
+            return 0;
+        }
+        exchange::emit(upstream, conn, kind, 0, 3);
+        given_up(proc, conn, tgid);
+        unix_talk::close(upstream, kind);
+    }
+    1
+}
+
+/// The worker is done with an exchange that failed: what follows is the rest of its answer, or another attempt.
+#[inline(always)]
+unsafe fn given_up(proc: *mut Proc, conn: *mut Conn, tgid: u32) {
+    let talk = conns::talk_of(conn);
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        if (*talk).flags & talk_flag::CLIENT != 0 {
+            request::cut((*talk).client_sk, tgid, (*conn).client, (*talk).answered);
+        } else {
+            clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
+        }
     }
 }
 

@@ -41,7 +41,6 @@ pub(crate) fn describe(to: *mut Broken, sk: u64, conn: *mut Conn, more: u32) -> 
         (*a).retransmits = 0;
         (*a).sk_err_soft = 0;
         (*a).bytes_received = u64::from((*talk).copied_seq);
-        (*to).death_ns = read(s, offset_of!(Standing, death_ns) as u32);
         (*to).sent_bytes = (*talk).write_seq;
         (*to).unacked = 0;
         (*to).total_retrans = 0;
@@ -59,17 +58,16 @@ pub(super) fn far_end_closed(s: *mut Standing, watched: u64) -> u32 {
     if s.is_null() {
         return 0;
     }
-    let now = emit::now_ns();
-    // SAFETY: a live map element; nothing but this writes these fields.
+    // SAFETY: a live map element; nothing but this writes this field.
     unsafe {
         if (*s).talk.flags & talk_flag::CLOSED != 0 {
             return 0;
         }
-        (*s).talk.fin_ns = now;
+        (*s).talk.fin_ns = emit::now_ns();
         // What nginx has not read yet counts as an answer as well.
         let answered = u64::from((*s).talk.copied_seq) + u64::from(unread(watched)) >= death::ANSWER;
-        if death::is_told(answered) && death::died(watched, 0) != 0 {
-            (*s).death_ns = now;
+        if death::is_told(answered) {
+            death::died(watched, 0);
         }
     }
     0

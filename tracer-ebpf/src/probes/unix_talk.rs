@@ -268,7 +268,6 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
             (*s).talk.flags |= talk_flag::UNIX;
             (*s).talk.write_seq = 0;
             (*s).talk.copied_seq = 0;
-            (*s).death_ns = 0;
         }
         (*s).talk.write_seq = (*s).talk.write_seq.wrapping_add(ret as u32);
     }

@@ -88,8 +88,6 @@ pub struct Talk {
     pub said_5xx: bool,
     /// nginx answered 502 or 504 although the response seemed whole to the kernel side.
     pub answered_bad: bool,
-    /// A process closed the far end as it was dying, then; [`Event::Death`] tells of it.
-    pub death_ns: Option<u64>,
     /// The first 8 bytes written; zeroes if none were, or are not told (`--no-payload`).
     pub first: [u8; 8],
     /// The first bytes written, at most [`talk::SENT`]. Empty for TLS, and with `--no-payload`.
@@ -236,7 +234,6 @@ fn talk_of(b: &Broken) -> Talk {
         whole: has(talk_flag::WHOLE),
         said_5xx: has(talk_flag::SAID_5XX),
         answered_bad: has(talk_flag::ANSWERED_BAD),
-        death_ns: at(b.death_ns),
         first: t.first.to_ne_bytes(),
         request: said(&b.sent, b.sent_len, true),
         response_lost: response.is_empty() && b.got_bytes > 0,

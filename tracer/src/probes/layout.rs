@@ -235,6 +235,8 @@ pub fn settings(
         task_comm: r.required("task_struct.comm"),
         task_signal: r.required("task_struct.signal"),
         signal_exit_code: r.required("signal_struct.group_exit_code"),
+        task_slept: r.optional("task_struct.nvcsw"),
+        task_ran: r.optional("task_struct.se.sum_exec_runtime"),
         sk_socket: r.optional("sock.sk_socket"),
         si_code: r.optional("kernel_siginfo.si_code"),
         mark_victim_task: u32::from(btf.tracepoint_params("mark_victim").is_some_and(|count| count >= 2)),

@@ -378,14 +378,17 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
 
 /// Loads the programs that others go on to. The map holds them as long as this object lives.
 fn set_jumps(ebpf: &mut Ebpf) -> Result<()> {
-    const WHAT: &str = "the program that judges closed connections";
-    let program: &mut RawTracePoint =
-        program_of(ebpf, "judge").and_then(TryInto::try_into).with_context(|| WHAT.to_owned())?;
-    program.load().map_err(|error| explain(&error, Attach::RawTracepoint("judge")))?;
-    let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).context(WHAT)?;
-    let map = ebpf.map_mut("JUMPS").context("the BPF object holds no map JUMPS")?;
-    let mut jumps = ProgramArray::try_from(map).context(WHAT)?;
-    jumps.set(0, &fd, 0).context("the kernel did not take the program that judges closed connections")
+    for (index, name) in (0..).zip(["judge", "client_left"]) {
+        let what = || format!("the program {name}, to which others jump");
+        let program: &mut RawTracePoint =
+            program_of(ebpf, name).and_then(TryInto::try_into).with_context(what)?;
+        program.load().map_err(|error| explain(&error, Attach::RawTracepoint(name)))?;
+        let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?)).with_context(what)?;
+        let map = ebpf.map_mut("JUMPS").context("the BPF object holds no map JUMPS")?;
+        let mut jumps = ProgramArray::try_from(map).with_context(what)?;
+        jumps.set(index, &fd, 0).with_context(|| format!("the kernel did not take {}", what()))?;
+    }
+    Ok(())
 }
 
 /// Has the kernel accept a program without attaching it yet.

@@ -251,7 +251,11 @@ impl<'a> Session<'a> {
         let mut more = false;
         while let Some(held) = self.waiting.front() {
             let undecided = || self.gatherer.backends.is_undecided(&held.attempt);
-            if needs_company(&held.attempt) && (held.round == self.round || undecided()) {
+            let watched = || {
+                held.client_gone.is_none()
+                    && monotonic_ns() < held.attempt.end_ns + tracer_ebpf::CLIENT_WAIT_NS
+            };
+            if needs_company(&held.attempt) && (held.round == self.round || watched() || undecided()) {
                 break;
             }
             if Instant::now() >= end {
@@ -548,7 +552,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// An attempt that nginx gave up waits one round for the note that its client had left; one that the far end closed, for what
+/// An attempt that nginx gave up waits for the note that its client had left; one that the far end closed, for what
 /// becomes of the process that did it.
 fn needs_company(attempt: &Attempt) -> bool {
     match attempt.stage {
