@@ -5,8 +5,8 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    macros::{fexit, kretprobe, raw_tracepoint},
-    programs::{FExitContext, RawTracePointContext, RetProbeContext},
+    macros::{fexit, kprobe, raw_tracepoint},
+    programs::{FExitContext, ProbeContext, RawTracePointContext},
 };
 use tracer_ebpf::{
     Conn, Proc, flag,
@@ -55,19 +55,20 @@ fn read_fexit(ctx: FExitContext) -> i32 {
     0
 }
 
-/// Its argument is gone by then: the socket is found by the descriptor.
-#[kretprobe]
-fn read_kretprobe(ctx: RetProbeContext) -> u32 {
-    let ret: i32 = ctx.ret();
-    if ret == -EAGAIN || procs::worker().is_none() {
+/// `tcp_cleanup_rbuf(sk, copied)`, which tcp_recvmsg calls last with what it is about to return, unless that is an error of its
+/// arguments; once a call where nothing waits. A kretprobe there has as many instances as the machine has CPUs (`init_kretprobe`,
+/// kernel/kprobes.c), and every process of the host that waits for bytes holds one: it misses most reads.
+#[kprobe]
+fn read_kprobe(ctx: ProbeContext) -> u32 {
+    let (Some(sk), Some(copied)) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1)) else {
+        return 0;
+    };
+    if copied == -EAGAIN || procs::worker().is_none() {
         return 0;
     }
-    let (nr, fd, _) = kernel::syscall();
+    let (nr, ..) = kernel::syscall();
     if nr == setting!(nr_recvfrom) || nr == setting!(nr_readv) || nr == setting!(nr_read) {
-        let sk = kernel::tcp_sock_of_fd(fd as u32);
-        if sk != 0 {
-            on_read(sk, ret);
-        }
+        on_read(sk, copied);
     }
     0
 }

@@ -340,7 +340,7 @@ const CONNECTIONS: &[Probe] = &[
         variants: &[
             everywhere("read_tracepoint", "sock_recv_length"),
             on(FULL, "read_fexit", Attach::FExit("tcp_recvmsg")),
-            on(KPROBE, "read_kretprobe", Attach::KRetProbe("tcp_recvmsg")),
+            on(KPROBE, "read_kprobe", Attach::KProbe("tcp_cleanup_rbuf")),
         ],
     },
     Probe {

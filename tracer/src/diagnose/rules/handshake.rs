@@ -26,6 +26,9 @@ use crate::{
 /// 1.2 with ChangeCipherSpec (6 + 5 + 8 + 16 + 16). An encrypted alert has 24, or 30 with a ChangeCipherSpec.
 const FINISHED: u32 = 51;
 
+/// TLS 1.2 as a ServerHello names it (RFC 5246, A.1).
+const TLS12: u16 = 0x0303;
+
 /// Whose doing it was, and by what.
 enum How {
     /// The server's alert.
@@ -279,6 +282,13 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
     if timer.is_none() && !answered {
         return None;
     }
+    // What the timer ends is answered with 504; and who has sent Finished waits for what the server thinks of it in TLS 1.2
+    // alone.
+    let finished = after_hello(talk).is_some_and(|count| count >= FINISHED) && talk.got_bytes > 0;
+    if finished && talk::refused(case) {
+        return None;
+    }
+    let over = finished && server.as_ref().is_none_or(|server| server.version != Some(TLS12));
     let whole = timer.and_then(InForce::milliseconds).is_some_and(|ms| waited_ms >= ms);
     let stays = case.client_gone.is_none() || (whole && case.client_saw.is_some());
     let sure = talk.watched && talk::tls_spoken(case) == Some(true);
@@ -286,12 +296,16 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
     let waited = words::duration(waited_ms.saturating_mul(1000));
     let verdict = Verdict::graded(
         Cause::TlsHandshakeTimeout,
-        sure && (answered || stays),
+        sure && (answered || stays) && !over && !talk::refused(case),
         match talk.got_bytes {
             0 => format!("{target} did not answer the TLS handshake in time"),
             _ => format!("{target} did not finish the TLS handshake in time"),
         },
-        "its client left at the same time, and nginx gave up for that (client-aborted)",
+        if over || talk::refused(case) {
+            "nginx did not accept the server's certificate, just as the time ran out (tls-certificate-rejected)"
+        } else {
+            "its client left at the same time, and nginx gave up for that (client-aborted)"
+        },
     )
     .because("handshake", progress(talk, server.as_ref()))
     .because(

@@ -293,6 +293,24 @@ fn tls() {
             Slow,
             Likely,
         ),
+        (
+            "nginx had finished its part of TLS 1.3",
+            stood(NEAR).tls(80).got(SENT + MS, server_hello(3)).ends_ms(1001),
+            Slow,
+            Likely,
+        ),
+        (
+            "certificate, as the time runs out",
+            verify(stood(NEAR).tls(80).got(SENT + 990 * MS, server_hello(3)).ends_ms(1001)).answered(502),
+            Certificate,
+            Proven,
+        ),
+        (
+            "the time seems up, and the answer is none of a timer's",
+            stood(NEAR).tls(0).ends_ms(1001).answered(502),
+            Slow,
+            Likely,
+        ),
         ("too early for the timer", stood(NEAR).tls(0).ends_ms(300), Unexplained, No),
         (
             "certificate",
