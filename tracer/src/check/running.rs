@@ -89,7 +89,7 @@ fn reload(subject: &Subject<'_>) -> Report {
         findings.push(
             not_reloaded(unread)
                 .because("memory", "the texts in nginx's own memory differ from the files")
-                .fix_with("test the files, then reload", format!("nginx -t && {reload}")),
+                .fix_with("test the files, then reload", format!("{} && {reload}", test_command(subject))),
         );
     } else if let Some((path, changed)) = changed_since(snapshot, newest, subject.master.pid) {
         findings.push(
@@ -99,12 +99,12 @@ fn reload(subject: &Subject<'_>) -> Report {
                 moment(newest)
             ))
             .likely("a change that changed nothing, such as of the file's owner")
-            .fix_with("test the files, then reload", format!("nginx -t && {reload}")),
+            .fix_with("test the files, then reload", format!("{} && {reload}", test_command(subject))),
         );
     }
     // What the next reload would read.
     let next = disk.as_ref().unwrap_or(snapshot);
-    findings.extend(unreadable(&next.problems));
+    findings.extend(unreadable(&next.problems, &test_command(subject)));
     if let Some(disk) = &disk {
         findings.extend(config::lint_all(&disk.model).into_iter().filter(|one| one.name == "nginx-refuses"));
     }
@@ -128,6 +128,32 @@ fn not_reloaded(summary: impl Into<String>) -> Finding {
         .breaks("What was mended in the files has no effect until nginx is reloaded; what was broken in them breaks then.")
 }
 
+/// The command by which this very nginx tests its files. why502 does not run it: it would open logs and make folders.
+#[must_use]
+pub fn test_command(subject: &Subject<'_>) -> String {
+    let master = &subject.master;
+    let exe = master.exe.display();
+    let plain = |path: &Path| {
+        let text = path.to_string_lossy().into_owned();
+        let bare = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte));
+        if bare { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    };
+    let Some(started) = subject.snapshot.invocation() else { return "nginx -t".to_owned() };
+    let usual =
+        master.exe == Path::new("/usr/sbin/nginx") && started.conf_path == Path::new("/etc/nginx/nginx.conf");
+    let command = if usual {
+        "nginx -t".to_owned()
+    } else {
+        let (prefix, conf) = (plain(&started.prefix), plain(&started.conf_path));
+        format!("{exe} -t -p {prefix} -c {conf}")
+    };
+    if master.root_differs || master.mounts_differ {
+        format!("nsenter -t {} -a -- {command}", master.pid)
+    } else {
+        command
+    }
+}
+
 /// The newest file that has changed after a time, where nothing says what nginx has read.
 fn changed_since(snapshot: &Snapshot, newest: SystemTime, pid: u32) -> Option<(String, SystemTime)> {
     let newer = snapshot.newer_than(newest);
@@ -138,7 +164,7 @@ fn changed_since(snapshot: &Snapshot, newest: SystemTime, pid: u32) -> Option<(S
 
 /// What a reader of the files stumbles over, as findings.
 #[must_use]
-pub fn unreadable(problems: &[Problem]) -> Vec<Finding> {
+pub fn unreadable(problems: &[Problem], test: &str) -> Vec<Finding> {
     let place = |problem: &Problem| Place {
         role: "directive",
         file: problem.file.clone(),
@@ -156,7 +182,7 @@ pub fn unreadable(problems: &[Problem]) -> Vec<Finding> {
                     "nginx -t fails: a reload is refused and the old configuration stays; a restart leaves no nginx running.",
                 )
                 .at(place(problem))
-                .fix_with("mend the line, then test", "nginx -t")
+                .fix_with("mend the line, then test", test)
         })
         .collect()
 }
@@ -342,7 +368,8 @@ mod tests {
             text: "/etc/nginx/a.conf:7: unexpected \"}\"".to_owned(),
             missing,
         };
-        let found = unreadable(&[problem(true), problem(false), Problem::from("no file".to_owned())]);
+        let found =
+            unreadable(&[problem(true), problem(false), Problem::from("no file".to_owned())], "nginx -t");
         let names: Vec<&str> = found.iter().map(|one| one.name).collect();
         assert_eq!(names, ["config-unreadable", "config-refused"]);
         assert_eq!((found[0].summary.as_str(), found[0].at[0].line), ("unexpected \"}\"", Some(7)));

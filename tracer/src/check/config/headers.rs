@@ -92,7 +92,10 @@ pub(super) fn lost_host(model: &Model) -> Vec<Finding> {
             .iter()
             .filter(|header| view::find(&headers, &header.name).is_none())
             .map(|header| header.name.as_str())
+            .filter(|name| !name.eq_ignore_ascii_case("Host"))
             .collect();
+        let others =
+            if others.is_empty() { String::new() } else { format!(", and no {}", others.join(", ")) };
         let sent = block_name(model, pass).map_or_else(|| pass.authority.clone(), str::to_owned);
         found.push(
             Finding::warning(
@@ -101,8 +104,7 @@ pub(super) fn lost_host(model: &Model) -> Vec<Finding> {
             )
             .likely("a server that does not look at Host")
             .breaks(format!(
-                "The backend gets \"Host: {sent}\" and loses {}: sites chosen by name, redirects and cookies go wrong.",
-                others.join(", ")
+                "The backend gets \"Host: {sent}\" instead{others}: sites chosen by name, redirects and cookies go wrong."
             ))
             .at(view::place(model, first.node))
             .at(view::place(model, lost.node))

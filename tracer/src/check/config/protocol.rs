@@ -23,6 +23,9 @@ pub(super) fn tls_to_80(model: &Model) -> Vec<Finding> {
             continue;
         }
         for target in view::targets(model, pass).iter().filter(|target| target.port() == Some(80)) {
+            if is_own(model, target) {
+                continue;
+            }
             let written = target.text.ends_with(":80");
             let summary = if written {
                 format!("TLS is spoken to port 80: {} → {}", pass.url, target.text)
@@ -62,6 +65,9 @@ pub(super) fn plain_to_443(model: &Model) -> Vec<Finding> {
             _ => continue,
         };
         for target in view::targets(model, pass).iter().filter(|target| target.port() == Some(443)) {
+            if is_own(model, target) {
+                continue;
+            }
             found.push(
                 Finding::problem(
                     "plain-to-port-443",
@@ -152,6 +158,14 @@ fn serves(listen: &str, ip: IpAddr, port: u16) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether a loopback address is one of this nginx's own ports: [`own_port`] knows what they speak.
+fn is_own(model: &Model, target: &Target<'_>) -> bool {
+    let Address::Ip { ip, port: Some(port) } = target.address else { return false };
+    let listens =
+        model.servers.iter().filter(|server| server.layer == Layer::Http).flat_map(|server| &server.listens);
+    ip.is_loopback() && listens.filter(|listen| !listen.udp).any(|listen| serves(&listen.address, *ip, *port))
 }
 
 /// A pass to a port of this same nginx, in another language than that port has.
@@ -318,6 +332,11 @@ mod tests {
         clean(plain_to_443, "http { server { location / { proxy_pass http://10.0.0.1:8443; } } }");
         clean(plain_to_443, "http { server { listen 443; location / { proxy_pass http://10.0.0.1:80; } } }");
         clean(plain_to_443, "stream { server { listen 1; proxy_pass 10.0.0.1:443; } }");
+        // What this nginx listens on is known.
+        clean(
+            plain_to_443,
+            "http { server { listen 443; location / { proxy_pass http://127.0.0.1:443; } } }",
+        );
         // A scheme that a variable gives is not known.
         clean(plain_to_443, "http { server { location / { proxy_pass $scheme://10.0.0.1:443; } } }");
     }

@@ -86,7 +86,7 @@ fn errors(subject: &Subject<'_>, now: SystemTime) -> Report {
     for log in &logs.texts {
         collected.add(&log.text, log.offset, &context);
     }
-    let mut findings = findings(&collected, &logs);
+    let mut findings = findings(&collected, &logs, &super::running::test_command(subject));
     for finding in &mut findings {
         finding.at.extend(logs.places.iter().take(1).cloned());
     }
@@ -110,7 +110,7 @@ fn plural_errors(count: u64) -> String {
     plural(usize::try_from(count).unwrap_or(usize::MAX), "upstream failure")
 }
 
-fn findings(collected: &Collected, logs: &logs::Logs) -> Vec<Finding> {
+fn findings(collected: &Collected, logs: &logs::Logs, test: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Some((time, text)) = &collected.refused {
         let mut one = Finding::problem(
@@ -120,7 +120,7 @@ fn findings(collected: &Collected, logs: &logs::Logs) -> Vec<Finding> {
         .likely("a reload that succeeded without a new worker")
         .breaks("Nothing that was changed since has any effect, and a restart would leave no nginx running.")
         .because("log", format!("{}: {text}", at(*time)))
-        .fix_with("mend what nginx complains about, and test", "nginx -t");
+        .fix_with("mend what nginx complains about, and test", test);
         one.at.extend(collect::place(text));
         findings.push(one);
     }
@@ -129,7 +129,7 @@ fn findings(collected: &Collected, logs: &logs::Logs) -> Vec<Finding> {
     }
     if let Some(group) = &collected.crashes {
         findings.push(
-            Finding::warning("worker-crashed", format!("{} ended by a signal in the last day", times(group.count, "a worker")))
+            Finding::warning("worker-crashed", format!("a worker crashed {} in the last day", plural_times(group.count)))
                 .breaks("Every request that such a worker was at is cut off: its clients see a reset, its upstream servers an end.")
                 .because("log", group.example.clone())
                 .because("time", span(group))
@@ -146,10 +146,6 @@ fn findings(collected: &Collected, logs: &logs::Logs) -> Vec<Finding> {
         );
     }
     findings
-}
-
-fn times(count: u64, what: &str) -> String {
-    if count == 1 { format!("once {what}") } else { format!("{count} times {what}") }
 }
 
 fn plural_times(count: u64) -> String {
@@ -196,8 +192,7 @@ fn upstream_errors(cause: Cause, group: &Group, logs: &logs::Logs) -> Finding {
     if logs.cut {
         one = one.because("part", "only the last 4 MiB of the log were read: there may have been more");
     }
-    one.fix_with("see what it means, and what to do", format!("why502 explain {cause}"))
-        .fix_with("watch the next one, with evidence from the kernel", format!("sudo why502 --cause {cause}"))
+    one.fix_with("watch the next one, with evidence from the kernel", format!("sudo why502 --cause {cause}"))
 }
 
 /// Denials of a program with nginx's name, in all logs that are there.
@@ -278,12 +273,11 @@ fn denied(recent: &[&Denial], pids: &[u32]) -> Vec<Finding> {
         let cause = last.cause.unwrap_or(Cause::Unexplained);
         let one = Finding::warning(
             "connections-denied",
-            format!("{} in the last day: {} (last at {})", plural_times(count), last.what, at(last.time)),
+            format!("{} in the last day: {}", plural_times(count), last.what),
         )
         .cause(cause)
         .breaks("A connection that is denied is a 502; the error log says only \"Permission denied\" or the like.")
-        .because("audit", format!("audit record {}", last.id))
-        .fix_with("see what would allow it, from narrow to wide", format!("why502 explain {cause}"))
+        .because("audit", format!("last at {} (audit record {})", at(last.time), last.id))
         .fix_with("prove it on the next one, silenced denials included", format!("sudo why502 --cause {cause}"));
         if certain {
             one

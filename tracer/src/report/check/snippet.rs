@@ -27,7 +27,9 @@ pub(super) fn snippet(model: &Model, place: &Place, summary: &str, first: bool) 
         (None, false) => None,
     };
     // A directive that spans lines is underlined as far as its first line goes.
-    let mark = wanted.map(|wanted| find(&shown, wanted).unwrap_or((0, shown.chars().count())));
+    let mark = wanted
+        .filter(|_| place.line.is_some())
+        .map(|wanted| find(&shown, wanted).unwrap_or((0, shown.chars().count())));
     cut(shown, mark)
 }
 

@@ -143,7 +143,7 @@ impl Writer<'_> {
         self.places(model, finding)?;
         self.paragraph("breaks", Style::new(), &safe(&finding.breaks))?;
         if let Some(rival) = &finding.rival {
-            self.paragraph("unless", LIKELY, &safe(rival))?;
+            self.paragraph("or", LIKELY, &safe(rival))?;
         }
         for (index, evidence) in finding.evidence.iter().enumerate() {
             self.paragraph(if index == 0 { "evidence" } else { "" }, Style::new(), &safe(&evidence.text))?;
@@ -161,7 +161,15 @@ impl Writer<'_> {
     }
 
     fn places(&mut self, model: &Model, finding: &Finding) -> io::Result<()> {
-        let shown = || finding.at.iter().take(MOST_PLACES);
+        // Two directives of one line are shown by the first.
+        let same = |a: &Place, b: &Place| a.line.is_some() && (&a.file, a.line) == (&b.file, b.line);
+        let mut distinct: Vec<&Place> = Vec::new();
+        for place in &finding.at {
+            if !distinct.iter().any(|known| same(known, place)) {
+                distinct.push(place);
+            }
+        }
+        let shown = || distinct.iter().copied().take(MOST_PLACES);
         let number = |place: &Place| place.line.map(|line| line.to_string()).unwrap_or_default();
         let column = shown().map(|place| number(place).len()).max().unwrap_or(0);
         let gutter = INDENT.saturating_sub(3).max(column + 2);
@@ -180,7 +188,7 @@ impl Writer<'_> {
                 writeln!(self.out, "{LABEL}{:>gutter$} |{LABEL:#} {:at$}{style}{line}{style:#}", "", "")?;
             }
         }
-        match finding.at.len().saturating_sub(MOST_PLACES) {
+        match distinct.len().saturating_sub(MOST_PLACES) {
             0 => Ok(()),
             1 => self.paragraph("", LABEL, "and 1 other line"),
             more => self.paragraph("", LABEL, &format!("and {more} other lines")),
