@@ -106,7 +106,11 @@ fn reload(subject: &Subject<'_>) -> Report {
     let next = disk.as_ref().unwrap_or(snapshot);
     findings.extend(unreadable(&next.problems, &test_command(subject)));
     if let Some(disk) = &disk {
-        findings.extend(config::lint_all(&disk.model).into_iter().filter(|one| one.name == "nginx-refuses"));
+        findings.extend(
+            config::lint_all(&disk.model, !disk.problems.iter().any(|problem| problem.missing))
+                .into_iter()
+                .filter(|one| one.name == "nginx-refuses"),
+        );
     }
     let files = snapshot.model.config().files().count();
     let state = if findings.is_empty() { "as on disk" } else { "see below" };

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     nginx::{Nginx, keeps_its_texts},
-    program::{Ended, can_attach, has, run, through, why502},
+    program::{Ended, can_attach, has, poll, run, skipped, through, why502},
 };
 
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -109,9 +109,27 @@ fn findings_as_json() {
 #[test]
 fn nginx_refuses_what_is_said_to_be_refused() {
     let test = "nginx_refuses_what_is_said_to_be_refused";
-    if !has(test, "nginx") {
-        return;
+    if has(test, "nginx") {
+        refuses(Path::new("nginx"));
     }
+}
+
+/// The current nginx that `cargo xtask setup` unpacks beside the installed one.
+#[test]
+fn a_current_nginx_refuses_the_same() {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = set("WHY502_LAB_CACHE")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("why502/lab")))
+        .or_else(|| Some(set("HOME")?.join(".cache/why502/lab")));
+    match cache.map(|cache| cache.join("current-nginx/nginx")).filter(|path| path.exists()) {
+        Some(nginx) => refuses(&nginx),
+        None => skipped("a_current_nginx_refuses_the_same", "`cargo xtask setup` fetches one"),
+    }
+}
+
+fn refuses(nginx: &Path) {
+    let version = Command::new(nginx).arg("-v").output().unwrap().stderr;
+    let version = String::from_utf8_lossy(&version).trim().rsplit_once('/').unwrap().1.to_owned();
     let app = "upstream app { server 127.0.0.1:1; }";
     let at = |lines: &str| format!("{app} server {{ listen 127.0.0.1:1; location / {{ {lines} }} }}");
     for (refused, http) in [
@@ -141,9 +159,9 @@ fn nginx_refuses_what_is_said_to_be_refused() {
         (false, "upstream b { least_conn; server 127.0.0.1:1 backup; server 127.0.0.1:2; }".to_owned()),
     ] {
         let temporary = "client_body_temp_path a; proxy_temp_path b; fastcgi_temp_path c; uwsgi_temp_path d; scgi_temp_path e;";
-        let text = format!("pid p; error_log e; events {{}}\nhttp {{ access_log off; {temporary} {http} }}\n");
+        let text = format!("pid pid; error_log log; events {{}}\nhttp {{ access_log off; {temporary} {http} }}\n");
         let (folder, path) = file(&text);
-        let tested = Command::new("nginx")
+        let tested = Command::new(nginx)
             .args(["-t", "-e", "stderr", "-p"])
             .arg(folder.path())
             .arg("-c")
@@ -152,7 +170,8 @@ fn nginx_refuses_what_is_said_to_be_refused() {
             .unwrap();
         let said = String::from_utf8_lossy(&tested.stderr);
         assert_eq!(tested.status.success(), !refused, "{said}{text}");
-        let found = names(&check(&path, &["-o", "json"]));
+        let checked = ["check", "--nginx-version", &version, "-o", "json", "--file", path.to_str().unwrap()];
+        let found = names(&run(&mut why502(&checked)));
         assert_eq!(found.iter().any(|name| name == "nginx-refuses"), refused, "{found:?} {said}{text}");
     }
 }
@@ -206,7 +225,9 @@ fn a_running_nginx_and_its_past() {
     nginx.reload();
     let reloaded = running(&nginx, &["-o", "json", "--ignore", "upstream-errors-logged"]);
     assert!(quiet(&reloaded), "{reloaded}");
-    // A mistake that is not loaded yet, then one that nginx refused to load.
+    // What nginx refused to load. Its log counts in seconds: a refusal is told from what a worker was born after by that.
+    let reloaded_at = std::time::SystemTime::now();
+    assert!(poll(|| reloaded_at.elapsed().is_ok_and(|since| since.as_millis() > 1100)));
     nginx.edit(&main_of(&WELL.replace("return 204", "retrun 204")));
     nginx.reload();
     let refused = running(&nginx, &["-o", "json"]);

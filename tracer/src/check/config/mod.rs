@@ -28,20 +28,28 @@ pub struct Lint {
     pub finds: &'static str,
     /// Looks.
     pub check: fn(&Model) -> Vec<Finding>,
+    /// Whether it rests on something that is not there: then it is silent where a part could not be read.
+    pub of_absence: bool,
 }
 
+/// A mistake that the lines that are there make.
 const fn lint(name: &'static str, finds: &'static str, check: fn(&Model) -> Vec<Finding>) -> Lint {
-    Lint { name, finds, check }
+    Lint { name, finds, check, of_absence: false }
+}
+
+/// A mistake that is made by what is not there.
+const fn lack(name: &'static str, finds: &'static str, check: fn(&Model) -> Vec<Finding>) -> Lint {
+    Lint { name, finds, check, of_absence: true }
 }
 
 /// Every mistake, in the order in which they are told.
 pub const LINTS: &[Lint] = &[
-    lint(
+    lack(
         "nginx-refuses",
         "nginx would not start with it: buffers that do not fit each other, no servers, a URI where none may be",
         refused,
     ),
-    lint(
+    lack(
         "variable-without-resolver",
         "a variable names the upstream host, and nobody can be asked for its address",
         names::no_resolver,
@@ -51,34 +59,34 @@ pub const LINTS: &[Lint] = &[
         "the resolver in force does not know the upstream's name",
         names::wrong_resolver,
     ),
-    lint(
+    lack(
         "no-such-upstream",
         "a pass names an upstream that is spelt differently, or is one of another layer",
         names::almost_an_upstream,
     ),
-    lint(
+    lack(
         "tls-to-port-80",
         "TLS is spoken to port 80, most often because a server has no port",
         protocol::tls_to_80,
     ),
     lint("plain-to-port-443", "http:// or grpc:// is spoken to port 443", protocol::plain_to_443),
     lint("two-protocols-on-one-port", "one address is spoken to in two protocols", protocol::two_languages),
-    lint(
+    lack(
         "own-port-speaks-another-protocol",
         "a pass leads to a port of this nginx that speaks another protocol",
         protocol::own_port,
     ),
-    lint(
+    lack(
         "grpc-without-http2",
         "gRPC clients cannot come in, as the server does not take HTTP/2",
         protocol::grpc_without_http2,
     ),
-    lint(
+    lack(
         "tls-without-server-name",
         "no server name (SNI) is sent to a TLS server that is known by a name",
         tls::no_server_name,
     ),
-    lint(
+    lack(
         "certificate-name-cannot-fit",
         "certificates are held against a name that none has",
         tls::name_to_verify,
@@ -89,11 +97,11 @@ pub const LINTS: &[Lint] = &[
         "certificates are to be verified, and the pass speaks plain text",
         tls::verify_without_tls,
     ),
-    lint("all-servers-down", "every server of an upstream is marked down", servers::all_down),
-    lint("backup-never-used", "a backup that nothing ever leads to", servers::never_marked),
-    lint("max-fails-on-a-lone-server", "max_fails is set where it has no effect", servers::lone_max_fails),
+    lack("all-servers-down", "every server of an upstream is marked down", servers::all_down),
+    lack("backup-never-used", "a backup that nothing ever leads to", servers::never_marked),
+    lack("max-fails-on-a-lone-server", "max_fails is set where it has no effect", servers::lone_max_fails),
     lint("timeout-of-zero", "a time-out of 0, which is no time at all", timeouts::zero),
-    lint(
+    lack(
         "no-time-for-the-next-server",
         "retries end before the first server's connect time-out",
         timeouts::no_time_for_the_next,
@@ -103,7 +111,7 @@ pub const LINTS: &[Lint] = &[
         "the buffer for response headers is smaller than many a header",
         timeouts::small_header_buffer,
     ),
-    lint(
+    lack(
         "keepalive-without-effect",
         "keepalive is set, and every connection is closed nevertheless",
         keepalive::without_effect,
@@ -113,25 +121,25 @@ pub const LINTS: &[Lint] = &[
         "keepalive is undone by the balancing method behind it",
         keepalive::before_method,
     ),
-    lint(
+    lack(
         "upgrade-without-connection",
         "WebSocket: Upgrade is passed on without Connection",
         websocket::no_connection,
     ),
-    lint("upgrade-with-http-1.0", "WebSocket: Upgrade is passed on in HTTP/1.0", websocket::http10),
-    lint(
+    lack("upgrade-with-http-1.0", "WebSocket: Upgrade is passed on in HTTP/1.0", websocket::http10),
+    lack(
         "host-is-upstream-name",
         "the backend gets the upstream block's name as Host, and refuses it or does not know it",
         headers::host_is_block_name,
     ),
-    lint(
+    lack(
         "proxy-headers-not-inherited",
         "proxy_set_header in a block drops Host of the outer ones",
         headers::lost_host,
     ),
-    lint("scheme-not-forwarded", "the backend is not told that clients come by TLS", headers::no_scheme),
-    lint("php-without-script-filename", "php-fpm is not told which script to run", paths::no_script),
-    lint(
+    lack("scheme-not-forwarded", "the backend is not told that clients come by TLS", headers::no_scheme),
+    lack("php-without-script-filename", "php-fpm is not told which script to run", paths::no_script),
+    lack(
         "slash-lost-in-pass",
         "the URI of a pass lacks the slash that its location ends with",
         paths::lost_slash,
@@ -147,19 +155,19 @@ pub const LINTS: &[Lint] = &[
         decoded_in_redirect,
     ),
     lint("limit-looks-like-failure", "limits are answered with 502 or 504", status::limit_status),
-    lint(
+    lack(
         "limit-without-burst",
         "a rate limit refuses requests that come together, with 503",
         status::limit_without_burst,
     ),
     lint("failure-told-as-success", "error_page turns a failure into 200", status::hidden_failure),
-    lint("client-chooses-the-server", "a client says where nginx connects to", paths::anywhere),
+    lack("client-chooses-the-server", "a client says where nginx connects to", paths::anywhere),
     lint(
         "alias-leaves-its-folder",
         "alias without a slash lets clients leave the folder",
         paths::alias_traversal,
     ),
-    lint(
+    lack(
         "response-headers-not-inherited",
         "add_header in a block drops protecting headers of the outer ones",
         headers::lost_protection,
@@ -197,11 +205,13 @@ pub const NAMES: &[Name] = &{
     names
 };
 
-/// Looks for every mistake. One that several lines share is one finding with all of them.
+/// Looks for every mistake; in a configuration of which a part is missing, for those that this part cannot undo. One that
+/// several lines share is one finding with all of them.
 #[must_use]
-pub fn lint_all(model: &Model) -> Vec<Finding> {
+pub fn lint_all(model: &Model, is_whole: bool) -> Vec<Finding> {
     let mut all: Vec<Finding> = Vec::new();
-    for finding in LINTS.iter().flat_map(|lint| (lint.check)(model)) {
+    let told = LINTS.iter().filter(|lint| is_whole || !lint.of_absence);
+    for finding in told.flat_map(|lint| (lint.check)(model)) {
         let same = |known: &&mut Finding| known.name == finding.name && known.summary == finding.summary;
         match all.iter_mut().find(same) {
             Some(known) => {
@@ -245,9 +255,11 @@ pub fn inspect(subject: &Subject<'_>, _options: &Options) -> Report {
 /// Looks at a configuration of which parts may be missing.
 #[must_use]
 pub fn of_model(model: &Model, problems: &[crate::nginx::Problem]) -> Report {
-    let findings = lint_all(model);
     let missing = problems.iter().find(|problem| problem.missing);
-    let incomplete = missing.map(|problem| format!("a part of it could not be read: {problem}"));
+    let findings = lint_all(model, missing.is_none());
+    let incomplete = missing.map(|problem| {
+        format!("a part of it could not be read, so that what is lacking in the rest is not told: {problem}")
+    });
     Report { checked: vec![checked(model, &findings, incomplete)], findings }
 }
 

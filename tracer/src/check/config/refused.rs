@@ -113,8 +113,13 @@ pub(super) fn upstreams(model: &Model) -> Vec<Finding> {
         let known = method.as_ref().is_none_or(|(_, name)| {
             [&b"least_conn"[..], b"ip_hash", b"hash", b"random"].contains(&name.as_slice())
         });
-        // A file can hold what is not shown here: `include` of a missing pattern, templates of other programs.
-        if upstream.servers.is_empty() && view::in_block(model, block, "zone").next().is_none() && known {
+        // Forks fill such blocks from elsewhere.
+        let own_rules = model.platform.version.is_some();
+        if own_rules
+            && upstream.servers.is_empty()
+            && view::in_block(model, block, "zone").next().is_none()
+            && known
+        {
             found.push(
                 refused(model, block, format!("no servers are inside upstream \"{name}\""))
                     .fix("add a server line"),

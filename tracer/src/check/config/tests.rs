@@ -25,11 +25,11 @@ fn names_are_stable_words_and_each_is_there_once() {
 #[test]
 fn a_mistake_is_told_once() {
     let text = "http { server { location /a/ { proxy_pass http://10.0.0.1:443; } location /b/ { proxy_pass http://10.0.0.1:443; } } }";
-    let found = lint_all(&testing::model(text, Version(1, 22, 1)));
+    let found = lint_all(&testing::model(text, Version(1, 22, 1)), true);
     assert_eq!(found.len(), 1, "{found:#?}");
     assert_eq!(found[0].at.len(), 1, "the same line: {found:#?}");
     let text = text.replace("} location", "}\nlocation");
-    assert_eq!(lint_all(&testing::model(&text, Version(1, 22, 1)))[0].at.len(), 2);
+    assert_eq!(lint_all(&testing::model(&text, Version(1, 22, 1)), true)[0].at.len(), 2);
 }
 
 fn folder() -> PathBuf {
@@ -49,7 +49,7 @@ fn nothing_is_found_in_healthy_configurations() {
             assert!(errors.is_empty(), "{}: {errors:?}", path.display());
             let model = Model::for_platform(config, Platform { version, page: 4096 });
             assert!(model.warnings.is_empty(), "{}: {:?}", path.display(), model.warnings);
-            let found = lint_all(&model);
+            let found = lint_all(&model, true);
             // `http2 on` is too new for an old nginx: that is true.
             let found: Vec<_> = found
                 .into_iter()
@@ -105,7 +105,19 @@ fn damaged_configurations_are_survived() {
         }
         let Some(dump) = Dump::parse(&text) else { continue };
         let (config, _) = parse_partial(&dump, Source::new(dump.main()));
-        let _ =
-            lint_all(&Model::for_platform(config, Platform { version: Some(Version(1, 22, 1)), page: 4096 }));
+        let _ = lint_all(
+            &Model::for_platform(config, Platform { version: Some(Version(1, 22, 1)), page: 4096 }),
+            true,
+        );
     }
+}
+
+/// What a missing file may hold is not said to be absent.
+#[test]
+fn parts_that_are_missing_are_not_absent() {
+    let text = "http { server { location ~ php { fastcgi_pass 127.0.0.1:9000; } location / { proxy_pass http://10.0.0.1:443; } } }";
+    let model = testing::model(text, Version(1, 22, 1));
+    let names = |is_whole: bool| lint_all(&model, is_whole).iter().map(|one| one.name).collect::<Vec<_>>();
+    assert_eq!(names(true), ["plain-to-port-443", "php-without-script-filename"]);
+    assert_eq!(names(false), ["plain-to-port-443"]);
 }

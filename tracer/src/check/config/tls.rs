@@ -9,7 +9,6 @@ use crate::{
     nginx::{
         Model,
         model::{Module, Pass},
-        value::Address,
     },
 };
 
@@ -61,21 +60,23 @@ pub(super) fn name_to_verify(model: &Model) -> Vec<Finding> {
         if !view::is_on(model, pass, "ssl_verify") || view::set_at(model, pass, "ssl_name").is_some() {
             continue;
         }
-        let block = pass.upstream.and_then(|index| model.upstreams.get(index));
-        let (name, what) = match (block, &pass.target) {
-            (Some(upstream), _) if !view::is_dotted(&upstream.name) => {
-                (upstream.name.clone(), "the name of the upstream block")
-            }
-            (None, Address::Ip { ip, .. }) => {
-                (ip.to_string(), "an address, which nginx compares with names alone")
-            }
-            _ => continue,
-        };
+        let Some(upstream) = pass.upstream.and_then(|index| model.upstreams.get(index)) else { continue };
+        // A certificate of one's own can have any name, also that of a block with addresses; one of a server that is
+        // known by names has those.
+        let targets = view::targets(model, pass);
+        let hosts: Vec<&str> = targets.iter().filter_map(view::Target::host).collect();
+        let named = !hosts.is_empty()
+            && hosts.len() == targets.len()
+            && hosts.iter().all(|host| view::is_dotted(host));
+        let name = upstream.name.clone();
+        if view::is_dotted(&name) || !named {
+            continue;
+        }
         let prefix = pass.module.prefix();
         found.push(
             Finding::problem(
                 "certificate-name-cannot-fit",
-                format!("the certificate must be for \"{name}\": {what}"),
+                format!("the certificate must be for \"{name}\", the name of the upstream block"),
             )
             .cause(Cause::TlsCertificateRejected)
             .likely("a certificate of your own that has this very name")
@@ -175,7 +176,15 @@ mod tests {
         let verify = "proxy_ssl_verify on; proxy_ssl_trusted_certificate /ca;";
         let block = "upstream api { server api.example.com:443; }";
         one(name_to_verify, &at(block, &format!("{verify} proxy_pass https://api;")));
-        one(name_to_verify, &at("", &format!("{verify} proxy_pass https://10.0.0.1;")));
+        clean(name_to_verify, &at("", &format!("{verify} proxy_pass https://10.0.0.1;")));
+        clean(
+            name_to_verify,
+            &at("upstream core { server core:8443; }", &format!("{verify} proxy_pass https://core;")),
+        );
+        clean(
+            name_to_verify,
+            &at("upstream core { server 10.0.0.1:8443; }", &format!("{verify} proxy_pass https://core;")),
+        );
         clean(
             name_to_verify,
             &at(block, &format!("{verify} proxy_ssl_name api.example.com; proxy_pass https://api;")),
