@@ -16,6 +16,8 @@ mod tls;
 pub(super) mod view;
 mod websocket;
 
+use std::collections::HashMap;
+
 use super::{Checked, Finding, Name, Options, Report, Subject};
 use crate::{nginx::Model, report::plural};
 
@@ -150,9 +152,9 @@ pub const LINTS: &[Lint] = &[
         decoded_in_pass,
     ),
     lint(
-        "decoded-uri-in-redirect",
-        "the decoded URI goes into redirects: clients can be given forged headers",
-        decoded_in_redirect,
+        "decoded-uri-in-answer",
+        "the decoded URI goes into headers of answers: clients can be given forged ones",
+        decoded_in_answer,
     ),
     lint("limit-looks-like-failure", "limits are answered with 502 or 504", status::limit_status),
     lack(
@@ -185,8 +187,8 @@ fn decoded_in_pass(model: &Model) -> Vec<Finding> {
     only("decoded-uri-passed-on", paths::decoded_uri(model))
 }
 
-fn decoded_in_redirect(model: &Model) -> Vec<Finding> {
-    only("decoded-uri-in-redirect", paths::decoded_uri(model))
+fn decoded_in_answer(model: &Model) -> Vec<Finding> {
+    only("decoded-uri-in-answer", paths::decoded_uri(model))
 }
 
 fn only(name: &str, mut findings: Vec<Finding>) -> Vec<Finding> {
@@ -210,13 +212,14 @@ pub const NAMES: &[Name] = &{
 #[must_use]
 pub fn lint_all(model: &Model, is_whole: bool) -> Vec<Finding> {
     let mut all: Vec<Finding> = Vec::new();
+    let mut known: HashMap<(&'static str, String), usize> = HashMap::new();
     let told = LINTS.iter().filter(|lint| is_whole || !lint.of_absence);
     for finding in told.flat_map(|lint| (lint.check)(model)) {
-        let same = |known: &&mut Finding| known.name == finding.name && known.summary == finding.summary;
-        match all.iter_mut().find(same) {
-            Some(known) => {
-                let new: Vec<_> = finding.at.into_iter().filter(|place| !known.at.contains(place)).collect();
-                known.at.extend(new);
+        let index = *known.entry((finding.name, finding.summary.clone())).or_insert(all.len());
+        match all.get_mut(index) {
+            Some(one) => {
+                let new: Vec<_> = finding.at.into_iter().filter(|place| !one.at.contains(place)).collect();
+                one.at.extend(new);
             }
             None => all.push(finding),
         }

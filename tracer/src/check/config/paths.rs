@@ -64,16 +64,39 @@ pub(super) fn decoded_uri(model: &Model) -> Vec<Finding> {
                 .fix("write $request_uri, or no URI at all: proxy_pass http://NAME; passes on what the client sent"),
         );
     }
-    for node in view::all(model, "return") {
-        let Some(to) = model.config().arg(node, 1) else { continue };
-        let code = model.config().arg(node, 0).unwrap_or_default();
-        let Some(name) = decoded(&to).filter(|_| code.starts_with('3')) else { continue };
+    for node in view::all(model, "proxy_set_header") {
+        let Some(name) = view::header(model, node).and_then(|header| decoded(&header.value)) else {
+            continue;
+        };
         found.push(
-            Finding::warning("decoded-uri-in-redirect", format!("\"${name}\" is the decoded URI, and goes into the Location header as it is"))
-                .likely("nothing in front of clients that would be fooled")
-                .breaks("A client that is led to a link with %0d%0a gets headers, such as cookies, that an attacker wrote.")
-                .at(view::place(model, node))
-                .fix("write $request_uri instead"),
+            Finding::warning(
+                "decoded-uri-passed-on",
+                format!("\"${name}\" is the decoded URI, and goes into a header as it is"),
+            )
+            .likely("clients that never send %0d%0a")
+            .breaks(
+                "A URI with %0d%0a lets a client write headers of its own, such as those that say who it is.",
+            )
+            .at(view::place(model, node))
+            .fix("write $request_uri instead"),
+        );
+    }
+    let answers = view::all(model, "return").chain(view::all(model, "add_header"));
+    for node in answers {
+        let is_return = view::is_block(model, node, "return");
+        let Some(value) = model.config().arg(node, 1) else { continue };
+        let first = model.config().arg(node, 0).unwrap_or_default();
+        let Some(name) = decoded(&value).filter(|_| !is_return || first.starts_with('3')) else { continue };
+        let to = if is_return { "the Location header" } else { "a header" };
+        found.push(
+            Finding::warning(
+                "decoded-uri-in-answer",
+                format!("\"${name}\" is the decoded URI, and goes into {to} as it is"),
+            )
+            .likely("nothing in front of clients that would be fooled")
+            .breaks("A client that is led to a link with %0d%0a gets headers, such as cookies, that an attacker wrote.")
+            .at(view::place(model, node))
+            .fix("write $request_uri instead"),
         );
     }
     found
@@ -225,11 +248,15 @@ mod tests {
     fn decoded_uris() {
         one(decoded_uri, &at("/", "proxy_pass http://127.0.0.1:1$uri$is_args$args;"));
         one(decoded_uri, &at("/", "return 301 https://$host$uri;"));
+        one(decoded_uri, &at("/", "proxy_set_header X-Original-URI ${uri}; proxy_pass http://127.0.0.1:1;"));
+        one(decoded_uri, &at("/", "add_header X-Page $document_uri;"));
         for lines in [
             "proxy_pass http://127.0.0.1:1$request_uri;",
             "proxy_pass http://127.0.0.1:1;",
             "return 301 https://$host$request_uri;",
             "return 200 $uri;",
+            "add_header X-Page $request_uri; proxy_set_header X-Original-URI $request_uri;",
+            "proxy_set_header X-Type $urix;",
             "try_files $uri $uri/ /index.html;",
         ] {
             clean(decoded_uri, &at("/", lines));

@@ -13,22 +13,19 @@ use crate::{
     },
 };
 
-fn used(model: &Model, index: usize) -> bool {
-    model.users_by_upstream().get(index).is_some_and(|users| !users.is_empty())
-}
-
-fn static_upstreams(model: &Model) -> impl Iterator<Item = (usize, &Upstream)> {
-    model.upstreams.iter().enumerate().filter(|(_, upstream)| upstream.balancer.is_none())
+/// The upstreams that a pass leads to and whose servers are those of their lines, with their indices.
+fn used(model: &Model) -> Vec<(usize, &Upstream)> {
+    let users = model.users_by_upstream();
+    let is_used = |index: usize| users.get(index).is_some_and(|users| !users.is_empty());
+    let all = model.upstreams.iter().enumerate();
+    all.filter(|(index, upstream)| upstream.balancer.is_none() && is_used(*index)).collect()
 }
 
 /// Nobody is left to ask.
 pub(super) fn all_down(model: &Model) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (index, upstream) in static_upstreams(model) {
-        if upstream.servers.is_empty()
-            || !upstream.servers.iter().all(|server| server.down)
-            || !used(model, index)
-        {
+    for (index, upstream) in used(model) {
+        if upstream.servers.is_empty() || !upstream.servers.iter().all(|server| server.down) {
             continue;
         }
         let mut one = Finding::problem(
@@ -48,9 +45,9 @@ pub(super) fn all_down(model: &Model) -> Vec<Finding> {
 /// `max_fails` and `fail_timeout` of a server that has nobody beside it.
 pub(super) fn lone_max_fails(model: &Model) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (index, upstream) in static_upstreams(model) {
+    for (index, upstream) in used(model) {
         let [server] = upstream.servers.as_slice() else { continue };
-        if !matches!(server.address, Address::Ip { .. } | Address::Unix { .. }) || !used(model, index) {
+        if !matches!(server.address, Address::Ip { .. } | Address::Unix { .. }) {
             continue;
         }
         let Some(parameter) = written(server, "max_fails").filter(|_| server.max_fails > 0) else { continue };
@@ -75,13 +72,13 @@ fn written<'a>(server: &'a UpstreamServer, name: &str) -> Option<&'a str> {
 /// Servers that are tried although they are known to be broken for good: `max_fails=0` on all of several.
 pub(super) fn never_marked(model: &Model) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (index, upstream) in static_upstreams(model) {
+    for (index, upstream) in used(model) {
         let usable: Vec<&UpstreamServer> = upstream.servers.iter().filter(|server| !server.down).collect();
         let backup: Vec<&&UpstreamServer> = usable.iter().filter(|server| server.backup).collect();
         let primary: Vec<&&UpstreamServer> = usable.iter().filter(|server| !server.backup).collect();
         // Without a backup it is a choice that some make on purpose.
         let (Some(first), Some(spare)) = (primary.first(), backup.first()) else { continue };
-        if !primary.iter().all(|server| server.max_fails == 0) || !used(model, index) {
+        if !primary.iter().all(|server| server.max_fails == 0) {
             continue;
         }
         // A retry would still reach the backup.

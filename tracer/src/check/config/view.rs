@@ -131,16 +131,19 @@ pub(super) fn find<'a>(headers: &'a [Header], name: &str) -> Option<&'a Header> 
 }
 
 /// The directives of one block that have a name.
-pub(in crate::check) fn in_block<'a>(
-    model: &'a Model,
-    block: NodeId,
-    name: &'a str,
-) -> impl Iterator<Item = NodeId> + 'a {
-    model.config().children(block).filter(move |id| *model.config().name(*id) == *name.as_bytes())
+pub(in crate::check) fn in_block(model: &Model, block: NodeId, name: &str) -> impl Iterator<Item = NodeId> {
+    let config = model.config();
+    // Most names are nowhere: then nothing is walked through.
+    let wanted = config.find_name(name.as_bytes());
+    let children = wanted.map(|_| config.children(block)).into_iter().flatten();
+    children.filter(move |id| config.name_id(*id) == wanted)
 }
 
 /// The directives of a name that hold for a block: those of the innermost enclosing block that has any.
 pub(super) fn inherited(model: &Model, mut block: Option<NodeId>, name: &str) -> Vec<NodeId> {
+    if model.config().find_name(name.as_bytes()).is_none() {
+        return Vec::new();
+    }
     while let Some(inner) = block {
         let found: Vec<NodeId> = in_block(model, inner, name).collect();
         if !found.is_empty() {

@@ -1,6 +1,9 @@
 //! Findings for people: a checklist, then one block a finding.
 
-use std::io::{self, Write};
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+};
 
 use anstyle::{AnsiColor, Style};
 
@@ -23,6 +26,8 @@ const ITEM: usize = 18;
 const NARROWEST: usize = 30;
 /// Most lines of the configuration that one finding shows.
 const MOST_PLACES: usize = 5;
+/// Most findings of one name that are shown.
+const MOST_EQUAL: usize = 10;
 const HEAD: Style = Style::new().bold();
 const GOOD: Style = AnsiColor::Green.on_default();
 
@@ -78,8 +83,20 @@ impl Writer<'_> {
         for checked in &shown.report.checked {
             self.item(checked, &shown.report.findings)?;
         }
+        let mut shown_of: HashMap<&'static str, usize> = HashMap::new();
         for finding in &shown.report.findings {
-            self.finding(shown.model, finding)?;
+            let count = shown_of.entry(finding.name).or_default();
+            *count += 1;
+            if *count <= MOST_EQUAL {
+                self.finding(shown.model, finding)?;
+            }
+        }
+        let mut more: Vec<(&'static str, usize)> =
+            shown_of.into_iter().filter(|(_, count)| *count > MOST_EQUAL).collect();
+        more.sort_unstable();
+        for (name, count) in more {
+            let rest = count - MOST_EQUAL;
+            writeln!(self.out, "\nand {rest} more of {name}: `-o json` has them all")?;
         }
         Ok(())
     }
