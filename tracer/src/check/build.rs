@@ -1,5 +1,7 @@
 //! Making findings, a piece at a time.
 
+use std::path::Path;
+
 use super::finding::{Finding, Place, Severity};
 use crate::{
     diagnose::{Cause, Confidence, Evidence, Fix},
@@ -108,6 +110,18 @@ impl Place {
     #[must_use]
     pub fn default_of(text: impl Into<String>) -> Self {
         Self { role: "directive", file: None, line: None, text: text.into() }
+    }
+}
+
+impl Model {
+    /// A line of a file as it stands there, without what it is indented by; `None` for an empty one.
+    #[must_use]
+    pub fn source_line(&self, file: Option<&Path>, line: Option<u32>) -> Option<String> {
+        let (path, line) = (file?, usize::try_from(line?).ok()?);
+        let (_, bytes) = self.config().files().find(|(file, _)| *file == path)?;
+        let line = bytes.split(|byte| *byte == b'\n').nth(line.checked_sub(1)?)?;
+        let text = String::from_utf8_lossy(line).trim().to_owned();
+        (!text.is_empty()).then_some(text)
     }
 }
 

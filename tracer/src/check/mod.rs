@@ -55,7 +55,7 @@ pub fn inspect(subject: &Subject<'_>, options: &Options) -> Report {
 #[must_use]
 pub fn inspect_file(snapshot: &Snapshot, options: &Options) -> Report {
     let mut whole = config::of_model(&snapshot.model, &snapshot.problems);
-    let broken = running::unreadable(&snapshot.problems, "nginx -t");
+    let broken = running::unreadable(&snapshot.problems, &snapshot.model, "nginx -t");
     if let Some(checked) = whole.checked.first_mut() {
         checked.findings.extend(broken.iter().map(|finding| finding.name));
     }

@@ -104,7 +104,7 @@ fn reload(subject: &Subject<'_>) -> Report {
     }
     // What the next reload would read.
     let next = disk.as_ref().unwrap_or(snapshot);
-    findings.extend(unreadable(&next.problems, &test_command(subject)));
+    findings.extend(unreadable(&next.problems, &next.model, &test_command(subject)));
     if let Some(disk) = &disk {
         findings.extend(
             config::lint_all(&disk.model, !disk.problems.iter().any(|problem| problem.missing))
@@ -168,12 +168,12 @@ fn changed_since(snapshot: &Snapshot, newest: SystemTime, pid: u32) -> Option<(S
 
 /// What a reader of the files stumbles over, as findings.
 #[must_use]
-pub fn unreadable(problems: &[Problem], test: &str) -> Vec<Finding> {
+pub fn unreadable(problems: &[Problem], model: &Model, test: &str) -> Vec<Finding> {
     let place = |problem: &Problem| Place {
         role: "directive",
         file: problem.file.clone(),
         line: problem.line,
-        text: String::new(),
+        text: model.source_line(problem.file.as_deref(), problem.line).unwrap_or_default(),
     };
     // Those without a file are told where the command line is looked at.
     let with_file = problems.iter().filter(|problem| problem.file.is_some());
@@ -372,8 +372,8 @@ mod tests {
             text: "/etc/nginx/a.conf:7: unexpected \"}\"".to_owned(),
             missing,
         };
-        let found =
-            unreadable(&[problem(true), problem(false), Problem::from("no file".to_owned())], "nginx -t");
+        let problems = [problem(true), problem(false), Problem::from("no file".to_owned())];
+        let found = unreadable(&problems, &Model::default(), "nginx -t");
         let names: Vec<&str> = found.iter().map(|one| one.name).collect();
         assert_eq!(names, ["config-unreadable", "config-refused"]);
         assert_eq!((found[0].summary.as_str(), found[0].at[0].line), ("unexpected \"}\"", Some(7)));

@@ -34,7 +34,14 @@ http {
         location /a/ { proxy_buffer_size 64k; proxy_pass http://10.0.0.1:3000; }
         location /b/ { set $to app.internal; proxy_pass http://$to/; }
     }
+}
 "#;
+
+/// The last brace is missing.
+const BROKEN: &str = "events {}
+http {
+    server { listen 80; location / { proxy_pass http://10.0.0.1:443; } }
+";
 
 const HEALTHY: &str = "events {}
 http {
@@ -59,7 +66,7 @@ fn looked_at(text: &str) -> (Model, Report) {
     let model = Model::for_platform(config, Platform { version: Some(Version(1, 22, 1)), page: 4096 });
     let problems: Vec<Problem> = errors.iter().chain(&model.warnings).map(Problem::from).collect();
     let mut report = check::config::of_model(&model, &problems);
-    report.findings.extend(check::running::unreadable(&problems, "nginx -t"));
+    report.findings.extend(check::running::unreadable(&problems, &model, "nginx -t"));
     (model, report)
 }
 
@@ -100,11 +107,14 @@ pub(crate) fn all() -> Vec<(String, String)> {
     let (faulty, mut faults) = looked_at(MISTAKES);
     others(&mut faults);
     let (healthy, well) = looked_at(HEALTHY);
+    let (part, broken) = looked_at(BROKEN);
     let build = Build { flavor: "nginx".into(), version: "1.22.1".into(), core: None };
     let mut files = Vec::new();
-    for (name, pid, model, report) in
-        [("check-mistakes", Some(133), &faulty, &faults), ("check-healthy", None, &healthy, &well)]
-    {
+    for (name, pid, model, report) in [
+        ("check-mistakes", Some(133), &faulty, &faults),
+        ("check-healthy", None, &healthy, &well),
+        ("check-broken", None, &part, &broken),
+    ] {
         let shown = [Shown {
             pid,
             container: pid.map(|_| "docker 0123456789ab".to_owned()),

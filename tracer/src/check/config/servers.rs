@@ -24,7 +24,7 @@ fn used(model: &Model) -> Vec<(usize, &Upstream)> {
 /// Nobody is left to ask.
 pub(super) fn all_down(model: &Model) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (index, upstream) in used(model) {
+    for (_, upstream) in used(model) {
         if upstream.servers.is_empty() || !upstream.servers.iter().all(|server| server.down) {
             continue;
         }
@@ -45,7 +45,7 @@ pub(super) fn all_down(model: &Model) -> Vec<Finding> {
 /// `max_fails` and `fail_timeout` of a server that has nobody beside it.
 pub(super) fn lone_max_fails(model: &Model) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (index, upstream) in used(model) {
+    for (_, upstream) in used(model) {
         let [server] = upstream.servers.as_slice() else { continue };
         if !matches!(server.address, Address::Ip { .. } | Address::Unix { .. }) {
             continue;

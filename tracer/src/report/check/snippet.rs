@@ -17,7 +17,8 @@ pub(super) struct Snippet {
 
 /// The source line of a place; its own text where the file is not at hand.
 pub(super) fn snippet(model: &Model, place: &Place, summary: &str, first: bool) -> Snippet {
-    let line = source(model, place).unwrap_or_else(|| place.text.clone());
+    let source = model.source_line(place.file.as_deref(), place.line);
+    let line = source.unwrap_or_else(|| place.text.clone());
     let plain = |text: &str| safe(text.trim().replace('\t', " ").as_str());
     let (shown, whole) = (plain(&line), plain(&place.text));
     let word = word_of(&whole, summary);
@@ -31,14 +32,6 @@ pub(super) fn snippet(model: &Model, place: &Place, summary: &str, first: bool) 
         .filter(|_| place.line.is_some())
         .map(|wanted| find(&shown, wanted).unwrap_or((0, shown.chars().count())));
     cut(shown, mark)
-}
-
-fn source(model: &Model, place: &Place) -> Option<String> {
-    let (path, line) = (place.file.as_deref()?, usize::try_from(place.line?).ok()?);
-    let (_, bytes) = model.config().files().find(|(file, _)| *file == path)?;
-    let line = bytes.split(|byte| *byte == b'\n').nth(line.checked_sub(1)?)?;
-    let text = String::from_utf8_lossy(line).into_owned();
-    (!text.trim().is_empty()).then_some(text)
 }
 
 /// The longest argument of the directive that the summary speaks of.
