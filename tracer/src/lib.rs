@@ -3,6 +3,7 @@
 //! The program is `main.rs`; this library holds everything else, so that tests, benchmarks and fuzzers reach
 //! it. ARCHITECTURE.md is the map.
 
+pub mod check;
 pub mod correlate;
 pub mod diagnose;
 pub mod event;

@@ -6,6 +6,8 @@
 
 #[path = "golden/cases.rs"]
 mod cases;
+#[path = "golden/checks.rs"]
+mod checks;
 
 use std::{
     collections::BTreeSet,
@@ -152,7 +154,7 @@ fn reports_are_as_checked_in() {
             assert!(files.insert(file), "two cases are called {name}");
         }
     }
-    for (file, actual) in configurations() {
+    for (file, actual) in configurations().into_iter().chain(checks::all()) {
         wrong.extend(compare(&file, &actual));
         files.insert(file);
     }

@@ -84,6 +84,18 @@ impl Nginx {
         assert!(poll(is_later), "the file does not get newer");
     }
 
+    /// Reloads it and waits until it has either new workers or a new line in its log.
+    pub(crate) fn reload(&self) {
+        let (workers, log) = (self.workers(), self.log());
+        // SAFETY: a plain system call; the master is our child and not waited for.
+        unsafe { libc::kill(i32::try_from(self.pid()).unwrap(), libc::SIGHUP) };
+        let is_done = || {
+            let now = self.workers();
+            self.log().len() > log.len() || (!now.is_empty() && !now.iter().any(|pid| workers.contains(pid)))
+        };
+        assert!(poll(is_done), "the reload does nothing\n{}", self.log());
+    }
+
     /// Sends a request and returns the status; the upstream's failure is nginx's 502.
     pub(crate) fn get(&self, path: &str) -> u16 {
         self.try_get(path).unwrap_or_else(|| panic!("no answer to {path}\n{}", self.log()))
