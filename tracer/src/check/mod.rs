@@ -1,7 +1,15 @@
 //! `why502 check`: the running nginx, its configuration and its upstream servers, looked at without traffic.
 
 mod finding;
+mod handshake;
+pub mod limits;
+#[cfg(test)]
+mod model_of;
+pub mod probe;
+pub mod security;
 mod subject;
+mod targets;
+pub mod upstreams;
 
 pub use finding::{Checked, Finding, Place, Severity};
 pub use subject::{Options, Report, Subject};
@@ -19,7 +27,11 @@ pub struct Family {
 pub type Name = (&'static str, &'static str);
 
 /// Every family, in the order in which they are told.
-pub const FAMILIES: &[Family] = &[];
+pub const FAMILIES: &[Family] = &[
+    Family { names: upstreams::NAMES, inspect: upstreams::inspect },
+    Family { names: security::NAMES, inspect: security::inspect },
+    Family { names: limits::NAMES, inspect: limits::inspect },
+];
 
 /// Every name that a finding can have.
 pub fn names() -> impl Iterator<Item = Name> {

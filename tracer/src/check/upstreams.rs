@@ -1,0 +1,631 @@
+//! Every upstream server of the running configuration: looked up, connected to from the worker's place, and explained if
+//! that fails.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Checked, Finding, Name, Options, Place, Report, Severity, Subject, handshake,
+    probe::{self, Answer, Ask, Call, Outcome, Plan, Where},
+    targets::{self, Target, Targets, Unresolved, Use},
+};
+use crate::{
+    correlate::Case,
+    diagnose::{Cause, Confidence, Evidence, Fix, Verdict, words},
+    event::{Attempt, Speaker, Stage},
+    nginx::{
+        Candidate, ConfigLine,
+        model::{Layer, Model, Role},
+    },
+    session::{Explainer, Tried, made_attempt, unix_name},
+    sys::{
+        apparmor,
+        bpfprog::{self, Moment},
+        netns::NetNs,
+        proc,
+        process::{Process, Role as ProcessRole},
+        resolve,
+        rootfs::RootFs,
+        sockdiag, sysctl, unit,
+    },
+};
+
+/// What is wrong with a name.
+const UNRESOLVED: &str = "name-does-not-resolve";
+
+/// Everything that this family finds: a name of its own, and causes that a request's failure would have.
+pub const NAMES: &[Name] = &[
+    (UNRESOLVED, "an upstream's name has no address now: nginx keeps its old ones, and the next start fails"),
+    ("connect-refused-no-listener", "nothing listens on an upstream's local address and port"),
+    ("connect-refused-by-peer", "an upstream host answers connections with a RST"),
+    ("connect-refused-by-firewall", "a firewall rejects connections to an upstream"),
+    ("connect-timeout-firewall-drop", "a rule of this machine drops connections to an upstream"),
+    ("connect-timeout-no-answer", "an upstream does not answer"),
+    ("connect-timeout-backlog-full", "a local backend's accept queue is full"),
+    ("connect-timeout-conntrack-full", "the connection tracking table is full"),
+    ("host-unreachable", "an upstream host cannot be reached on the last hop"),
+    ("network-unreachable", "there is no route to an upstream, or one that forbids it"),
+    ("local-port-exhausted", "no free local port is left for an upstream"),
+    ("bind-failed", "the local address of proxy_bind cannot be used"),
+    ("fd-limit", "no file descriptor is left"),
+    ("blocked-selinux", "SELinux's policy denies the worker an upstream's port or socket"),
+    ("blocked-apparmor", "the worker's AppArmor profile denies connections to an upstream"),
+    ("blocked-bpf-lsm", "a BPF LSM program denies connections to an upstream"),
+    ("blocked-cgroup-bpf", "a program of the worker's cgroup denies connections to an upstream"),
+    ("blocked-seccomp", "a system call filter denies connections to an upstream"),
+    ("blocked-landlock", "a Landlock ruleset denies connections to an upstream"),
+    ("unix-missing", "an upstream's unix socket does not exist"),
+    ("unix-permission", "the worker may not connect to an upstream's unix socket"),
+    ("unix-no-listener", "nobody listens on an upstream's unix socket"),
+    ("unix-backlog-full", "the accept queue of an upstream's unix socket is full"),
+    ("unix-not-a-socket", "an upstream's unix socket is none, or of another type"),
+    ("tls-to-plain-port", "TLS is to be spoken to a port that speaks plain text"),
+    ("plain-to-tls-port", "plain text is to be spoken to a TLS port"),
+    ("tls-handshake-failed", "the TLS handshake with an upstream fails"),
+    ("tls-handshake-timeout", "the TLS handshake with an upstream does not end in time"),
+    ("tls-certificate-rejected", "an upstream's certificate does not pass proxy_ssl_verify"),
+    ("unexplained", "a connection to an upstream fails, and nothing singles out why"),
+];
+
+/// Lines of one finding.
+const MOST_LINES: usize = 12;
+/// Of the time for all, what names may take.
+const FOR_NAMES: u32 = 3;
+
+/// Looks at every upstream server.
+#[must_use]
+pub fn inspect(subject: &Subject<'_>, options: &Options) -> Report {
+    inspect_with(Path::new("/proc/self/exe"), subject, options)
+}
+
+/// The same with the program at `exe` as the helper.
+#[must_use]
+pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Report {
+    let model = &subject.snapshot.model;
+    let mut report = Report::default();
+    let Some(worker) = worker(subject) else {
+        let why = "no worker is running: nobody's place can be taken. See nginx's error log for why its workers end";
+        report.checked.push(checked("nothing was tried".to_owned(), Some(why.to_owned()), &[]));
+        return report;
+    };
+    let (resolved, foreign) = look_up(worker, model, options);
+    let targets = targets::of(model, &resolved);
+    let mut look = Look {
+        subject,
+        options,
+        worker,
+        explainer: Explainer::default(),
+        end: Instant::now() + options.total,
+        targets: &targets,
+        answers: Vec::new(),
+        findings: Vec::new(),
+        not_explained: 0,
+    };
+    let (incomplete, sum) = look.run(exe, foreign);
+    let names: Vec<&'static str> = look.findings.iter().map(|finding| finding.name).collect();
+    report.checked.push(checked(sum, incomplete, &names));
+    report.findings = look.findings;
+    report
+}
+
+fn checked(seen: String, incomplete: Option<String>, findings: &[&'static str]) -> Checked {
+    let findings: BTreeSet<&'static str> = findings.iter().copied().collect();
+    Checked { what: "upstream servers", seen, incomplete, findings: findings.into_iter().collect() }
+}
+
+/// The process whose place is taken: a worker that is not about to end, if there is one.
+pub(super) fn worker<'a>(subject: &'a Subject<'_>) -> Option<&'a Process> {
+    let serving = |role| subject.workers.iter().find(|w| w.role == role && w.is_alive());
+    serving(ProcessRole::Worker)
+        .or_else(|| serving(ProcessRole::Single))
+        .or_else(|| Some(&subject.master).filter(|master| master.role == ProcessRole::Single))
+}
+
+/// The addresses of the names, as the worker's system knows them; with it, whether only its hosts file could be asked.
+fn look_up(worker: &Process, model: &Model, options: &Options) -> (HashMap<String, resolve::Answer>, bool) {
+    let names = targets::names(model);
+    if names.is_empty() {
+        return (HashMap::new(), false);
+    }
+    let foreign = worker.mounts_differ || worker.root_differs;
+    if !foreign && let Ok(ns) = NetNs::of_pid(worker.pid) {
+        (options.progress)(&format!("looking up {} names", names.len()));
+        return (resolve::all(&ns, &names, options.total / FOR_NAMES), false);
+    }
+    // Its libc and its resolv.conf are its own: running them here would be a guess.
+    let hosts = RootFs::of_pid(worker.pid).and_then(|root| root.read(Path::new("/etc/hosts"), 1 << 20));
+    let hosts = hosts.unwrap_or_default();
+    let found = names.into_iter().filter_map(|name| {
+        let all = hosts_file(&hosts, &name);
+        (!all.is_empty()).then_some((name, resolve::Answer::Addresses(all)))
+    });
+    (found.collect(), true)
+}
+
+/// Addresses of a name in a hosts file (hosts(5)).
+fn hosts_file(bytes: &[u8], name: &str) -> Vec<IpAddr> {
+    let text = String::from_utf8_lossy(bytes);
+    let of_line = |line: &str| {
+        let mut words = line.split('#').next()?.split_ascii_whitespace();
+        let ip: IpAddr = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(ip)
+    };
+    text.lines().filter_map(of_line).collect()
+}
+
+/// One look at one nginx.
+struct Look<'a> {
+    subject: &'a Subject<'a>,
+    options: &'a Options,
+    worker: &'a Process,
+    explainer: Explainer,
+    end: Instant,
+    targets: &'a Targets,
+    /// By target.
+    answers: Vec<Answer>,
+    findings: Vec<Finding>,
+    /// Failures for which there was no time left.
+    not_explained: usize,
+}
+
+impl Look<'_> {
+    /// Returns what could not be looked at, and what was seen.
+    fn run(&mut self, exe: &Path, foreign: bool) -> (Option<String>, String) {
+        let mut missing: Vec<String> = Vec::new();
+        let plan = self.plan();
+        let mut refused_by = HashMap::new();
+        if !plan.asks.is_empty() {
+            match self.connect(exe, &plan, &mut refused_by) {
+                Ok(()) => {}
+                Err(why) => missing.push(why),
+            }
+        }
+        self.answers.resize(plan.asks.len(), Answer::NONE);
+        self.explain(&plan, &refused_by);
+        for one in &self.targets.unresolved {
+            match &one.answer {
+                Some(answer) => self.findings.push(self.unresolved(one, answer)),
+                None if foreign => {}
+                None => missing.push(format!("the name {} was not looked up in time", one.name)),
+            }
+        }
+        let left = self.targets.unresolved.iter().filter(|one| one.answer.is_none()).count();
+        if foreign && left > 0 {
+            missing.push(format!(
+                "{left} {} of upstream servers: nginx has mounts of its own, and its name servers were not asked. Run \
+                 why502 check where nginx runs",
+                if left == 1 { "name" } else { "names" }
+            ));
+        }
+        let not_tried = self.answers.iter().filter(|a| a.outcome == Outcome::NotTried).count();
+        if not_tried > 0 && missing.is_empty() {
+            let seconds = self.options.total.as_secs();
+            missing.push(format!("{not_tried} servers: no time was left after {seconds} s for all"));
+        }
+        if self.not_explained > 0 {
+            missing.push(format!("why {} of the servers fail: no time was left", self.not_explained));
+        }
+        ((!missing.is_empty()).then(|| missing.join("; ")), self.sum())
+    }
+
+    fn sum(&self) -> String {
+        let tried: Vec<(&Target, &Answer)> = self
+            .targets
+            .targets
+            .iter()
+            .zip(&self.answers)
+            .filter(|(_, answer)| answer.outcome != Outcome::NotTried)
+            .collect();
+        let stood: Vec<_> = tried.iter().filter(|(_, a)| a.outcome == Outcome::Connected).collect();
+        let mut text = match tried.len() {
+            0 if self.targets.targets.is_empty() => "none to connect to".to_owned(),
+            all => format!("{} of {all} answer", stood.len()),
+        };
+        if let Some((target, answer)) = stood.iter().max_by_key(|(_, answer)| answer.us) {
+            text += &format!(", slowest {} ({})", words::duration(answer.us), shown(&target.ask));
+        }
+        if self.targets.down > 0 {
+            text += &format!(", {} marked down and left out", self.targets.down);
+        }
+        if self.targets.open > 0 {
+            let are = if self.targets.open == 1 {
+                "1 pass goes"
+            } else {
+                &format!("{} passes go", self.targets.open)
+            };
+            text += &format!(", {are} where only a request tells");
+        }
+        text
+    }
+
+    fn plan(&self) -> Plan {
+        let worker = self.worker;
+        let status = proc::read_up_to(format!("/proc/{}/status", worker.pid), 64 << 10).unwrap_or_default();
+        let capabilities = proc::field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+        Plan {
+            worker: worker.pid,
+            uid: worker.credentials.uid,
+            gid: worker.credentials.gid,
+            groups: worker.credentials.groups.clone(),
+            capabilities: capabilities.unwrap_or(0),
+            profile: profile(worker.pid),
+            cgroup: cgroup(worker.pid),
+            timeout: self.options.timeout,
+            total: self.end.saturating_duration_since(Instant::now()),
+            parallel: self.options.parallel.max(1),
+            asks: self.targets.targets.iter().map(|target| target.ask.clone()).collect(),
+        }
+    }
+
+    /// Makes the connections, and those that were refused once more without the worker's profile, and outside of its cgroup.
+    fn connect(
+        &mut self,
+        exe: &Path,
+        plan: &Plan,
+        refused_by: &mut HashMap<usize, Option<Speaker>>,
+    ) -> Result<(), String> {
+        let all = plan.asks.len();
+        let progress = self.options.progress;
+        let run = probe::run(exe, plan, |done| {
+            if done % 100 == 0 {
+                progress(&format!("{done} of {all} upstream servers"));
+            }
+        });
+        let run = run.map_err(|error| format!("the helper that connects cannot be started: {error}"))?;
+        if let Some((at, errno)) = run.stuck {
+            let needs =
+                if errno == libc::EPERM || errno == libc::EACCES { ": run `sudo why502 check`" } else { "" };
+            return Err(format!("no connection was tried: cannot {at} ({}){needs}", words::errno(errno)));
+        }
+        self.answers = run.answers;
+        if run.most_open.is_none() && self.answers.iter().any(|a| a.outcome == Outcome::NotTried) {
+            return Err("the helper that connects ended early: some servers were not tried".to_owned());
+        }
+        let is_refused =
+            |answer: &Answer| matches!(answer.outcome, Outcome::Failed(_, libc::EACCES | libc::EPERM));
+        let mut refused: Vec<usize> =
+            (0..all).filter(|n| self.answers.get(*n).is_some_and(is_refused)).collect();
+        let without = [
+            (plan.profile.is_some(), Speaker::Apparmor, Plan { profile: None, ..plan.clone() }),
+            (
+                plan.cgroup.is_some(),
+                Speaker::CgroupConnect,
+                Plan { cgroup: None, profile: None, ..plan.clone() },
+            ),
+        ];
+        for (is_there, speaker, mut other) in without {
+            if !is_there || refused.is_empty() {
+                continue;
+            }
+            other.asks = refused.iter().filter_map(|n| plan.asks.get(*n).cloned()).collect();
+            other.total = self.end.saturating_duration_since(Instant::now());
+            let again = probe::run(exe, &other, |_| {})
+                .map_err(|error| format!("the helper that connects cannot be started: {error}"))?;
+            let mut still = Vec::new();
+            for (number, answer) in refused.iter().zip(&again.answers) {
+                if answer.outcome == Outcome::NotTried {
+                    continue;
+                }
+                if is_refused(answer) {
+                    still.push(*number);
+                } else {
+                    refused_by.insert(*number, Some(speaker));
+                }
+            }
+            refused = still;
+        }
+        // Neither is the reason.
+        refused_by.extend(refused.into_iter().map(|number| (number, None)));
+        Ok(())
+    }
+
+    fn explain(&mut self, plan: &Plan, refused_by: &HashMap<usize, Option<Speaker>>) {
+        let unconfined = plan.profile.is_none() && plan.cgroup.is_none();
+        let targets = self.targets;
+        let mut denied = HashMap::new();
+        for (number, target) in targets.targets.iter().enumerate() {
+            self.selinux(target, &mut denied);
+            let Some(answer) = self.answers.get(number).cloned() else { continue };
+            let failed = !matches!(answer.outcome, Outcome::Connected | Outcome::NotTried);
+            if failed && !self.is_spare_localhost(target) {
+                let who = refused_by.get(&number);
+                let tried = Tried {
+                    attempt: attempt(self.worker, &target.ask, &answer),
+                    lasted: Duration::from_micros(answer.us),
+                    config: self.lines(&target.ask),
+                    timeout: self.options.timeout,
+                    refused_by: who.copied().flatten(),
+                    unconfined_too: unconfined || who.is_some_and(Option::is_none),
+                };
+                // Explaining takes longer than trying; what is certain is told in any case.
+                if Instant::now() < self.end {
+                    let (case, verdict) = self.explainer.explain(tried);
+                    self.add(target, &answer, &case, verdict);
+                } else {
+                    self.not_explained += 1;
+                }
+            }
+            if let Some(tls) = answer.tls.as_ref() {
+                let found = handshake::judge(&self.subject.snapshot.model, self.worker, target, tls);
+                if let Some(verdict) = found {
+                    self.push(target, verdict, Some("tls"));
+                }
+            }
+        }
+    }
+
+    /// What SELinux would deny on the way to a target.
+    fn selinux(&mut self, target: &Target, known: &mut HashMap<Where, bool>) {
+        let key = match &target.ask.to {
+            // The policy knows ports alone.
+            Where::Tcp(to) => Where::Tcp(([0, 0, 0, 0], to.port()).into()),
+            path @ Where::Unix(_) => path.clone(),
+        };
+        if known.get(&key) == Some(&false) {
+            return;
+        }
+        let asked = match &target.ask.to {
+            Where::Tcp(to) => Ok(to.port()),
+            Where::Unix(path) => Err(path.as_slice()),
+        };
+        let found = self.explainer.foresee(self.worker.pid, asked).filter(|found| found.enforced);
+        known.insert(key, found.is_some());
+        if let Some(found) = found {
+            let to = attempt(self.worker, &target.ask, &Answer::NONE);
+            let verdict = self.explainer.explain_denial(self.worker.pid, &found, &to);
+            self.push(target, verdict, None);
+        }
+    }
+
+    /// The lines that lead to a target.
+    fn lines(&self, ask: &Ask) -> Vec<Candidate> {
+        match &ask.to {
+            Where::Tcp(to) => self.subject.snapshot.candidates(*to),
+            Where::Unix(path) => self.subject.snapshot.candidates_unix(&unix_name(path)),
+        }
+    }
+
+    fn add(&mut self, target: &Target, answer: &Answer, case: &Case, mut verdict: Verdict) {
+        if verdict.cause == Cause::Unexplained && verdict.evidence.is_empty() {
+            verdict.evidence.push(Evidence {
+                kind: "errno",
+                text: case.attempt.errno().map_or_else(|| "no answer".to_owned(), words::errno),
+            });
+        }
+        let late = answer.outcome == Outcome::TimedOut;
+        self.push(target, verdict, late.then_some("late"));
+    }
+
+    fn push(&mut self, target: &Target, verdict: Verdict, how: Option<&str>) {
+        let (severity, breaks) = self.effect(target, how == Some("late"));
+        self.findings.push(Finding {
+            name: verdict.cause.name(),
+            severity,
+            cause: Some(verdict.cause),
+            confidence: verdict.confidence,
+            summary: verdict.summary,
+            breaks,
+            rival: verdict.rival,
+            upstream: Some(shown(&target.ask)),
+            at: places(&self.subject.snapshot.model, &target.uses),
+            evidence: verdict.evidence,
+            fix: verdict.fix,
+        });
+    }
+
+    /// The name `localhost` stands for both loopback addresses; where one of them answers, nginx finds it.
+    fn is_spare_localhost(&self, target: &Target) -> bool {
+        let is_one =
+            |one: &Use| one.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case("localhost"));
+        target.uses.iter().all(|one| is_one(one) && self.other_answers(target, one))
+    }
+
+    /// True if nginx has another server, or another address, for the same request, and it answers.
+    fn other_answers(&self, target: &Target, one: &Use) -> bool {
+        let same = |other: &Use| match (one.server, other.server) {
+            (Some((group, _)), Some((other, _))) => group == other,
+            (None, None) => one.passes.iter().any(|pass| other.passes.contains(pass)),
+            _ => false,
+        };
+        self.targets.targets.iter().zip(&self.answers).any(|(other, answer)| {
+            other != target && answer.outcome == Outcome::Connected && other.uses.iter().any(same)
+        })
+    }
+
+    /// How bad a server's failure is, and what breaks because of it.
+    fn effect(&self, target: &Target, late: bool) -> (Severity, String) {
+        let model = &self.subject.snapshot.model;
+        let alone = |one: &&Use| !self.other_answers(target, one);
+        let sure = |one: &&Use| !one.perhaps;
+        let worst = target.uses.iter().filter(sure).find(alone);
+        let passes = |one: &Use| -> Vec<String> {
+            let lines = one.passes.iter().filter_map(|pass| model.passes.get(*pass));
+            lines.map(|pass| at(&model.line(Role::Pass, pass.node))).collect()
+        };
+        let status = if late { "504" } else { "502" };
+        if let Some(one) = worst {
+            let stream = one
+                .passes
+                .iter()
+                .filter_map(|pass| model.passes.get(*pass))
+                .all(|pass| pass.module.layer() == Layer::Stream);
+            let which = list(&passes(one));
+            let text = if stream {
+                format!("every connection that comes to {which} is closed: no other server answers")
+            } else {
+                format!("every request that comes to {which} gets {status}: no other server answers")
+            };
+            return (Severity::Problem, text);
+        }
+        let Some(one) = target.uses.iter().find(|one| !one.perhaps).or_else(|| target.uses.first()) else {
+            return (Severity::Warning, String::new());
+        };
+        if one.perhaps {
+            let text = format!("requests to {} get {status}, if they choose this server", list(&passes(one)));
+            return (Severity::Warning, text);
+        }
+        let lost = if late { "waits for it as long as the connect timeout is" } else { "fails on it" };
+        let text = format!(
+            "each request to {} that it is chosen for {lost} before nginx goes on to the next server",
+            list(&passes(one))
+        );
+        (Severity::Warning, text)
+    }
+
+    fn unresolved(&self, one: &Unresolved, answer: &resolve::Answer) -> Finding {
+        let (why, rival) = match answer {
+            resolve::Answer::None(why) => (why, None),
+            resolve::Answer::Failed(why) => {
+                (why, Some("a name server that is slow or failing just now".to_owned()))
+            }
+            resolve::Answer::Addresses(_) => (&one.name, None),
+        };
+        let name = proc::printable(one.name.as_bytes());
+        Finding {
+            name: UNRESOLVED,
+            severity: Severity::Warning,
+            cause: None,
+            confidence: if rival.is_some() { Confidence::Likely } else { Confidence::Proven },
+            summary: format!("{name} has no address now: {why}"),
+            breaks: "nginx goes on with the addresses that it got when it started, whatever is there by now; its next start or \
+                     reload fails (\"host not found in upstream\")"
+                .to_owned(),
+            rival,
+            upstream: None,
+            at: places(&self.subject.snapshot.model, &one.uses),
+            evidence: vec![Evidence {
+                kind: "resolver",
+                text: format!("getaddrinfo({name}) in nginx's network namespace: {why}"),
+            }],
+            fix: vec![
+                Fix { text: "correct the name, or the DNS zone".to_owned(), command: Some(format!("getent ahosts {name}")) },
+                Fix {
+                    text: "for names that come and go: a `resolver`, and `server NAME:PORT resolve;` with a `zone` (nginx 1.27.3)"
+                        .to_owned(),
+                    command: None,
+                },
+            ],
+        }
+    }
+}
+
+/// `conf.d/shop.conf:18`.
+fn at(line: &ConfigLine) -> String {
+    format!("{}:{}", line.file.display(), line.line)
+}
+
+fn list(places: &[String]) -> String {
+    match places {
+        [] => "it".to_owned(),
+        [one] => one.clone(),
+        [one, two] => format!("{one} or {two}"),
+        [one, rest @ ..] => format!("{one} and {} other lines", rest.len()),
+    }
+}
+
+/// The address as an incident writes it.
+pub(super) fn shown(ask: &Ask) -> String {
+    match &ask.to {
+        Where::Tcp(to) => to.to_string(),
+        Where::Unix(path) => format!("unix:{}", proc::printable(path)),
+    }
+}
+
+/// The `server` lines, then the passes.
+pub(super) fn places(model: &Model, uses: &[Use]) -> Vec<Place> {
+    let mut found: Vec<Place> = Vec::new();
+    let mut add = |line: ConfigLine| {
+        let place =
+            Place { role: line.role.name(), file: Some(line.file), line: Some(line.line), text: line.text };
+        if found.len() < MOST_LINES && !found.contains(&place) {
+            found.push(place);
+        }
+    };
+    for one in uses {
+        let server = one.server.and_then(|(group, at)| model.upstreams.get(group)?.servers.get(at));
+        if let Some(server) = server {
+            add(model.line(Role::Server, server.node));
+        }
+    }
+    for pass in uses.iter().flat_map(|one| &one.passes).filter_map(|pass| model.passes.get(*pass)) {
+        add(model.line(Role::Pass, pass.node));
+    }
+    found
+}
+
+/// What is known of a connection that why502 made, as if nginx had made it.
+fn attempt(worker: &Process, ask: &Ask, answer: &Answer) -> Attempt {
+    let netns = worker.netns.unwrap_or(0);
+    let (stage, errno) = match answer.outcome {
+        Outcome::Failed(Call::Socket, errno) => (Stage::Socket, errno),
+        Outcome::Failed(Call::Bind, errno) => (Stage::Bind, errno),
+        Outcome::Failed(Call::Connect, errno) => (Stage::Connect, errno),
+        Outcome::Failed(Call::Later, errno) => (Stage::SynSent, errno),
+        Outcome::Connected | Outcome::NotTried => (Stage::Connect, 0),
+        Outcome::TimedOut => (Stage::SynSent, 0),
+    };
+    let mut attempt = made_attempt(stage, worker.pid, netns, errno);
+    match &ask.to {
+        Where::Tcp(to) => attempt.remote = *to,
+        Where::Unix(path) => {
+            attempt.unix = Some(unix_name(path));
+            attempt.no_remote = true;
+        }
+    }
+    if stage == Stage::Bind
+        && let Some(from) = ask.from
+    {
+        attempt.remote = (from, 0).into();
+    }
+    if let Some(local) = answer.local {
+        attempt.local = local;
+    }
+    attempt.retransmits = u16::try_from(answer.retransmits).unwrap_or(u16::MAX);
+    attempt.icmp = answer.icmp;
+    attempt.reset = stage == Stage::SynSent && errno == libc::ECONNREFUSED && answer.icmp.is_none();
+    attempt.syn_state |= stage == Stage::Connect && errno == libc::EADDRNOTAVAIL && ports_are_short(&attempt);
+    attempt
+}
+
+/// Whether EADDRNOTAVAIL comes of a lack of ports; otherwise there is no source address.
+fn ports_are_short(attempt: &Attempt) -> bool {
+    let Ok(ns) = NetNs::of_pid(attempt.worker) else { return false };
+    let range = sysctl::settings(&ns).ok().and_then(|settings| settings.ephemeral_ports());
+    let used = sockdiag::count_to(&ns, attempt.remote).ok();
+    let most = used.and_then(|used| used.by_source.first().map(|(_, count)| *count));
+    range.zip(most).is_some_and(|(range, most)| most.saturating_mul(10) >= range.saturating_mul(9))
+}
+
+/// The profile to change to: one that is enforced, by a simple name. One that kills would kill the helper.
+fn profile(worker: u32) -> Option<String> {
+    let (name, mode) = apparmor::confinement(worker)?;
+    let own = apparmor::confinement(std::process::id());
+    let free = own.is_some_and(|(name, _)| name == "unconfined");
+    (free && mode.as_deref() == Some("enforce") && !name.contains("//&")).then_some(name)
+}
+
+/// The folder of the worker's cgroup, if programs are in force there that can refuse a connection and are not in force here.
+fn cgroup(worker: u32) -> Option<PathBuf> {
+    let path = unit::cgroup_of(worker)?;
+    if unit::cgroup_of(std::process::id()).as_deref() == Some(path.as_str()) {
+        return None;
+    }
+    let mount = unit::cgroup_mount()?;
+    let below = |path: &str| mount.join(path.trim_start_matches('/'));
+    let folder = below(&path);
+    let own = unit::cgroup_of(std::process::id()).map(|path| below(&path));
+    let moments =
+        [Moment::Create, Moment::Bind4, Moment::Bind6, Moment::Connect4, Moment::Connect6, Moment::Egress];
+    let ids = |folder: &Path, moment| -> Vec<u32> {
+        bpfprog::effective(folder, moment).map(|all| all.iter().map(|p| p.id).collect()).unwrap_or_default()
+    };
+    let any = moments.into_iter().any(|moment| {
+        let here = own.as_deref().map(|own| ids(own, moment)).unwrap_or_default();
+        ids(&folder, moment).iter().any(|id| !here.contains(id))
+    });
+    any.then_some(folder)
+}
