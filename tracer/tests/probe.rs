@@ -63,8 +63,11 @@ impl Site {
             .map(|name| format!("{name}_temp_path {here}/tmp_{name};\n"))
             .collect();
         let http = http.replace("DIR", &here);
+        // Debian's name and Red Hat's.
+        let groups = fs::read_to_string("/etc/group").unwrap();
+        let group = if groups.contains("\nnogroup:") { "nogroup" } else { "nobody" };
         let conf = format!(
-            "daemon off;\nworker_processes 1;\nuser nobody;\npid nginx.pid;\nerror_log error.log;\n\
+            "daemon off;\nworker_processes 1;\nuser nobody {group};\npid nginx.pid;\nerror_log error.log;\n\
              events {{ worker_connections 128; }}\nhttp {{\naccess_log off;\n{temporary}{http}\n}}\n"
         );
         fs::write(dir.path().join("nginx.conf"), conf).unwrap();

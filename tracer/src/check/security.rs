@@ -91,5 +91,5 @@ fn filter(worker: &Process) -> Option<Checked> {
         1 => "the worker runs in strict mode",
         _ => "the worker has one; what it refuses shows in `why502 trace` alone",
     };
-    Some(one("system call filter", seen.to_owned(), None))
+    Some(one("seccomp", seen.to_owned(), None))
 }

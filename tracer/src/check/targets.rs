@@ -8,12 +8,12 @@ use std::{
 
 use super::{
     handshake,
-    probe::{Ask, Where},
+    probe::{Ask, TlsAsk, Where},
 };
 use crate::{
     nginx::{
         Setting,
-        model::{Layer, Model, Pass, Upstream, UpstreamServer},
+        model::{Layer, Model, Module, Pass, UpstreamServer},
         value::Address,
     },
     sys::resolve,
@@ -37,6 +37,8 @@ pub(super) struct Use {
 pub(super) struct Target {
     pub ask: Ask,
     pub uses: Vec<Use>,
+    /// nginx speaks plain text there; the handshake only finds out whether the port does.
+    pub is_plain: bool,
 }
 
 /// A name that has no address.
@@ -80,7 +82,7 @@ pub(super) fn of(model: &Model, resolved: &HashMap<String, resolve::Answer>) -> 
                 targets.down += 1;
                 continue;
             }
-            collector.server(upstream, server, (index, at), passes);
+            collector.server(server, (index, at), passes);
         }
     }
     for (index, pass) in model.passes.iter().enumerate() {
@@ -96,7 +98,10 @@ pub(super) fn of(model: &Model, resolved: &HashMap<String, resolve::Answer>) -> 
             collector.add(&pass.target, None, vec![index], false);
         }
     }
-    targets.targets = collector.found.into_iter().map(|(ask, uses)| Target { ask, uses }).collect();
+    let found: Vec<Target> =
+        collector.found.into_iter().map(|(ask, uses)| Target { ask, uses, is_plain: false }).collect();
+    let doubtful: Vec<Target> = found.iter().filter_map(|target| doubtful(model, target)).collect();
+    targets.targets = found.into_iter().chain(doubtful).collect();
     targets.unresolved = collector
         .names
         .into_iter()
@@ -113,13 +118,7 @@ struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    fn server(
-        &mut self,
-        upstream: &Upstream,
-        server: &UpstreamServer,
-        place: (usize, usize),
-        passes: &[usize],
-    ) {
+    fn server(&mut self, server: &UpstreamServer, place: (usize, usize), passes: &[usize]) {
         // Host and port come from SRV records: nothing is known of either.
         if server.service.is_some() {
             return;
@@ -130,7 +129,6 @@ impl Collector<'_> {
                 pass.upstream == Some(place.0) || named
             })
         });
-        let _ = upstream;
         self.add(&server.address, Some(place), passes.to_vec(), !surely);
     }
 
@@ -182,6 +180,27 @@ impl Collector<'_> {
     }
 }
 
+/// Ports that speak TLS as a rule.
+const TLS_PORTS: [u16; 3] = [443, 8443, 9443];
+
+/// A second connection to a port of TLS to which nginx speaks HTTP without it: a ClientHello is harmless, and tells.
+fn doubtful(model: &Model, target: &Target) -> Option<Target> {
+    let Where::Tcp(to) = target.ask.to else { return None };
+    if target.ask.tls.is_some() || !TLS_PORTS.contains(&to.port()) {
+        return None;
+    }
+    let speaks_http = |pass: &usize| {
+        let pass = model.passes.get(*pass);
+        pass.is_some_and(|pass| {
+            matches!(pass.module, Module::Proxy | Module::Grpc) && pass.tls == Some(false)
+        })
+    };
+    let uses: Vec<Use> =
+        target.uses.iter().filter(|one| one.passes.iter().all(speaks_http)).cloned().collect();
+    let tls = Some(TlsAsk { name: uses.first()?.name.clone(), ..TlsAsk::default() });
+    Some(Target { ask: Ask { tls, ..target.ask.clone() }, uses, is_plain: true })
+}
+
 /// The literal address of `proxy_bind`. One that is transparent, or that a request chooses, is not taken.
 fn bind(model: &Model, pass: &Pass) -> Option<IpAddr> {
     let value = model.effective(pass, Setting::Bind).value?;
@@ -218,7 +237,12 @@ mod tests {
                     Where::Unix(path) => String::from_utf8_lossy(path).into_owned(),
                 };
                 let from = target.ask.from.map(|from| format!(" from {from}")).unwrap_or_default();
-                format!("{to}{from} x{}", target.uses.len())
+                let tls = match (&target.ask.tls, target.is_plain) {
+                    (None, _) => "",
+                    (Some(_), false) => " tls",
+                    (Some(_), true) => " perhaps tls",
+                };
+                format!("{to}{from}{tls} x{}", target.uses.len())
             })
             .collect();
         shown.extend(found.unresolved.iter().map(|one| format!("?{}", one.name)));
@@ -252,6 +276,22 @@ mod tests {
         let text = "http { map $host $to { default 127.0.0.1:5; x 127.0.0.1:6; } server { \
                     location / { proxy_pass http://$to; } location /v { proxy_pass http://$http_x; } } }";
         assert_eq!(shown(text), ["127.0.0.1:5 x1", "127.0.0.1:6 x1", "down 0 open 1"]);
+    }
+
+    #[test]
+    fn plain_text_to_a_port_of_tls_is_looked_into() {
+        let text = "http { server { location / { proxy_pass http://127.0.0.1:443; } \
+                    location /s { proxy_pass https://127.0.0.1:8443; } \
+                    location /f { fastcgi_pass 127.0.0.1:9443; } } }";
+        assert_eq!(
+            shown(text),
+            [
+                "127.0.0.1:443 x1",
+                "127.0.0.1:8443 tls x1",
+                "127.0.0.1:9443 x1",
+                "127.0.0.1:443 perhaps tls x1"
+            ]
+        );
     }
 
     #[test]

@@ -63,6 +63,7 @@ pub const NAMES: &[Name] = &[
     ("unix-no-listener", "nobody listens on an upstream's unix socket"),
     ("unix-backlog-full", "the accept queue of an upstream's unix socket is full"),
     ("unix-not-a-socket", "an upstream's unix socket is none, or of another type"),
+    ("invalid-response", "a gRPC upstream does not speak HTTP/2"),
     ("tls-to-plain-port", "TLS is to be spoken to a port that speaks plain text"),
     ("plain-to-tls-port", "plain text is to be spoken to a TLS port"),
     ("tls-handshake-failed", "the TLS handshake with an upstream fails"),
@@ -218,7 +219,7 @@ impl Look<'_> {
             .targets
             .iter()
             .zip(&self.answers)
-            .filter(|(_, answer)| answer.outcome != Outcome::NotTried)
+            .filter(|(target, answer)| !target.is_plain && answer.outcome != Outcome::NotTried)
             .collect();
         let stood: Vec<_> = tried.iter().filter(|(_, a)| a.outcome == Outcome::Connected).collect();
         let mut text = match tried.len() {
@@ -328,9 +329,13 @@ impl Look<'_> {
         let targets = self.targets;
         let mut denied = HashMap::new();
         for (number, target) in targets.targets.iter().enumerate() {
-            self.selinux(target, &mut denied);
+            if !target.is_plain {
+                self.selinux(target, &mut denied);
+            }
             let Some(answer) = self.answers.get(number).cloned() else { continue };
-            let failed = !matches!(answer.outcome, Outcome::Connected | Outcome::NotTried);
+            // A second connection to the same server adds nothing to the failure of the first.
+            let failed =
+                !target.is_plain && !matches!(answer.outcome, Outcome::Connected | Outcome::NotTried);
             if failed && !self.is_spare_localhost(target) {
                 let who = refused_by.get(&number);
                 let tried = Tried {
@@ -350,7 +355,9 @@ impl Look<'_> {
                 }
             }
             if let Some(tls) = answer.tls.as_ref() {
-                let found = handshake::judge(&self.subject.snapshot.model, self.worker, target, tls);
+                let snapshot = self.subject.snapshot;
+                let main = snapshot.main.as_deref();
+                let found = handshake::judge(&snapshot.model, self.worker, target, main, tls);
                 if let Some(verdict) = found {
                     self.push(target, verdict, Some("tls"));
                 }

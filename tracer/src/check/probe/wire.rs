@@ -24,6 +24,8 @@ pub struct TlsAsk {
     pub name: Option<String>,
     /// ALPN offers `h2`.
     pub h2: bool,
+    /// TLS 1.2 alone is offered, as an nginx does that knows, or allows, no later one.
+    pub only_12: bool,
 }
 
 /// One connection to try.
@@ -217,10 +219,11 @@ impl Plan {
                 Where::Unix(path) => format!("unix {}", hex(path)),
             };
             let tls = match &ask.tls {
-                None => "plain -".to_owned(),
+                None => "plain any -".to_owned(),
                 Some(tls) => format!(
-                    "{} {}",
+                    "{} {} {}",
                     if tls.h2 { "h2" } else { "tls" },
+                    if tls.only_12 { "12" } else { "any" },
                     hex(tls.name.as_deref().unwrap_or_default().as_bytes())
                 ),
             };
@@ -268,10 +271,11 @@ fn read_ask(line: &str) -> Option<Ask> {
     };
     let from = optional(words.next()?)?;
     let kind = words.next()?;
+    let only_12 = words.next()? == "12";
     let name = Some(unhex_text(words.next()?)?).filter(|name| !name.is_empty());
     let tls = match kind {
         "plain" => None,
-        "tls" | "h2" => Some(TlsAsk { name, h2: kind == "h2" }),
+        "tls" | "h2" => Some(TlsAsk { name, h2: kind == "h2", only_12 }),
         _ => return None,
     };
     Some(Ask { to, from, tls })
@@ -420,7 +424,7 @@ mod tests {
                 Ask {
                     to: Where::Tcp("[fe80::1]:443".parse().unwrap()),
                     from: Some("10.0.0.1".parse().unwrap()),
-                    tls: Some(TlsAsk { name: Some("a.example".to_owned()), h2: true }),
+                    tls: Some(TlsAsk { name: Some("a.example".to_owned()), h2: true, only_12: true }),
                 },
                 Ask {
                     to: Where::Unix(b"/run/\xff a\n.sock".to_vec()),
