@@ -4,7 +4,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use tracer::{diagnose::Cause, nginx::Version, probes::Tier};
+use tracer::{check, diagnose::Cause, nginx::Version, probes::Tier};
 
 /// Explains every failed upstream connection of a live nginx, from kernel evidence.
 ///
@@ -24,6 +24,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Watch nginx and explain each failed upstream connection (the default).
     Trace(Trace),
+    /// Look at every running nginx without traffic: is it reloaded, what in its configuration breaks requests, can its
+    /// workers reach every upstream server, what did its logs say. Changes nothing, sends no request.
+    Check(Check),
     /// Show the configuration as nginx runs with it: upstreams, who uses them, and every value in force with the
     /// line that it comes from.
     Config(Config),
@@ -128,6 +131,44 @@ pub(crate) struct Config {
     pub color: Color,
 }
 
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Only this nginx: the PID of its master, or of any of its processes. Repeatable. Default: every nginx.
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Look at this file, or a dump made with `nginx -T`, alone: no process, no log and no server is looked at.
+    #[arg(long, value_name = "PATH", conflicts_with = "pids")]
+    pub file: Option<PathBuf>,
+    /// The version whose defaults hold for --file. Default: that of the nginx that is installed.
+    #[arg(long, value_name = "VERSION", requires = "file")]
+    pub nginx_version: Option<Version>,
+    /// Leave out findings of this name. Repeatable.
+    #[arg(long, value_name = "NAME", value_parser = parse_finding)]
+    pub ignore: Vec<String>,
+    /// How long one server may take to answer.
+    #[arg(long, value_name = "TIME", default_value = "3", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// How long asking all servers of one nginx may take.
+    #[arg(long, value_name = "TIME", default_value = "30", value_parser = parse_duration)]
+    pub total: Duration,
+    /// Most connections at a time.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub parallel: u16,
+    /// List what can be found, by the names that --ignore takes.
+    #[arg(long, exclusive = true)]
+    pub list: bool,
+    /// Exit with 1 if anything was found.
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
 /// Options of `explain`.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
@@ -225,6 +266,22 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds * factor)
         .map_err(|_| bad())
         .and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
+}
+
+/// A name that a finding can have.
+fn parse_finding(text: &str) -> Result<String, String> {
+    let names: Vec<&str> = check::names().map(|(name, _)| name).collect();
+    if names.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    let shares =
+        |name: &&&str| text.split('-').any(|word| word.len() > 2 && name.split('-').any(|own| own == word));
+    let near: Vec<&str> = names.iter().filter(shares).copied().collect();
+    Err(if near.is_empty() {
+        format!("no finding is called {text}; `why502 check --list` lists them")
+    } else {
+        format!("no finding is called {text}; did you mean {}?", near.join(", "))
+    })
 }
 
 fn parse_ring(text: &str) -> Result<u32, String> {

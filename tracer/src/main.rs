@@ -1,8 +1,10 @@
 //! `why502`: parse, run, exit code.
 
+mod check_cmd;
 mod cli;
 mod doctor;
 mod explain;
+mod find;
 mod run;
 mod show;
 
@@ -22,6 +24,7 @@ fn main() -> ExitCode {
         Some(Command::Doctor(options)) => doctor::run(options),
         Some(Command::Explain(options)) => explain::run(options),
         Some(Command::Config(options)) => show::run(options),
+        Some(Command::Check(options)) => check_cmd::run(options),
         Some(Command::Trace(options)) => run::trace(options),
         None => run::trace(&cli.trace),
     };

@@ -26,8 +26,8 @@ use tracer::{
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
-/// Incidents were found, and `--exit-code` was given.
-const INCIDENTS: u8 = 1;
+/// Incidents, or mistakes, were found, and `--exit-code` was given.
+pub(crate) const INCIDENTS: u8 = 1;
 /// Cannot attach.
 const CANNOT_ATTACH: u8 = 3;
 /// Events were lost, or could not be written.

@@ -1,5 +1,6 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
+pub mod check;
 pub mod config;
 pub mod explain;
 pub mod innocence;

@@ -49,6 +49,18 @@ impl Snapshot {
         }
     }
 
+    /// Whether a process's memory says that it runs with this very configuration.
+    #[must_use]
+    pub fn is_in_memory_of(&self, pid: u32) -> bool {
+        matches!(self.running(pid), Some(Running::Same))
+    }
+
+    /// The command line that led to it; `None` for a file.
+    #[must_use]
+    pub fn invocation(&self) -> Option<&nginx::invocation::Invocation> {
+        self.started.as_ref()
+    }
+
     /// What to say where the files on disk are not what runs.
     #[must_use]
     pub fn unread(&self) -> Option<String> {

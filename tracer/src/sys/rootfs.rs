@@ -87,6 +87,17 @@ impl RootFs {
         Ok(bytes)
     }
 
+    /// A regular file by an O_PATH descriptor, symbolic links followed inside the root. Errors: EINVAL for anything
+    /// but a regular file.
+    pub fn file(&self, path: &Path) -> io::Result<File> {
+        let handle = File::from(self.open(path, libc::O_PATH)?);
+        if handle.metadata()?.is_file() {
+            Ok(handle)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
+    }
+
     /// The names in a directory, sorted by bytes, at most `max` of them.
     pub fn list(&self, path: &Path, max: usize) -> io::Result<Vec<Vec<u8>>> {
         let handle = self.open(path, libc::O_PATH | libc::O_DIRECTORY)?;
