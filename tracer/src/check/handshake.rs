@@ -342,3 +342,79 @@ fn refusal(
 fn certificates(count: usize) -> String {
     if count == 1 { "1 certificate was".to_owned() } else { format!("{count} certificates were") }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::check::model_of::model;
+
+    fn asked(directives: &str) -> Option<TlsAsk> {
+        let model = model(&format!("http {{ server {{ location / {{ {directives} }} }} }}"));
+        ask(&model, &model.passes[0])
+    }
+
+    #[test]
+    fn what_nginx_would_say_is_said() {
+        let named = |name: &str| TlsAsk { name: Some(name.to_owned()), ..TlsAsk::default() };
+        assert_eq!(asked("proxy_pass http://a.test;"), None);
+        let bare = asked("proxy_pass https://a.test;").unwrap();
+        assert_eq!((bare.name, bare.h2), (None, false));
+        let on = "proxy_ssl_server_name on; proxy_ssl_protocols TLSv1.2 TLSv1.3;";
+        assert_eq!(asked(&format!("{on} proxy_pass https://a.test:8443/x;")), Some(named("a.test")));
+        assert_eq!(
+            asked(&format!("{on} proxy_ssl_name b.test; proxy_pass https://a.test;")),
+            Some(named("b.test"))
+        );
+        assert_eq!(asked(&format!("{on} proxy_pass https://127.0.0.1;")), Some(TlsAsk::default()));
+        // What a request decides, a client's certificate, and versions of old are left alone.
+        assert_eq!(asked(&format!("{on} proxy_ssl_name $host; proxy_pass https://a.test;")), None);
+        assert_eq!(
+            asked("proxy_ssl_certificate c; proxy_ssl_certificate_key k; proxy_pass https://a.test;"),
+            None
+        );
+        assert_eq!(asked("proxy_ssl_protocols TLSv1; proxy_pass https://a.test;"), None);
+        let old = asked("proxy_ssl_protocols TLSv1 TLSv1.2; proxy_pass https://a.test;").unwrap();
+        assert!(old.only_12);
+        assert!(asked("grpc_pass grpcs://a.test;").unwrap().h2);
+    }
+
+    /// A certificate that signs itself, for `shop.test`; None without openssl.
+    fn own() -> Option<Vec<u8>> {
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args(["-days", "2", "-subj", "/CN=x", "-addext", "subjectAltName=DNS:shop.test"])
+            .args([
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+                "-keyout",
+                "/dev/null",
+                "-outform",
+                "DER",
+            ])
+            .output();
+        made.ok().filter(|made| made.status.success()).map(|made| made.stdout)
+    }
+
+    #[test]
+    fn certificates_are_judged_as_openssl_does() {
+        let Some(der) = own() else {
+            eprintln!("skipped certificates_are_judged_as_openssl_does: openssl is not installed");
+            return;
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let at = |days: u64| UnixTime::since_unix_epoch(now + std::time::Duration::from_secs(days * 86_400));
+        let root = CertificateDer::from(der.clone());
+        let chain = [der];
+        let pinned = [root];
+        let judged = |name: &str, roots: &[CertificateDer<'static>], days: u64| {
+            refusal(Some(name), &chain, roots, at(days)).map(|(what, _, rival)| (what, rival.is_none()))
+        };
+        assert_eq!(judged("shop.test", &pinned, 0), None);
+        assert_eq!(judged("other.test", &pinned, 0), Some((NAME, true)));
+        assert_eq!(refusal(None, &chain, &pinned, at(0)), None);
+        assert_eq!(refusal(Some("shop.test"), &[], &pinned, at(0)), None);
+        assert_eq!(refusal(Some("shop.test"), &[vec![0x30, 0]], &pinned, at(0)), None);
+    }
+}

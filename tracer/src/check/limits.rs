@@ -296,10 +296,11 @@ fn serving(ns: &NetNs, to: SocketAddr, all: &[sockdiag::Listener]) -> Vec<sockdi
     if found.is_empty() || !route::is_local(ns, to.ip()).unwrap_or(false) { Vec::new() } else { found }
 }
 
-/// Three quarters of a queue, and not a handful: bursts of a few are a server's daily bread.
+/// Three quarters of a queue, and not a handful: bursts of a few are a server's daily bread. One that is full already is found
+/// by connecting.
 fn is_filling(listener: &sockdiag::Listener) -> bool {
     let (queued, limit) = (u64::from(listener.recv_q), u64::from(listener.send_q));
-    limit > 0 && queued * 4 >= limit * 3 && (queued >= 8 || queued > limit)
+    queued >= 8 && queued * 4 >= limit * 3 && queued <= limit
 }
 
 fn queues(model: &Model, ns: &NetNs, targets: &[Target], seen: &mut Vec<String>) -> Vec<Finding> {
@@ -370,7 +371,8 @@ mod tests {
             reuseport: false,
             bound_if: None,
         };
-        assert!(is_filling(&of(97, 128)) && is_filling(&of(2, 1)));
-        assert!(!is_filling(&of(3, 4)) && !is_filling(&of(64, 128)) && !is_filling(&of(0, 0)));
+        assert!(is_filling(&of(97, 128)) && is_filling(&of(128, 128)));
+        assert!(!is_filling(&of(129, 128)) && !is_filling(&of(3, 4)) && !is_filling(&of(2, 1)));
+        assert!(!is_filling(&of(64, 128)) && !is_filling(&of(0, 0)));
     }
 }
