@@ -104,7 +104,8 @@ pub(super) fn judge(
     match &answer.outcome {
         TlsOutcome::Done { alpn, version } => {
             if ask.h2 && alpn.as_deref() != Some(b"h2") {
-                return Some(no_h2(&to, version));
+                let said = format!("{version} handshake completed; h2 was offered by ALPN and not chosen");
+                return Some(no_h2(&to, &said));
             }
             let passes = target.uses.iter().flat_map(|one| &one.passes);
             passes.filter_map(|pass| model.passes.get(*pass)).find_map(|pass| {
@@ -188,20 +189,20 @@ fn tls_to_plain(to: &str, bytes: &[u8]) -> Verdict {
     .fix("pass without TLS (http://, grpc://), or name the server's TLS port")
 }
 
-fn no_h2(to: &str, version: &str) -> Verdict {
+fn no_h2(to: &str, said: &str) -> Verdict {
     Verdict::likely(
         Cause::InvalidResponse,
         format!("{to} does not speak HTTP/2, which gRPC needs"),
         "a server that speaks HTTP/2 without choosing it by ALPN",
     )
-    .because("tls", format!("{version} handshake completed; h2 was offered by ALPN and not chosen"))
+    .because("tls", said)
     .fix("name the server's gRPC port, or switch HTTP/2 on there")
 }
 
 fn alert(to: &str, number: u8, ask: &TlsAsk, prefix: &str) -> Verdict {
     let text = alert_name(number);
     if number == 120 && ask.h2 {
-        return no_h2(to, "TLS").because("tls", format!("alert {text}"));
+        return no_h2(to, &format!("offered h2 alone by ALPN, it refuses the handshake: alert {text}"));
     }
     let verdict = Verdict::likely(
         Cause::TlsHandshakeFailed,
@@ -318,6 +319,14 @@ fn refusal(
                     format!("{} sent; none of them is signed by a trusted one", certificates(chain.len()));
                 return Some((UNKNOWN, text, Some(CHAINS)));
             }
+            // One that signs itself, and whose like is not trusted.
+            Some(webpki::Error::CaUsedAsEndEntity)
+                if leaf.issuer() == leaf.subject()
+                    && anchors.iter().all(|anchor| anchor.subject.as_ref() != leaf.subject()) =>
+            {
+                let text = "it signs itself, and is not among the trusted ones".to_owned();
+                return Some((UNKNOWN, text, Some(CHAINS)));
+            }
             // Odd ones are OpenSSL's to judge.
             Some(_) => return None,
         }
@@ -329,14 +338,20 @@ fn refusal(
             // Without a name in the extension OpenSSL looks at the subject; it also knows stars within a word.
             let odd = context.presented.is_empty()
                 || context.presented.iter().any(|name| name.contains('*') && !name.contains("\"*."));
-            let shown: Vec<String> =
-                context.presented.iter().take(4).map(|name| proc::printable(name.as_bytes())).collect();
+            let shown: Vec<String> = context.presented.iter().take(4).map(|name| bare(name)).collect();
             let text =
                 format!("nginx wants {}, it names {}", proc::printable(wanted.as_bytes()), shown.join(", "));
             Some((NAME, text, odd.then_some("a name that OpenSSL finds and why502 does not")))
         }
         _ => None,
     }
+}
+
+/// `DnsName("shop.test")`, as webpki shows a name, without what is around it.
+fn bare(name: &str) -> String {
+    let inner =
+        name.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"')).map_or(name, |(inner, _)| inner);
+    proc::printable(inner.as_bytes())
 }
 
 fn certificates(count: usize) -> String {

@@ -30,7 +30,7 @@ use crate::{
         process::{Process, Role as ProcessRole},
         resolve,
         rootfs::RootFs,
-        sockdiag, sysctl, unit,
+        selinux, sockdiag, sysctl, unit,
     },
 };
 
@@ -229,6 +229,9 @@ impl Look<'_> {
         if let Some((target, answer)) = stood.iter().max_by_key(|(_, answer)| answer.us) {
             text += &format!(", slowest {} ({})", words::duration(answer.us), shown(&target.ask));
         }
+        if !tried.is_empty() && selinux::enforcing().is_some() {
+            text += ", tried in why502's own SELinux domain";
+        }
         if self.targets.down > 0 {
             text += &format!(", {} marked down and left out", self.targets.down);
         }
@@ -256,7 +259,8 @@ impl Look<'_> {
             profile: profile(worker.pid),
             cgroup: cgroup(worker.pid),
             timeout: self.options.timeout,
-            total: self.end.saturating_duration_since(Instant::now()),
+            // What is left is for finding out why.
+            total: self.end.saturating_duration_since(Instant::now()) * 2 / 3,
             parallel: self.options.parallel.max(1),
             asks: self.targets.targets.iter().map(|target| target.ask.clone()).collect(),
         }
@@ -271,12 +275,27 @@ impl Look<'_> {
     ) -> Result<(), String> {
         let all = plan.asks.len();
         let progress = self.options.progress;
-        let run = probe::run(exe, plan, |done| {
-            if done % 100 == 0 {
+        let told = |done: usize| {
+            if done.is_multiple_of(100) {
                 progress(&format!("{done} of {all} upstream servers"));
             }
-        });
-        let run = run.map_err(|error| format!("the helper that connects cannot be started: {error}"))?;
+        };
+        let no_start = |error| format!("the helper that connects cannot be started: {error}");
+        let mut plan = plan.clone();
+        let mut given_up: Option<String> = None;
+        let mut run = probe::run(exe, &plan, told).map_err(no_start)?;
+        // Without what cannot be taken on the answers are worth less, but worth something.
+        while let Some((at, errno)) = run.stuck.take_if(|_| plan.profile.is_some() || plan.cgroup.is_some()) {
+            if plan.profile.take().is_none() {
+                plan.cgroup = None;
+            }
+            given_up = Some(format!(
+                "connections were tried without all of the worker's confinement: cannot {at} ({})",
+                words::errno(errno)
+            ));
+            run = probe::run(exe, &plan, told).map_err(no_start)?;
+        }
+        let plan = &plan;
         if let Some((at, errno)) = run.stuck {
             let needs =
                 if errno == libc::EPERM || errno == libc::EACCES { ": run `sudo why502 check`" } else { "" };
@@ -304,8 +323,7 @@ impl Look<'_> {
             }
             other.asks = refused.iter().filter_map(|n| plan.asks.get(*n).cloned()).collect();
             other.total = self.end.saturating_duration_since(Instant::now());
-            let again = probe::run(exe, &other, |_| {})
-                .map_err(|error| format!("the helper that connects cannot be started: {error}"))?;
+            let again = probe::run(exe, &other, |_| {}).map_err(no_start)?;
             let mut still = Vec::new();
             for (number, answer) in refused.iter().zip(&again.answers) {
                 if answer.outcome == Outcome::NotTried {
@@ -321,7 +339,7 @@ impl Look<'_> {
         }
         // Neither is the reason.
         refused_by.extend(refused.into_iter().map(|number| (number, None)));
-        Ok(())
+        given_up.map_or(Ok(()), Err)
     }
 
     fn explain(&mut self, plan: &Plan, refused_by: &HashMap<usize, Option<Speaker>>) {
@@ -352,6 +370,7 @@ impl Look<'_> {
                     self.add(target, &answer, &case, verdict);
                 } else {
                     self.not_explained += 1;
+                    self.push(target, not_explained(&target.ask, &answer), status(&answer));
                 }
             }
             if let Some(tls) = answer.tls.as_ref() {
@@ -359,7 +378,8 @@ impl Look<'_> {
                 let main = snapshot.main.as_deref();
                 let found = handshake::judge(&snapshot.model, self.worker, target, main, tls);
                 if let Some(verdict) = found {
-                    self.push(target, verdict, Some("tls"));
+                    let late = verdict.cause == Cause::TlsHandshakeTimeout;
+                    self.push(target, verdict, if late { "504" } else { "502" });
                 }
             }
         }
@@ -384,7 +404,7 @@ impl Look<'_> {
         if let Some(found) = found {
             let to = attempt(self.worker, &target.ask, &Answer::NONE);
             let verdict = self.explainer.explain_denial(self.worker.pid, &found, &to);
-            self.push(target, verdict, None);
+            self.push(target, verdict, "502");
         }
     }
 
@@ -403,12 +423,12 @@ impl Look<'_> {
                 text: case.attempt.errno().map_or_else(|| "no answer".to_owned(), words::errno),
             });
         }
-        let late = answer.outcome == Outcome::TimedOut;
-        self.push(target, verdict, late.then_some("late"));
+        self.push(target, verdict, status(answer));
     }
 
-    fn push(&mut self, target: &Target, verdict: Verdict, how: Option<&str>) {
-        let (severity, breaks) = self.effect(target, how == Some("late"));
+    /// `status`: what nginx answers if it has no other server.
+    fn push(&mut self, target: &Target, verdict: Verdict, status: &str) {
+        let (severity, breaks) = self.effect(target, status);
         self.findings.push(Finding {
             name: verdict.cause.name(),
             severity,
@@ -444,7 +464,7 @@ impl Look<'_> {
     }
 
     /// How bad a server's failure is, and what breaks because of it.
-    fn effect(&self, target: &Target, late: bool) -> (Severity, String) {
+    fn effect(&self, target: &Target, status: &str) -> (Severity, String) {
         let model = &self.subject.snapshot.model;
         let alone = |one: &&Use| !self.other_answers(target, one);
         let sure = |one: &&Use| !one.perhaps;
@@ -453,7 +473,6 @@ impl Look<'_> {
             let lines = one.passes.iter().filter_map(|pass| model.passes.get(*pass));
             lines.map(|pass| at(&model.line(Role::Pass, pass.node))).collect()
         };
-        let status = if late { "504" } else { "502" };
         if let Some(one) = worst {
             let stream = one
                 .passes
@@ -475,7 +494,8 @@ impl Look<'_> {
             let text = format!("requests to {} get {status}, if they choose this server", list(&passes(one)));
             return (Severity::Warning, text);
         }
-        let lost = if late { "waits for it as long as the connect timeout is" } else { "fails on it" };
+        let lost =
+            if status == "504" { "waits for it as long as the connect timeout is" } else { "fails on it" };
         let text = format!(
             "each request to {} that it is chosen for {lost} before nginx goes on to the next server",
             list(&passes(one))
@@ -520,6 +540,19 @@ impl Look<'_> {
     }
 }
 
+/// A failure of which no more is known: there was no time left.
+fn not_explained(ask: &Ask, answer: &Answer) -> Verdict {
+    let how = match answer.outcome {
+        Outcome::Failed(_, errno) => words::errno(errno),
+        Outcome::TimedOut | Outcome::Connected | Outcome::NotTried => "no answer in time".to_owned(),
+    };
+    let mut verdict = Verdict::proven(Cause::Unexplained, format!("connections to {} fail", shown(ask)))
+        .because("errno", format!("{how}; no time was left to find out why"))
+        .fix("check this nginx again when fewer of its servers fail");
+    verdict.confidence = Confidence::Unexplained;
+    verdict
+}
+
 /// `conf.d/shop.conf:18`.
 fn at(line: &ConfigLine) -> String {
     format!("{}:{}", line.file.display(), line.line)
@@ -562,6 +595,16 @@ pub(super) fn places(model: &Model, uses: &[Use]) -> Vec<Place> {
         add(model.line(Role::Pass, pass.node));
     }
     found
+}
+
+/// What nginx answers after such a failure, if no other server is left: it has no way on from a socket that it cannot make or
+/// bind (ngx_event_connect_peer).
+fn status(answer: &Answer) -> &'static str {
+    match answer.outcome {
+        Outcome::TimedOut => "504",
+        Outcome::Failed(Call::Socket | Call::Bind, _) => "500",
+        Outcome::Failed(Call::Connect | Call::Later, _) | Outcome::Connected | Outcome::NotTried => "502",
+    }
 }
 
 /// What is known of a connection that why502 made, as if nginx had made it.
