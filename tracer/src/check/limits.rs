@@ -9,9 +9,10 @@ use std::{
 
 use super::{
     Checked, Finding, Name, Options, Place, Report, Severity, Subject,
+    position::worker,
     probe::Where,
     targets::{self, Target},
-    upstreams::{places, shown, worker},
+    upstreams::{places, shown},
 };
 use crate::{
     diagnose::{Cause, Confidence, Evidence, Fix},

@@ -8,6 +8,7 @@ pub mod limits;
 #[cfg(test)]
 mod model_of;
 pub mod past;
+mod position;
 pub mod probe;
 pub mod running;
 pub mod security;

@@ -1,7 +1,7 @@
 //! Who may refuse what the worker does: SELinux, AppArmor, a system call filter. What they refuse of upstream servers is
 //! found with those (`upstreams.rs`).
 
-use super::{Checked, Name, Options, Report, Subject, probe::Where, targets, upstreams::worker};
+use super::{Checked, Name, Options, Report, Subject, position::worker, probe::Where, targets};
 use crate::{
     selinux::type_of,
     session::Explainer,

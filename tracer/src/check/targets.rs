@@ -142,14 +142,16 @@ impl Collector<'_> {
         }
         let mut one = Use { server, passes, name: None, perhaps };
         match address {
-            Address::Ip { ip, port: Some(port) } => self.target(Where::Tcp(SocketAddr::new(*ip, *port)), one),
-            Address::Unix { path } => self.target(Where::Unix(path.clone().into_bytes()), one),
+            Address::Ip { ip, port: Some(port) } => {
+                self.target(&Where::Tcp(SocketAddr::new(*ip, *port)), &one)
+            }
+            Address::Unix { path } => self.target(&Where::Unix(path.clone().into_bytes()), &one),
             Address::Name { host, port: Some(port), .. } => {
                 one.name = Some(host.clone());
                 match self.resolved.get(host) {
                     Some(resolve::Answer::Addresses(all)) => {
                         for ip in all {
-                            self.target(Where::Tcp(SocketAddr::new(*ip, *port)), one.clone());
+                            self.target(&Where::Tcp(SocketAddr::new(*ip, *port)), &one);
                         }
                     }
                     _ => self.names.entry(host.clone()).or_default().push(one),
@@ -163,11 +165,11 @@ impl Collector<'_> {
     }
 
     /// Passes with other settings make other connections to the same address.
-    fn target(&mut self, to: Where, one: Use) {
+    fn target(&mut self, to: &Where, one: &Use) {
         let mut by_ask: BTreeMap<Ask, Vec<usize>> = BTreeMap::new();
         for index in &one.passes {
             let Some(pass) = self.model.passes.get(*index) else { continue };
-            let from = bind(self.model, pass).filter(|from| match &to {
+            let from = bind(self.model, pass).filter(|from| match to {
                 Where::Tcp(to) => to.is_ipv4() == from.is_ipv4(),
                 Where::Unix(_) => false,
             });

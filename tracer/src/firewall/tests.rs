@@ -489,7 +489,7 @@ fn a_fate_tells_whether_there_is_a_way_through() {
     assert_eq!(fate(false, vec![maybe_accept(), drop_port()], &packet()), (true, 1));
     assert_eq!(fate(true, vec![], &packet()), (false, 1));
     assert_eq!(fate(true, vec![rule(1, with(dport(3000), [accept()]))], &packet()), (true, 0));
-    assert_eq!(fate(true, vec![], &Packet { v6: true, ..packet() }).0, false);
+    assert!(!fate(true, vec![], &Packet { v6: true, ..packet() }).0);
 }
 
 #[test]

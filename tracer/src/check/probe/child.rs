@@ -175,7 +175,7 @@ fn connect_all(plan: &Plan, out: &mut impl io::Write) -> io::Result<usize> {
                 most = most.max(open.len() + 1);
                 match begin(plan, next, ask, end) {
                     Ok(begun) => open.push(*begun),
-                    Err(answer) => say(out, next, answer)?,
+                    Err(answer) => say(out, next, *answer)?,
                 }
             }
             next += 1;
@@ -202,12 +202,14 @@ fn say(out: &mut impl io::Write, number: usize, answer: Answer) -> io::Result<()
 }
 
 /// Begins a connection; `Err` is the answer of one that has ended already.
-fn begin(plan: &Plan, number: usize, ask: &Ask, end: Instant) -> Result<Box<Open>, Answer> {
+fn begin(plan: &Plan, number: usize, ask: &Ask, end: Instant) -> Result<Box<Open>, Box<Answer>> {
     let began = Instant::now();
-    let failed = |call: Call, errno: i32| Answer {
-        outcome: Outcome::Failed(call, errno),
-        us: micros(began.elapsed()),
-        ..Answer::NONE
+    let failed = |call: Call, errno: i32| {
+        Box::new(Answer {
+            outcome: Outcome::Failed(call, errno),
+            us: micros(began.elapsed()),
+            ..Answer::NONE
+        })
     };
     let begun = socket::begin(ask).map_err(|(call, errno)| failed(call, errno))?;
     let (fd, stands) = match begun {
@@ -223,7 +225,7 @@ fn begin(plan: &Plan, number: usize, ask: &Ask, end: Instant) -> Result<Box<Open
         handshake: None,
     };
     if stands && let Some(answer) = stood(&mut one, plan, end) {
-        return Err(answer);
+        return Err(Box::new(answer));
     }
     Ok(Box::new(one))
 }

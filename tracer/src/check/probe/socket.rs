@@ -204,9 +204,8 @@ pub(super) fn retransmits(fd: BorrowedFd<'_>) -> u32 {
 /// The first ICMP error in the socket's error queue (ip(7), `IP_RECVERR`).
 pub(super) fn icmp(fd: BorrowedFd<'_>) -> Option<Icmp> {
     for _ in 0..8 {
-        match next_error(fd)? {
-            Some(icmp) => return Some(icmp),
-            None => {}
+        if let Some(icmp) = next_error(fd)? {
+            return Some(icmp);
         }
     }
     None
