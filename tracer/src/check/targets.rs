@@ -143,9 +143,11 @@ impl Collector<'_> {
         let mut one = Use { server, passes, name: None, perhaps };
         match address {
             Address::Ip { ip, port: Some(port) } => {
-                self.target(&Where::Tcp(SocketAddr::new(*ip, *port)), &one)
+                self.target(&Where::Tcp(SocketAddr::new(*ip, *port)), &one);
             }
-            Address::Unix { path } => self.target(&Where::Unix(path.clone().into_bytes()), &one),
+            Address::Unix { path } => {
+                self.target(&Where::Unix(path.clone().into_bytes()), &one);
+            }
             Address::Name { host, port: Some(port), .. } => {
                 one.name = Some(host.clone());
                 match self.resolved.get(host) {
