@@ -311,6 +311,6 @@ mod tests {
                     location /a { proxy_bind off; proxy_pass http://127.0.0.1:1; } \
                     location /b { proxy_bind $remote_addr transparent; proxy_pass http://127.0.0.1:1; } \
                     location /6 { proxy_pass http://[::1]:1; } } }";
-        assert_eq!(shown(text), ["127.0.0.1:1 x1", "127.0.0.1:1 from 127.0.0.2 x1", "[::1]:1 x1"]);
+        assert_eq!(shown(text), ["127.0.0.1:1 x2", "127.0.0.1:1 from 127.0.0.2 x1", "[::1]:1 x1"]);
     }
 }

@@ -481,7 +481,8 @@ mod tests {
     #[test]
     fn odd_lines_are_refused() {
         let text = plan().write();
-        for end in 0..text.len() {
+        // The last newline alone may be missing.
+        for end in 0..text.trim_end().len() {
             // Whatever is cut off: no panic, and never another plan of the same length.
             if let Some(read) = text.get(..end).and_then(Plan::read) {
                 assert_ne!(read, plan(), "{end}");
