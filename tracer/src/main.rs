@@ -15,6 +15,10 @@ use clap::Parser as _;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
+    // Before a second thread exists: the helper of a check goes into other mounts.
+    if let Some(code) = tracer::check::probe::child() {
+        return code;
+    }
     let cli = Cli::parse();
     let result = match &cli.command {
         Some(Command::Doctor(options)) => doctor::run(options),

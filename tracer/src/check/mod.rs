@@ -3,9 +3,18 @@
 mod build;
 pub mod config;
 mod finding;
+mod handshake;
+pub mod limits;
+#[cfg(test)]
+mod model_of;
 pub mod past;
+mod position;
+pub mod probe;
 pub mod running;
+pub mod security;
 mod subject;
+mod targets;
+pub mod upstreams;
 
 pub use finding::{Checked, Finding, Place, Severity};
 pub use subject::{Options, Report, Subject};
@@ -31,6 +40,9 @@ pub type Name = (&'static str, &'static str);
 pub const FAMILIES: &[Family] = &[
     Family { names: running::NAMES, inspect: running::inspect },
     Family { names: config::NAMES, inspect: config::inspect },
+    Family { names: upstreams::NAMES, inspect: upstreams::inspect },
+    Family { names: security::NAMES, inspect: security::inspect },
+    Family { names: limits::NAMES, inspect: limits::inspect },
     Family { names: past::NAMES, inspect: past::inspect },
 ];
 

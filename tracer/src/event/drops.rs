@@ -84,6 +84,28 @@ pub struct Drop {
 }
 
 impl Drop {
+    /// What must have become of `count` SYNs to `to` in a namespace, without anybody having seen it: as its rules say, or as
+    /// it has no socket for them.
+    #[must_use]
+    pub fn deduced(class: DropClass, netns: u32, to: SocketAddr, count: u32) -> Self {
+        Self {
+            class,
+            reason: 0,
+            count,
+            first_ns: 0,
+            last_ns: 0,
+            location: 0,
+            stack: Vec::new(),
+            netns,
+            reply: false,
+            // A full connection tracking table is no rival of what was deduced from rules.
+            conntrack: true,
+            classes: if (class as u8) < 8 { 1 << (class as u8) } else { 0 },
+            no_socket_netns: if class == DropClass::NoSocket { netns } else { 0 },
+            wire_dst: to,
+        }
+    }
+
     /// Leaves only the last drop if the entry began with an earlier connection that had the same ports.
     pub fn forget_before(&mut self, start_ns: u64) {
         if self.first_ns >= start_ns {

@@ -42,21 +42,28 @@ struct Ends {
 /// Deeper than the kernel allows (NFT_JUMP_STACK_SIZE 16; xtables by the number of chains).
 const DEEPEST: usize = 64;
 
+/// What becomes of a packet at a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fate {
+    /// Who can drop it, in the order in which the packet meets them.
+    pub candidates: Vec<Candidate>,
+    /// There is a way through. If not, one of the candidates certainly drops it.
+    pub passes: bool,
+}
+
+/// What the rules at a hook of the IP layer do with a packet that has not come yet.
+#[must_use]
+pub fn fate(ruleset: &Ruleset, packet: &Packet, hook: Hook) -> Fate {
+    let mut candidates = Vec::new();
+    let passes = at_hook(ruleset, packet, &bases(ruleset, packet, Some(hook)), &mut candidates);
+    Fate { candidates, passes }
+}
+
 /// Who can have dropped the packet at that hook, in the order in which the packet meets them. `hook` None: at any.
 #[must_use]
 pub fn candidates(ruleset: &Ruleset, packet: &Packet, hook: Option<Hook>) -> Vec<Candidate> {
     let mut found = Vec::new();
-    let bases = |at: Option<Hook>| {
-        let mut bases: Vec<(usize, &Base)> = ruleset
-            .chains
-            .iter()
-            .enumerate()
-            .filter(|(_, chain)| sees(chain, packet))
-            .filter_map(|(index, chain)| Some((index, chain.base.as_ref().filter(|base| base.hook == at)?)))
-            .collect();
-        bases.sort_by_key(|(_, base)| base.priority);
-        bases
-    };
+    let bases = |at: Option<Hook>| bases(ruleset, packet, at);
     match hook {
         Some(hook) => {
             at_hook(ruleset, packet, &bases(Some(hook)), &mut found);
@@ -73,6 +80,19 @@ pub fn candidates(ruleset: &Ruleset, packet: &Packet, hook: Option<Hook>) -> Vec
     found
 }
 
+/// The base chains that the packet meets there, in their order.
+fn bases<'a>(ruleset: &'a Ruleset, packet: &Packet, at: Option<Hook>) -> Vec<(usize, &'a Base)> {
+    let mut bases: Vec<(usize, &Base)> = ruleset
+        .chains
+        .iter()
+        .enumerate()
+        .filter(|(_, chain)| sees(chain, packet))
+        .filter_map(|(index, chain)| Some((index, chain.base.as_ref().filter(|base| base.hook == at)?)))
+        .collect();
+    bases.sort_by_key(|(_, base)| base.priority);
+    bases
+}
+
 fn sees(chain: &Chain, packet: &Packet) -> bool {
     match chain.family {
         Family::Inet | Family::Netdev | Family::Bridge => true,
@@ -84,7 +104,8 @@ fn sees(chain: &Chain, packet: &Packet) -> bool {
 /// NF_IP_PRI_NAT_DST and NF_IP_PRI_NAT_SRC: where the kernel translates, whatever a chain's own priority says.
 const NAT_DST: i32 = -100;
 
-fn at_hook(ruleset: &Ruleset, packet: &Packet, bases: &[(usize, &Base)], found: &mut Vec<Candidate>) {
+/// True if there is a way through.
+fn at_hook(ruleset: &Ruleset, packet: &Packet, bases: &[(usize, &Base)], found: &mut Vec<Candidate>) -> bool {
     for group in bases.chunk_by(|a, b| a.1.priority == b.1.priority) {
         let mut passes = true;
         for (index, base) in group {
@@ -111,9 +132,10 @@ fn at_hook(ruleset: &Ruleset, packet: &Packet, bases: &[(usize, &Base)], found: 
             passes &= may_pass;
         }
         if !passes {
-            return;
+            return false;
         }
     }
+    true
 }
 
 fn add(found: &mut Vec<Candidate>, new: Candidate) {

@@ -17,7 +17,7 @@ mod xt;
 use std::collections::BTreeMap;
 
 pub use bits::{Bits, Truth};
-pub use eval::{Action, Candidate, candidates};
+pub use eval::{Action, Candidate, Fate, candidates, fate};
 pub use fix::fixes;
 pub use naming::{Answer, Named, Naming, Traced, narrow};
 pub use packet::{Interface, Packet};

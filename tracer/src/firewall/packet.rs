@@ -42,6 +42,8 @@ pub struct Packet {
     pub output: Interface,
     /// User and group of the sending process (fsuid, fsgid), where the hook can see them.
     pub owner: Option<(u32, u32)>,
+    /// It is known to begin a connection whose ports no earlier one had of late: to conntrack it is new.
+    pub fresh: bool,
 }
 
 /// IPPROTO_TCP.
@@ -102,6 +104,11 @@ impl Packet {
         const ESTABLISHED: u32 = 2;
         const RELATED: u32 = 4;
         const NEW: u32 = 8;
+        const UNTRACKED: u32 = 64;
+        if self.fresh && !self.reply && after_conntrack {
+            // Tracked, it is new; a rule may have exempted it.
+            return Some(NEW | UNTRACKED);
+        }
         match (self.tracked && after_conntrack, self.reply) {
             (false, _) => None,
             // Established, if the entry is that of an earlier connection with the same ports.

@@ -13,6 +13,7 @@ fn packet() -> Packet {
         input: Interface::None,
         output: Interface::Known { index: 2, name: "eth0".to_owned() },
         owner: Some((33, 33)),
+        fresh: false,
     }
 }
 
@@ -470,4 +471,31 @@ fn one_rule_is_named_alone_only_if_nothing_speaks_against_it() {
     assert!(naming.words().iter().all(|words| words.starts_with("one of 2 that fit")));
     naming.traced = Some(Traced { rule: named("b"), ago_ms: 1 });
     assert_eq!(naming.only().map(|rule| rule.text.as_str()), Some("b"));
+}
+
+#[test]
+fn a_fate_tells_whether_there_is_a_way_through() {
+    let fate = |policy_drop: bool, rules: Vec<Rule>, packet: &Packet| {
+        let chains = vec![chain("o", base(0, policy_drop), rules)];
+        let found = fate(&Ruleset { chains, ..Ruleset::default() }, packet, Hook::Output);
+        (found.passes, found.candidates.len())
+    };
+    let drop_port = || rule(1, with(dport(3000), [drop_it()]));
+    assert_eq!(fate(false, vec![drop_port()], &packet()), (false, 1));
+    assert_eq!(fate(false, vec![rule(1, with(dport(3001), [drop_it()]))], &packet()), (true, 0));
+    // A limit, or an earlier rule that may accept, leaves a way.
+    assert_eq!(fate(false, vec![rule(1, with(dport(3000), [perhaps(), drop_it()]))], &packet()), (true, 1));
+    let maybe_accept = || rule(2, with(dport(3000), [perhaps(), accept()]));
+    assert_eq!(fate(false, vec![maybe_accept(), drop_port()], &packet()), (true, 1));
+    assert_eq!(fate(true, vec![], &packet()), (false, 1));
+    assert_eq!(fate(true, vec![rule(1, with(dport(3000), [accept()]))], &packet()), (true, 0));
+    assert!(!fate(true, vec![], &Packet { v6: true, ..packet() }).0);
+}
+
+#[test]
+fn a_fresh_packet_is_new_or_untracked() {
+    let fresh = Packet { fresh: true, tracked: false, ..packet() };
+    assert_eq!((fresh.states(true), fresh.states(false)), (Some(8 | 64), None));
+    assert_eq!(Packet { reply: true, ..fresh.clone() }.states(true), None);
+    assert_eq!(packet().states(true), Some(8 | 2));
 }

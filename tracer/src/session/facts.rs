@@ -318,6 +318,16 @@ impl Gatherer {
         }
     }
 
+    /// What the rules of its own namespace do with an attempt that why502 made itself; None if they cannot be read.
+    pub(super) fn foresee(&mut self, attempt: &Attempt, facts: &Facts) -> Option<super::rules::Foreseen> {
+        let ns = self.own(attempt)?;
+        if self.places.is_empty() {
+            self.read_places();
+        }
+        let nft = self.places.contains_key("nft_do_chain");
+        self.rules.foresee(&ns, nft, attempt, facts)
+    }
+
     /// Which rule of that namespace it was.
     fn name_rules(&mut self, inum: u32, attempt: &Attempt, facts: &mut Facts) {
         if self.places.is_empty() {

@@ -24,6 +24,7 @@ mod said;
 mod selinux;
 mod suspects;
 mod trace;
+mod tried;
 mod unix;
 mod watch;
 
@@ -39,6 +40,7 @@ use aya::Ebpf;
 use bytes::Bytes;
 
 pub use config::Snapshot;
+pub use tried::{Explainer, Foreseen, Tried, attempt as made_attempt, unix_name};
 
 use crate::{
     correlate::{Case, Reach, request::Attribution, talk},

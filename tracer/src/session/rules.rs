@@ -53,6 +53,24 @@ pub(super) struct Word {
     pub(super) at: Instant,
 }
 
+/// What a SYN would meet at a hook.
+pub(super) struct Met {
+    /// Where.
+    pub(super) hook: Hook,
+    /// The rules that fit it and explain what came of it.
+    pub(super) rules: Naming,
+    /// One of them stops every such SYN.
+    pub(super) certain: bool,
+}
+
+/// What a SYN would meet on its way through the rules of its own namespace.
+pub(super) struct Foreseen {
+    /// In the order of the hooks; none if no rule can have stopped it.
+    pub(super) met: Vec<Met>,
+    /// Addresses are translated there.
+    pub(super) translates: bool,
+}
+
 /// Remembers rules, texts and generations.
 #[derive(Default)]
 pub(super) struct Rules {
@@ -165,6 +183,90 @@ impl Rules {
         };
         let list = format!("{}{list}", known.enter.as_deref().unwrap_or_default());
         Some(Naming { candidates, changed, list, traced })
+    }
+
+    /// What the rules of `ns` do with the SYN of a connection that why502 itself tried from there; None if they cannot be
+    /// read. `nft`: nf_tables is there.
+    pub(super) fn foresee(
+        &mut self,
+        ns: &NetNs,
+        nft: bool,
+        attempt: &Attempt,
+        facts: &Facts,
+    ) -> Option<Foreseen> {
+        self.sweep();
+        self.refresh(ns, nft)?;
+        let known = self.known.get_mut(&ns.inum())?;
+        known.used = Instant::now();
+        let translates = known
+            .ruleset
+            .chains
+            .iter()
+            .any(|chain| chain.base.as_ref().is_some_and(|base| base.nat) && !chain.rules.is_empty());
+        let local = facts.is_local == Some(true);
+        let out = if local {
+            device(ns, true)
+        } else {
+            let route = facts.route.as_ref().and_then(|route| route.device.as_deref());
+            let links = link::links(ns).unwrap_or_default();
+            let found = links.into_iter().find(|link| Some(link.name.as_str()) == route);
+            found.map_or(Interface::Unknown, |link| Interface::Known { index: link.index, name: link.name })
+        };
+        let remote = attempt.remote;
+        let syn = Packet {
+            v6: remote.is_ipv6(),
+            reply: false,
+            source: Some(attempt.local).filter(|local| local.port() != 0),
+            destination: Some(remote),
+            tracked: false,
+            translated: false,
+            input: Interface::None,
+            output: out.clone(),
+            owner: owner(attempt.worker),
+            fresh: true,
+        };
+        // What DNAT makes of the address afterwards is not followed.
+        let hooks: &[Hook] = match (local, translates) {
+            (true, false) => &[Hook::Output, Hook::Prerouting, Hook::Input],
+            _ => &[Hook::Output],
+        };
+        let answer = match attempt.icmp {
+            _ if attempt.reset => Answer::Reset,
+            Some(icmp) => Answer::Icmp(icmp.kind, icmp.code),
+            None => Answer::None,
+        };
+        let mut met = Vec::new();
+        for hook in hooks.iter().copied() {
+            let packet = match hook {
+                Hook::Output => syn.clone(),
+                _ => Packet { input: out.clone(), output: Interface::None, owner: None, ..syn.clone() },
+            };
+            let fate = firewall::fate(&known.ruleset, &packet, hook);
+            let found = firewall::narrow(&fate.candidates, answer, packet.v6);
+            // What does not reject explains no answer, what rejects no silence.
+            let found: Vec<Candidate> = found
+                .into_iter()
+                .filter(|c| answer != Answer::None || !matches!(c.action, firewall::Action::Reject(Some(_))))
+                .collect();
+            if !found.is_empty() {
+                let named = found
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(number, c)| known.named(c, remote, false, number < MOST_TEXTS))
+                    .collect();
+                let only_legacy = found.iter().all(|c| {
+                    known.ruleset.chains.get(c.chain).is_some_and(|chain| chain.engine == Engine::Legacy)
+                });
+                let list = if only_legacy { "iptables-legacy-save -c" } else { "nft -a list ruleset" };
+                let list = format!("{}{list}", known.enter.as_deref().unwrap_or_default());
+                let rules = Naming { candidates: named, changed: false, list, traced: None };
+                met.push(Met { hook, rules, certain: !fate.passes && found.len() == fate.candidates.len() });
+            }
+            if !fate.passes {
+                break;
+            }
+        }
+        Some(Foreseen { met, translates })
     }
 
     /// Reads the rules again where they are not known to be the same.
@@ -335,6 +437,7 @@ fn packet(ns: &NetNs, ruleset: &Ruleset, attempt: &Attempt, drop: &Drop, facts: 
         input,
         output,
         owner: if own && !reply { owner(attempt.worker) } else { None },
+        fresh: false,
     }
 }
 

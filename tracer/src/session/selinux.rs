@@ -84,6 +84,32 @@ impl Selinux {
         }))
     }
 
+    /// What a worker's connection needs, each asked of the loaded policy; nothing is tried. `Ok`: a TCP port; `Err`: the path
+    /// of a unix socket. Empty without SELinux, or if its policy cannot be read.
+    pub(super) fn foresee(&mut self, worker: u32, to: Result<u16, &[u8]>) -> Vec<Decision> {
+        let needs: &[(&str, &str)] = match to {
+            Ok(_) => &[("tcp_socket", "name_connect")],
+            Err(_) => &[("dir", "search"), ("sock_file", "write"), ("unix_stream_socket", "connectto")],
+        };
+        let place = Place { worker, port: to.ok(), path: to.err() };
+        let Some(source) = system::of_process(worker) else { return Vec::new() };
+        let Some(policy) = self.policy() else { return Vec::new() };
+        let asked = needs.iter().filter_map(|(class, permission)| {
+            let mut decision = Decision {
+                source: Some(source.clone()),
+                class: Some((*class).to_owned()),
+                permissions: vec![(*permission).to_owned()],
+                ..Decision::default()
+            };
+            find_target(&mut decision, &place, Some(policy));
+            decision.policy = ask(policy, &decision);
+            decision.label = label(policy, &decision, &place);
+            decision.policy.as_ref()?;
+            Some(decision)
+        });
+        asked.collect()
+    }
+
     /// What would be denied if the system or the domain were enforcing, in one line; None if it has been told before.
     pub(super) fn warning(&mut self, denial: &Denial) -> Option<String> {
         let avc = denial.avc.filter(|_| denial.speaker == Speaker::AvcDenied && denial.ret == 0)?;
