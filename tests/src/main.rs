@@ -147,6 +147,9 @@ struct CasesArgs {
     /// How long to look for incidents that should not come
     #[arg(long, default_value_t = 300, value_name = "MS")]
     settle_ms: u64,
+    /// Play cases that failed twice more, alone; they pass if both do. Not after a wrong verdict, nor if they are many
+    #[arg(long)]
+    again: bool,
     /// Print everything about passing cases too
     #[arg(long, short)]
     verbose: bool,
@@ -193,6 +196,7 @@ fn try_main() -> Result<bool> {
                 slow: slow(&cli.program)?,
                 settle: Duration::from_millis(cli.cases.settle_ms),
                 verbose: cli.cases.verbose,
+                again: cli.cases.again,
                 json: cli.cases.json,
                 junit: cli.cases.junit,
                 program: program(cli.program)?,

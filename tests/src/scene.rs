@@ -168,7 +168,7 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
         outcome.score = score;
         seen.judged = Some((expect, scene.markers.clone()));
         let warned = || judge::warnings(&case.expect, &watch.tier, &watch.stderr(), &seen.pids);
-        sys::poll_until(setup.settle, || warned().is_empty());
+        sys::poll_until(setup.bound(1.0), || warned().is_empty());
         outcome.failures.extend(warned());
     }
     Ok(())

@@ -29,7 +29,7 @@ const TAIL: usize = 6000;
 /// Runs in the guest, in a folder with `why502`, `faultlab` and `data`. Each part is announced, and its status told.
 const SCRIPT: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
-lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --jobs 4 --tier "$@"; }
+lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --again --jobs 4 --tier "$@"; }
 # These kernels offer every hook of every tier: one that is missing is our mistake. But the tracepoint behind every send
 # (sock_send_length, sock_recv_length) is there since 6.6 only.
 hooks() {
@@ -48,7 +48,7 @@ part doctor hooks
 /// of booleans for all. The others are not repeated.
 const SELINUX: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
-lab() { part "selinux $1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --jobs 1 --case selinux- --tier "$@"; }
+lab() { part "selinux $1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --again --jobs 1 --case selinux- --tier "$@"; }
 hooks() {
     ./why502 doctor --tier full > doctor.txt 2>&1 || { cat doctor.txt; return 1; }
     ! grep 'MISSING  *selinux' doctor.txt
