@@ -350,10 +350,11 @@ pub(super) fn certificate(case: &Case) -> Option<Verdict> {
         .read_ns
         .or(talk.last_sent_ns)
         .is_some_and(|ns| case.attempt.end_ns.saturating_sub(ns) < 100_000_000);
-    if !verifies(true) || !finished || !prompt {
+    // What a timer ends is answered with 504, and who has left gets no answer: after a 502 nobody needs to have been quick.
+    let answered = talk::refused(case);
+    if !verifies(true) || !finished || !(prompt || answered) {
         return None;
     }
-    let answered = talk::refused(case);
     let gone = case.client_gone.is_some() && !answered;
     let sure = talk.watched && talk::tls_spoken(case) == Some(true) && !verifies(false);
     let target = words::target(&case.attempt);

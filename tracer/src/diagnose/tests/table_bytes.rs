@@ -300,6 +300,18 @@ fn tls() {
             Likely,
         ),
         (
+            "certificate, by a worker that took its time",
+            verify(stood(NEAR).tls(80).got(SENT + MS, server_hello(3)).ends_ms(400)).answered(502),
+            Certificate,
+            Proven,
+        ),
+        (
+            "no certificate can be meant: the client is answered with nothing",
+            verify(stood(NEAR).tls(80).got(SENT + MS, server_hello(3)).ends_ms(400)),
+            Unexplained,
+            No,
+        ),
+        (
             "certificate, as the time runs out",
             verify(stood(NEAR).tls(80).got(SENT + 990 * MS, server_hello(3)).ends_ms(1001)).answered(502),
             Certificate,
