@@ -325,13 +325,27 @@ fn one_of_several_servers_is_a_warning() {
 
 #[test]
 fn a_name_without_an_address_is_told() {
-    // nginx itself could not start with it: the name is one that a reload would bring. A variable's value is looked up alike.
-    let http = "map $host $to { default no-such-name.invalid:80; }
-        server { listen unix:DIR/front.sock; location / { proxy_pass http://$to; } }";
+    let http = "server { listen unix:DIR/front.sock; location / { proxy_pass http://127.0.0.1:3001; } }";
     let Some(site) = Site::start("a_name_without_an_address_is_told", "", http) else { return };
+    let _server = site.listen("127.0.0.1:3001");
+    // nginx itself could not start with it: the name is one that a reload would bring.
+    let path = site.dir.path().join("nginx.conf");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("127.0.0.1:3001", "no-such-name.invalid:80")).unwrap();
     let report = site.check(&quick());
     let names: Vec<_> = report.findings.iter().map(|f| f.name).collect();
     assert_eq!(names, ["name-does-not-resolve"], "{report:#?}");
+}
+
+#[test]
+fn a_name_that_each_request_looks_up_is_asked_of_nobody() {
+    let http = "map $host $to { default no-such-name.invalid:80; }
+        server { listen unix:DIR/front.sock; location / { proxy_pass http://$to; } }";
+    let Some(site) = Site::start("a_name_that_each_request_looks_up_is_asked_of_nobody", "", http) else {
+        return;
+    };
+    let report = site.check(&quick());
+    assert_eq!(report.findings, [], "{report:#?}");
 }
 
 /// Everything that the helper is asked, straight.

@@ -90,10 +90,17 @@ pub(super) fn of(model: &Model, resolved: &HashMap<String, resolve::Answer>) -> 
             continue;
         }
         if let Address::Variable { .. } = pass.target {
-            for value in pass.values.iter().filter(|value| value.upstream.is_none()) {
+            // Names are looked up for each request, by the servers of `resolver` and without /etc/hosts: what they lead to
+            // from here may be something else.
+            let (fixed, named): (Vec<_>, Vec<_>) = pass
+                .values
+                .iter()
+                .filter(|value| value.upstream.is_none())
+                .partition(|value| matches!(value.target, Address::Ip { .. } | Address::Unix { .. }));
+            for value in fixed {
                 collector.add(&value.target, None, vec![index], !pass.complete);
             }
-            targets.open += usize::from(!pass.complete);
+            targets.open += usize::from(!pass.complete || !named.is_empty());
         } else {
             collector.add(&pass.target, None, vec![index], false);
         }
