@@ -399,7 +399,7 @@ fn confidence(name: &str) -> Option<Confidence> {
     }
 }
 
-fn matches(pattern: &str, cause: &str) -> bool {
+pub(crate) fn matches(pattern: &str, cause: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(prefix) => cause.starts_with(prefix),
         None => pattern == cause,

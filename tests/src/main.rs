@@ -11,6 +11,7 @@ mod conntrack;
 mod dns;
 mod expect;
 mod judge;
+mod late;
 mod listen;
 mod needs;
 mod net;

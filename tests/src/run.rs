@@ -1,7 +1,8 @@
 //! A run of the lab: the cases one after the other or side by side, under one why502.
 
 use crate::case::{self, Case};
-use crate::judge::{self, Score};
+use crate::judge::Score;
+use crate::late;
 use crate::needs;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
@@ -75,7 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let mut problems = Vec::new();
     let mut summary = None;
     if let Some(watch) = watch {
-        problems.extend(late(&watch, &mut done));
+        problems.extend(came_late(&watch, &done));
         let End { summary: last, counts: _, problems: found, stderr } = watch.finish(attach);
         if !found.is_empty() {
             report::note(&format!("why502's stderr:\n{stderr}"));
@@ -187,10 +188,9 @@ fn play_again(cases: &[Case], done: &mut [(Outcome, Seen)], setup: &Setup<'_>) {
 }
 
 /// What is wrong with incidents that came after their case was judged: no case waits long for what should not come.
-fn late(watch: &Watch, done: &mut [(Outcome, Seen)]) -> Vec<String> {
+fn came_late(watch: &Watch, done: &[(Outcome, Seen)]) -> Vec<String> {
     let mut found = Vec::new();
     let mut judged = 0;
-    let watched = judge::watched(&watch.tier, sys::kernel());
     for (outcome, seen) in done {
         let now = watch.incidents(&seen.pids);
         judged += now.len();
@@ -199,11 +199,11 @@ fn late(watch: &Watch, done: &mut [(Outcome, Seen)]) -> Vec<String> {
         }
         let name = &outcome.name;
         match &seen.judged {
-            Some((expect, markers)) => {
-                let (failures, score) = judge::judge(expect, &watch.tier, watched, &now, markers);
-                let new = failures.iter().filter(|failure| !outcome.failures.contains(failure));
-                found.extend(new.map(|failure| format!("after the end of {name}: {failure}")));
-                outcome.score = score;
+            Some(expect) => {
+                let failures = late::judge(expect, &watch.tier, &now);
+                found.extend(
+                    failures.into_iter().map(|failure| format!("after the end of {name}: {failure}")),
+                );
             }
             None => found.extend(
                 now[seen.incidents..].iter().map(|incident| format!("after the end of {name}: {incident}")),
