@@ -1,6 +1,7 @@
 //! What a case is: the schema of `case.toml`, read strictly, with errors that name the file and the remedy.
 
 use crate::backend::Backend;
+use crate::check::CheckExpect;
 use crate::expect::{CAUSES, Expect, TIERS};
 use crate::script;
 use anyhow::{Context, Result, bail, ensure};
@@ -44,6 +45,8 @@ pub(crate) struct Case {
     #[serde(default)]
     pub(crate) expect_log: Vec<String>,
     pub(crate) expect: Expect,
+    /// What `why502 check` must find without any traffic.
+    pub(crate) check: Option<CheckExpect>,
 }
 
 fn all_tiers() -> Vec<String> {
@@ -387,7 +390,10 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
         .chain(&e.never)
         .chain(tiers.into_iter().flatten().flat_map(|t| &t.cause_any));
     for cause in named {
-        ensure!(CAUSES.contains(&cause.as_str()), "unknown cause `{cause}`; the names are in src/case.rs");
+        ensure!(CAUSES.contains(&cause.as_str()), "unknown cause `{cause}`; the names are in src/expect.rs");
+    }
+    if let Some(check) = &case.check {
+        check.is_whole()?;
     }
     for tier in &case.tiers {
         ensure!(TIERS.contains(&tier.as_str()), "unknown tier `{tier}`; use one of {TIERS:?}");
@@ -396,7 +402,8 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
     let said = case.needs.iter().any(|need| need == "nginx-current");
     ensure!(current == said, "`current = true` and needs = [\"nginx-current\"] belong together");
     let each = e.each.iter().flat_map(|each| &each.lines);
-    for marker in e.lines.iter().chain(&e.not_lines).chain(each) {
+    let of_check = case.check.iter().flat_map(|check| &check.lines);
+    for marker in e.lines.iter().chain(&e.not_lines).chain(each).chain(of_check) {
         ensure!(!marker.contains(['#', '@', ' ']), "marker `{marker}`: write the name only, without `#@`");
     }
     let steps = |at| case.step.iter().any(|step| step.at == at);

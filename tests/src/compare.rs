@@ -18,6 +18,9 @@ pub(crate) enum Class {
     BodyTimeout,
     ClosedInHeader,
     ClosedInBody,
+    /// As the two, in TLS: nginx says the same of a RST there (ngx_ssl_handle_recv asks OpenSSL's own errors alone).
+    EndedInHeader,
+    EndedInBody,
     ResetInHeader,
     ResetInBody,
     ResetInRequest,
@@ -89,6 +92,8 @@ impl Class {
             Class::ClosedInHeader => {
                 any(&["upstream-closed-early", "upstream-died", "keepalive-race", "plain-to-tls-port"])
             }
+            Class::EndedInHeader => Class::ClosedInHeader.fits(cause) || cause == "upstream-reset",
+            Class::EndedInBody => Class::ClosedInBody.fits(cause) || cause == "upstream-reset",
             Class::ClosedInBody => any(&["response-truncated", "upstream-died"]),
             Class::ResetInHeader | Class::ResetInRequest => any(&[
                 "upstream-reset",
@@ -143,8 +148,12 @@ pub(crate) fn error_line(text: &str) -> Option<Line> {
     // The message alone: a request may hold any text.
     let message = rest.split(", client: ").next()?;
     let found = TEXTS.iter().find(|(text, where_, _)| message.contains(text) && message.contains(where_));
-    let class = found.map(|(_, _, class)| *class)?;
-    let (_, authority) = upstream.split_once("://")?;
+    let (scheme, authority) = upstream.split_once("://")?;
+    let class = match (found.map(|(_, _, class)| *class)?, scheme) {
+        (Class::ClosedInHeader, "https" | "grpcs") => Class::EndedInHeader,
+        (Class::ClosedInBody, "https" | "grpcs") => Class::EndedInBody,
+        (class, _) => class,
+    };
     let address = authority.split('/').next().unwrap_or_default();
     Some(Line {
         time: unix(stamp.get(..10)?, stamp.get(11..)?)? + 0.5,
@@ -407,6 +416,11 @@ mod tests {
                 "upstream prematurely closed connection while reading response header from upstream",
                 "http://1.2.3.4:1/",
                 Class::ClosedInHeader,
+            ),
+            (
+                "upstream prematurely closed connection while reading response header from upstream",
+                "https://1.2.3.4:1/",
+                Class::EndedInHeader,
             ),
             (
                 "epoll_wait() reported that client prematurely closed connection, so upstream connection is closed too while sending request to upstream",

@@ -182,6 +182,13 @@ impl Expect {
             told.lines = lines;
             told.only_lines = true;
         }
+        if let Some(says) = self.uprobes.as_ref().and_then(|uprobes| uprobes.says.as_ref()) {
+            let sure = Confidence::Proven;
+            told.confidence = Some(Floors { full: sure, kprobe: sure, tracepoint: sure });
+            told.evidence_contains.push(says.clone());
+            told.cause_any.clear();
+            (told.full, told.kprobe, told.tracepoint) = (None, None, None);
+        }
         told
     }
 }
@@ -196,6 +203,8 @@ pub(crate) struct UprobeExpect {
     pub(crate) request: RequestExpect,
     /// Markers of the lines that every incident names, all of them and no other.
     pub(crate) lines: Option<Vec<String>>,
+    /// Text of nginx's that proves the cause on every tier: a part of the evidence.
+    pub(crate) says: Option<String>,
     /// Targets of requests that a step sends: `GET`, for the case's host.
     #[serde(default)]
     pub(crate) sent: Vec<String>,

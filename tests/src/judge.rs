@@ -320,7 +320,7 @@ fn kinds(wanted: &[String], never: &[String], incidents: &[&Value]) -> Vec<Strin
     missing.chain(wrong).collect()
 }
 
-fn names_line(incident: &Value, file: &Path, line: u64) -> bool {
+pub(crate) fn names_line(incident: &Value, file: &Path, line: u64) -> bool {
     let config = incident.get("config").and_then(Value::as_array);
     config.into_iter().flatten().any(|entry| {
         entry.get("line").and_then(Value::as_u64) == Some(line) && Path::new(text(entry, "/file")) == file
@@ -390,7 +390,7 @@ pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or("")
 }
 
-fn confidence(name: &str) -> Option<Confidence> {
+pub(crate) fn confidence(name: &str) -> Option<Confidence> {
     match name {
         "proven" => Some(Confidence::Proven),
         "likely" => Some(Confidence::Likely),

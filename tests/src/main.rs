@@ -5,6 +5,7 @@
 mod backend;
 mod case;
 mod chaos;
+mod check;
 mod client;
 mod compare;
 mod conntrack;
@@ -13,6 +14,7 @@ mod expect;
 mod judge;
 mod late;
 mod listen;
+mod look;
 mod needs;
 mod net;
 mod nginx;
@@ -109,6 +111,14 @@ enum Tier {
     Tracepoint,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    /// Every case: what must never be said is not said
+    All,
+    /// Those that say what must be found, or that nothing may be
+    Expecting,
+}
+
 #[derive(Debug, Args)]
 struct ProgramArgs {
     /// The why502 to judge
@@ -142,6 +152,9 @@ struct CasesArgs {
     /// Print the names of the cases and what they are
     #[arg(long)]
     list: bool,
+    /// Judge `why502 check` in place of `why502 trace`: each case is played up to its first request, which is never sent
+    #[arg(long, value_enum, value_name = "WHICH")]
+    check: Option<Which>,
     /// Cases side by side
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -193,6 +206,7 @@ fn try_main() -> Result<bool> {
                 cases: dir,
                 names: cli.cases.names,
                 core: cli.cases.core,
+                check: cli.cases.check,
                 jobs: cli.cases.jobs,
                 slow: slow(&cli.program)?,
                 settle: Duration::from_millis(cli.cases.settle_ms),

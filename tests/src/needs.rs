@@ -87,16 +87,19 @@ fn php_fpm() -> bool {
     programs.into_iter().any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"php-fpm"))
 }
 
-/// Whether groups below the root of cgroup2 can limit memory.
+/// Whether groups of processes can limit memory: by cgroup2, if its root hands that on, or by the first version.
 fn cgroup_memory() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let root = mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (at, kind) = (words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| Path::new(at))
-    });
-    root.and_then(|root| std::fs::read_to_string(root.join("cgroup.subtree_control")).ok())
-        .is_some_and(|controllers| controllers.split_whitespace().any(|name| name == "memory"))
+    mounts.lines().any(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [_, at, kind, options, ..] = words.as_slice() else { return false };
+        match *kind {
+            "cgroup" => options.split(',').any(|option| option == "memory"),
+            "cgroup2" => std::fs::read_to_string(Path::new(at).join("cgroup.subtree_control"))
+                .is_ok_and(|controllers| controllers.split_whitespace().any(|name| name == "memory")),
+            _ => false,
+        }
+    })
 }
 
 /// Modules that no system call loads by itself. Built in or absent, the check after it tells.

@@ -151,6 +151,18 @@ impl Drop for Nginx {
     }
 }
 
+/// The processes by which a case's nginx are known now: a step may have put another master in the first one's place.
+pub(crate) fn masters(web: &NetNs, started: &[Nginx]) -> Vec<u32> {
+    let title = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    // One that has ended and is not waited for has no title.
+    let alive: Vec<u32> =
+        started.iter().map(|nginx| nginx.pid).filter(|pid| !title(*pid).is_empty()).collect();
+    if !alive.is_empty() {
+        return alive;
+    }
+    web.pids().into_iter().filter(|pid| title(*pid).starts_with(b"nginx: master process")).collect()
+}
+
 /// A new folder that a worker of any user can enter, with the files of the case in it.
 pub(crate) fn prefix(dir: &Path, case: &Path) -> Result<()> {
     std::fs::create_dir_all(dir.join("tmp")).with_context(|| format!("cannot create {}", dir.display()))?;

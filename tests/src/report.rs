@@ -15,6 +15,8 @@ pub(crate) struct Outcome {
     pub(crate) skipped: Option<String>,
     pub(crate) failures: Vec<String>,
     pub(crate) incidents: Vec<Value>,
+    /// What `why502 check` found.
+    pub(crate) findings: Vec<Value>,
     pub(crate) score: Score,
     pub(crate) time: Duration,
     /// Everything that helps after a failure.
@@ -49,6 +51,10 @@ pub(crate) fn outcome(outcome: &Outcome) {
     let mut said: BTreeMap<String, u32> = BTreeMap::new();
     for incident in &outcome.incidents {
         let verdict = format!("{} {}", judge::text(incident, "/cause"), judge::text(incident, "/confidence"));
+        *said.entry(verdict).or_insert(0) += 1;
+    }
+    for finding in &outcome.findings {
+        let verdict = format!("{} {}", judge::text(finding, "/name"), judge::text(finding, "/confidence"));
         *said.entry(verdict).or_insert(0) += 1;
     }
     let said: Vec<String> =
@@ -102,7 +108,7 @@ pub(crate) fn json_file(
         .iter()
         .map(|o| {
             json!({"name": o.name, "passed": o.passed(), "skipped": o.skipped, "failures": o.failures,
-                   "seconds": o.time.as_secs_f64(), "incidents": o.incidents})
+                   "seconds": o.time.as_secs_f64(), "incidents": o.incidents, "findings": o.findings})
         })
         .collect();
     let all = json!({"tier": tier, "cases": cases, "summary": summary});

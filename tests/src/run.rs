@@ -1,14 +1,17 @@
 //! A run of the lab: the cases one after the other or side by side, under one why502.
 
+use crate::Which;
 use crate::case::{self, Case};
+use crate::check::CheckExpect;
 use crate::judge::Score;
 use crate::late;
+use crate::look;
 use crate::needs;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
 use crate::sys;
 use crate::watch::{End, Program, Start, Watch};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
@@ -20,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) names: Vec<String>,
     /// Only the smaller set.
     pub(crate) core: bool,
+    /// `why502 check` is judged, and `why502 trace` not started.
+    pub(crate) check: Option<Which>,
     pub(crate) jobs: usize,
     pub(crate) slow: f64,
     pub(crate) settle: Duration,
@@ -51,17 +56,26 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         cases.retain(|c| options.names.iter().any(|name| c.name.contains(name.as_str())));
     }
     cases.retain(|c| c.core || !options.core);
+    if options.check == Some(Which::Expecting) {
+        cases.retain(|c| c.check.as_ref().is_some_and(CheckExpect::expects));
+    }
     let attach = Duration::from_secs_f64(15.0 * options.slow);
-    let watch = match options.program.as_ref().map(|p| Watch::start(p, attach)).transpose()? {
+    let traced = options.program.as_ref().filter(|_| options.check.is_none());
+    let watch = match traced.map(|p| Watch::start(p, attach)).transpose()? {
         Some(Start::Refused(why)) => return refused(&cases, options, &why),
         Some(Start::Running(watch)) => Some(watch),
         None => None,
     };
     // Steps run in folders of their own.
     let program = options.program.as_ref().map(|p| std::path::absolute(&p.path)).transpose()?;
+    if options.check.is_some() {
+        let Some(program) = &program else { bail!("--check asks why502: name it with --why502 PATH") };
+        look::names_exist(program, &cases)?;
+    }
     let setup = Setup {
         watch: watch.as_ref(),
         program: program.as_deref(),
+        check: options.check.is_some(),
         slow: options.slow,
         // Half of it is for why502's poll period, which is wall-clock time on every machine.
         settle: options.settle.mul_f64(options.slow.min(3.0)),

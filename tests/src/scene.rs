@@ -2,11 +2,13 @@
 
 use crate::backend;
 use crate::case::{At, Case, Nginx as Settings, Request, Step};
+use crate::check::{self, Moment};
 use crate::client::{self, Answer};
 use crate::conntrack;
 use crate::expect::Expect;
 use crate::judge;
 use crate::listen::{self, Held};
+use crate::look;
 use crate::needs;
 use crate::net::{self, World};
 use crate::nginx::{self, Line, Nginx};
@@ -27,12 +29,17 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long is waited for incidents that may come or not: several poll periods of why502.
 const OPTIONAL: Duration = Duration::from_millis(600);
 
+/// What `why502 check` may take, in seconds: it bounds itself at 30 for all upstream servers of one nginx.
+const LOOKING: f64 = 45.0;
+
 /// What all cases of a run share.
 #[derive(Debug)]
 pub(crate) struct Setup<'a> {
     pub(crate) watch: Option<&'a Watch>,
     /// why502 itself, for steps that ask it.
     pub(crate) program: Option<&'a Path>,
+    /// `why502 check` is judged in place of `watch`, at the moment that the case names.
+    pub(crate) check: bool,
     /// Bounds are this many times longer (emulated guests).
     pub(crate) slow: f64,
     /// How long to look for incidents that should not come.
@@ -125,7 +132,9 @@ fn play(case: &Case, setup: &Setup<'_>, dir: &Path, outcome: &mut Outcome, seen:
     // Whatever went wrong: these steps undo what is not the case's own.
     let undone = scene.steps(At::Finally);
     acted.and(undone)?;
-    scene.check_logs(outcome);
+    if !setup.check {
+        scene.check_logs(outcome);
+    }
     Ok(())
 }
 
@@ -142,6 +151,9 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
     // Before any step changes a file: the lines are those of the configuration nginx has read.
     scene.mark()?;
     scene.steps(At::AfterNginx)?;
+    if setup.check && check::moment(case) == Moment::BeforeRequests {
+        return scene.look(outcome);
+    }
     for (number, request) in case.request.iter().enumerate() {
         scene.request(request, number == 0, outcome, seen)?;
         if number == 0 {
@@ -149,6 +161,9 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
         }
     }
     scene.steps(At::AfterRequests)?;
+    if setup.check {
+        return scene.look(outcome);
+    }
     scene.settle(outcome, seen);
     Nginx::stop_all(&scene.world.web, setup.bound(5.0));
     if let Some(watch) = setup.watch {
@@ -333,6 +348,19 @@ impl Scene<'_> {
                 outcome.failures.push(format!("{}: status {got:?}, expected {wanted:?}", request.path));
             }
         }
+        Ok(())
+    }
+
+    /// Asks `why502 check`, and judges what it says.
+    fn look(&self, outcome: &mut Outcome) -> Result<()> {
+        let Some(program) = self.setup.program else { bail!("no why502 to ask") };
+        let masters = nginx::masters(&self.world.web, &self.nginx);
+        let said = look::check(program, &masters, self.dir, self.setup.bound(LOOKING))?;
+        outcome.dump += &said.text();
+        let (failures, score) = check::judge(self.case, &said, &self.markers);
+        outcome.failures.extend(failures);
+        outcome.score = score;
+        outcome.findings = said.findings();
         Ok(())
     }
 

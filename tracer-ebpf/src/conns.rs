@@ -38,8 +38,8 @@ pub(crate) fn add(counter: *mut u64, value: u64) {
     }
 }
 
-/// Which place of a bucket has that tag. Without a branch for each place, since the verifier would go on from each
-/// of them separately, through all that follows.
+/// Which place of a bucket has that tag; of several, as free ones have, the last. Without a branch for each place, since the
+/// verifier would go on from each of them separately, through all that follows.
 #[inline(always)]
 fn way_of(b: *mut Bucket, tag: u64) -> Option<usize> {
     let mut way = 0_u64;
@@ -61,7 +61,7 @@ fn way_of(b: *mut Bucket, tag: u64) -> Option<usize> {
                 equal = out(reg) equal,
             );
         }
-        way |= equal * at as u64;
+        way = tracer_ebpf::last_of(way, at as u64, equal);
         found |= equal;
         at += 1;
     }

@@ -80,7 +80,7 @@ fn end_of_read(ret: u64) -> (u64, u64) {
 
 /// The place for the beginning of a response.
 #[inline(always)]
-fn head_of(sk: u64) -> Option<*mut Head> {
+pub(crate) fn head_of(sk: u64) -> Option<*mut Head> {
     let hash = (sk >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     HEADS.get_ptr_mut(hash as u32 & (PLACES - 1))
 }

@@ -208,6 +208,13 @@ pub struct Conn {
 /// Places in a [`Bucket`].
 pub const WAYS: usize = 4;
 
+/// One step of looking for the last place that fits: `at` if `equal` is 1, `way` if it is 0. Without a branch, for the verifier.
+#[must_use]
+#[inline(always)]
+pub const fn last_of(way: u64, at: u64, equal: u64) -> u64 {
+    way ^ ((way ^ at) & equal.wrapping_neg())
+}
+
 /// An open connection with what is said on it.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -548,6 +555,7 @@ const _: () = {
     assert!(size_of::<Proc>() == 88);
     assert!(size_of::<Shared>() == 32);
     assert!(size_of::<Counters>() == 88);
+    assert!(last_of(1, 2, 1) == 2 && last_of(3, 1, 1) == 1 && last_of(1, 2, 0) == 1);
 };
 
 #[cfg(feature = "user")]

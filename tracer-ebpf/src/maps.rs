@@ -140,9 +140,9 @@ pub(crate) static CLIENTS: Array<Client> = Array::with_max_entries(request::CLIE
 #[map]
 pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILED, 0);
 
-/// Programs that others go on to: what is long is verified once. `judge` and `client_left`.
+/// Programs that others go on to: what is long is verified once. `judge`, `client_left` and `next_server`.
 #[map]
-pub(crate) static JUMPS: ProgramArray = ProgramArray::with_max_entries(2, 0);
+pub(crate) static JUMPS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 
 /// The beginnings of responses, see `probes::talk`: 4 MiB.
 #[map]

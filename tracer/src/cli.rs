@@ -1,6 +1,6 @@
 //! The command line: parses and validates, discovers nothing.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -169,12 +169,71 @@ pub(crate) struct Check {
     pub color: Color,
 }
 
+/// What `explain` explains.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Explained {
+    /// Why requests fail.
+    Cause(Cause),
+    /// Something that a check finds, by its name.
+    Finding(&'static str),
+}
+
+/// A cause's name wins: findings that are causes have the cause's page. A wrong name is answered with the nearest.
+fn explained(text: &str) -> Result<Explained, String> {
+    if let Some(cause) = Cause::ALL.iter().find(|cause| cause.name() == text) {
+        return Ok(Explained::Cause(*cause));
+    }
+    if let Some((name, _)) = check::names().find(|(name, _)| *name == text) {
+        return Ok(Explained::Finding(name));
+    }
+    let near = nearest(text);
+    Err(if near.is_empty() {
+        format!("nothing is called {text}; `why502 explain` and `why502 check --list` list the names")
+    } else {
+        format!("nothing is called {text}; did you mean {}?", near.join(", "))
+    })
+}
+
+/// The names that share a word with a text, or differ from it by a few letters: the nearest first, four at most.
+fn nearest(text: &str) -> Vec<&'static str> {
+    const MOST: usize = 4;
+    let text = text.to_ascii_lowercase();
+    let text = text.get(..64).unwrap_or(&text);
+    let shares = |name: &str| {
+        text.split('-').any(|word| word.len() > 3 && name.split('-').any(|own| own == word))
+            || (text.len() > 3 && name.contains(text))
+    };
+    let names: BTreeSet<&'static str> =
+        Cause::ALL.iter().map(|cause| cause.name()).chain(check::names().map(|(name, _)| name)).collect();
+    let mut found: Vec<(usize, &'static str)> = names
+        .into_iter()
+        .map(|name| (distance(name, text), name))
+        .filter(|(far, name)| *far <= text.len() / 4 || shares(name))
+        .collect();
+    found.sort_unstable();
+    found.into_iter().take(MOST).map(|(_, name)| name).collect()
+}
+
+/// Letters to insert, leave out or change (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
+    for (number, a) in one.chars().enumerate() {
+        let mut next = vec![number + 1];
+        for ((b, above), diagonal) in other.chars().zip(row.iter().skip(1)).zip(&row) {
+            let left = next.last().copied().unwrap_or_default();
+            next.push((diagonal + usize::from(a != b)).min(above + 1).min(left + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
 /// Options of `explain`.
 #[derive(Debug, Args)]
 pub(crate) struct Explain {
-    /// The cause, by the name that an incident gives it.
-    #[arg(value_name = "CAUSE", value_parser = Cause::from_str)]
-    pub cause: Option<Cause>,
+    /// The cause, by the name that an incident gives it, or a finding of `why502 check`.
+    #[arg(value_name = "NAME", value_parser = explained)]
+    pub name: Option<Explained>,
     /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
     #[arg(long, value_enum, default_value_t = Color::Auto)]
     pub color: Color,
@@ -300,6 +359,22 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn explains_causes_and_findings_and_suggests_the_nearest() {
+        assert!(matches!(explained("unix-missing"), Ok(Explained::Cause(Cause::UnixMissing))));
+        assert!(matches!(explained("tls-to-port-80"), Ok(Explained::Finding("tls-to-port-80"))));
+        for (name, _) in check::names() {
+            assert!(explained(name).is_ok(), "{name}");
+        }
+        assert_eq!(nearest("keepalive-without-http11").first(), Some(&"keepalive-without-effect"));
+        assert_eq!(nearest("connect-refused-no-listner").first(), Some(&"connect-refused-no-listener"));
+        assert_eq!(nearest("unxi-missing").first(), Some(&"unix-missing"));
+        assert!(nearest("selinux").contains(&"blocked-selinux"));
+        assert_eq!(nearest("xyzzy"), Vec::<&str>::new());
+        assert_eq!(nearest("\u{e9}"), Vec::<&str>::new());
+        assert_eq!((distance("", "abc"), distance("abc", "abc"), distance("kitten", "sitting")), (3, 0, 3));
     }
 
     #[test]

@@ -403,24 +403,30 @@ answer 200 hello
 close
 ";
 
-/// TLS in front of another port: what happens there happens here, RST as well.
+/// TLS in front of another port: what happens there happens here, RST as well. One thread a connection: two that share it
+/// end the whole interpreter, as nothing there locks OpenSSL's state.
 pub(super) const TLS: &str = r"
-import socket, ssl, struct, sys, threading
+import select, socket, ssl, struct, sys, threading
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain('cert.pem', 'key.pem')
 listener = socket.create_server(('127.0.0.1', int(sys.argv[1])), backlog=512)
 threading.stack_size(256 << 10)
 
-def reset(plain):
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-
-def forward(secure, behind):
-    try:
-        while data := secure.recv(16384):
-            behind.sendall(data)
-        behind.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
+def pump(secure, behind):
+    watched = [secure, behind]
+    while True:
+        ready = [secure] if secure in watched and secure.pending() else select.select(watched, [], [])[0]
+        if secure in ready:
+            if data := secure.recv(16384):
+                behind.sendall(data)
+            else:
+                watched.remove(secure)
+                behind.shutdown(socket.SHUT_WR)
+        if behind in ready:
+            data = behind.recv(16384)
+            if not data:
+                return
+            secure.sendall(data)
 
 def serve(plain):
     with plain:
@@ -429,13 +435,12 @@ def serve(plain):
         except OSError:
             return
         with secure, socket.create_connection(('127.0.0.1', int(sys.argv[2]))) as behind:
-            threading.Thread(target=forward, args=(secure, behind), daemon=True).start()
             try:
-                while data := behind.recv(16384):
-                    secure.sendall(data)
+                pump(secure, behind)
+                secure.settimeout(2)
                 secure.unwrap()
             except ConnectionResetError:
-                reset(secure)
+                secure.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
             except OSError:
                 pass
 

@@ -8,6 +8,7 @@ mod drops;
 mod icmp;
 mod listen;
 mod proc;
+mod refused;
 mod request;
 mod reset;
 mod said;

@@ -13,7 +13,7 @@ use crate::{
     emit::{self, End, count},
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, JUMPS, PEERS, PROCS, SHARED, setting},
-    probes::{death, request, talk},
+    probes::{death, refused, request, talk},
     procs,
 };
 
@@ -33,7 +33,7 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     let new: i32 = ctx.arg(2);
     death::state(sk, old, new);
     match new {
-        TCP_SYN_SENT => begin(&ctx, sk),
+        TCP_SYN_SENT => begin::<true>(&ctx, sk),
         TCP_CLOSE_WAIT => talk::finished(sk),
         TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE => {
             let mut next = if new == TCP_CLOSE {
@@ -64,6 +64,8 @@ const NOTHING: u32 = 0;
 const JUDGE: u32 = 1;
 /// `client_left` is.
 const LEFT: u32 = 2;
+/// `next_server` is.
+const NEXT: u32 = 3;
 
 /// Ends this program and goes on with another, in the same context.
 #[inline(always)]
@@ -98,6 +100,16 @@ fn closed_by_worker(sk: u64) -> Option<bool> {
     procs::worker()?;
     conns::find(sk)?;
     Some(read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3)
+}
+
+/// A worker begins to connect right after it closed a connection with which nothing seemed wrong.
+#[raw_tracepoint]
+fn next_server(ctx: RawTracePointContext) -> i32 {
+    if let Some((_, proc)) = procs::worker() {
+        refused::look(proc);
+        begin::<false>(&ctx, ctx.arg(0));
+    }
+    0
 }
 
 /// True if the current process is a verified nginx.
@@ -140,11 +152,16 @@ pub(super) fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
     })
 }
 
+/// `LOOK`: what was closed just before may be looked at first, by `next_server`, which comes back here.
 #[inline(always)]
-fn begin(ctx: &RawTracePointContext, sk: u64) {
+fn begin<const LOOK: bool>(ctx: &RawTracePointContext, sk: u64) {
     let Some((tgid, proc)) = procs::worker() else {
         return;
     };
+    // SAFETY: a live map element that only this worker's thread writes.
+    if LOOK && unsafe { (*proc).closed_sk } != 0 {
+        go_on(ctx, NEXT);
+    }
     talk::settle(proc);
     if let Some(mut conn) = new_conn(sk, tgid) {
         clients::assign(proc, &mut conn);

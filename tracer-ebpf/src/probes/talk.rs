@@ -18,7 +18,7 @@ use crate::{
     clients, conns, emit, exchange,
     kernel::{self, read, read_user},
     maps::{PROCS, setting},
-    probes::{request, unix_talk},
+    probes::{refused, request, unix_talk},
     procs,
 };
 
@@ -178,6 +178,7 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
     // SAFETY: as in `heard`.
     unsafe {
         let now = emit::now_ns();
+        let before = (*talk).last_sent_ns;
         (*talk).last_sent_ns = now;
         let fresh = (*talk).sent_ns == 0;
         let tls = (*talk).flags & talk_flag::TLS != 0;
@@ -193,8 +194,13 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
         let mut first = begin[0];
         kernel::forget(&mut first);
         let begins = exchange::begins(talk, first, size, fresh);
-        retried(conn, &last, begins && !fresh);
+        // The first request in TLS is not another: the handshake before it was its own.
+        retried(conn, &last, begins && !fresh && (!tls || (*talk).requests >= 2));
         if !begins {
+            if tls && (*talk).flags & talk_flag::TLS_BYE != 0 {
+                // A farewell, when all is over: no part of the request.
+                (*talk).last_sent_ns = before;
+            }
             return 0;
         }
         (*talk).idle_us = if (*talk).read_ns == 0 {
@@ -282,6 +288,7 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         if suspicion == 0 || suspicion == exchange::PERHAPS {
             if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
                 (*talk).flags |= talk_flag::CLOSED;
+                refused::remember(sk, talk, kind);
                 (*proc).closed_sk = sk | u64::from(kind != 0);
                 if suspicion != 0 {
                     emit::watch_client(sk, tgid);

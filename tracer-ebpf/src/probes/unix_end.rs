@@ -63,12 +63,13 @@ pub(super) fn far_end_closed(s: *mut Standing, watched: u64) -> u32 {
         if (*s).talk.flags & talk_flag::CLOSED != 0 {
             return 0;
         }
-        (*s).talk.fin_ns = emit::now_ns();
         // What nginx has not read yet counts as an answer as well.
         let answered = u64::from((*s).talk.copied_seq) + u64::from(unread(watched)) >= death::ANSWER;
         if death::is_told(answered) {
             death::died(watched, 0);
         }
+        // After the death is told, whose own time must not be the later of the two: a virtual CPU may lie still in between.
+        (*s).talk.fin_ns = emit::now_ns();
     }
     0
 }

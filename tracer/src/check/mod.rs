@@ -7,6 +7,7 @@ mod handshake;
 pub mod limits;
 #[cfg(test)]
 mod model_of;
+pub mod pages;
 pub mod past;
 mod position;
 pub mod probe;

@@ -71,7 +71,17 @@ const ALWAYS_TAKEN: u32 = 2048;
 #[must_use]
 pub fn of(case: &Case) -> Option<&Talk> {
     let talk = case.attempt.talk.as_deref()?;
-    (case.attempt.stage == Stage::Established && !talk.said_5xx && !talk.answered_bad).then_some(talk)
+    // In TLS nobody knows whether the response was whole before nginx refused it.
+    let whole = talk.answered_bad && !talk.tls;
+    (case.attempt.stage == Stage::Established && !talk.said_5xx && !whole).then_some(talk)
+}
+
+/// The response came through TLS, and that its header was not whole is only told by nginx's own 502 or 504: it can have come
+/// and been refused as well.
+#[must_use]
+pub fn is_hidden(case: &Case) -> bool {
+    of(case)
+        .is_some_and(|talk| talk.tls && talk.tls_data && head_by_bytes(talk, module(case)) == Head::Unknown)
 }
 
 /// How it ended; None if that cannot be said.
@@ -118,6 +128,7 @@ pub fn head(case: &Case) -> Head {
         Head::Unknown if matches!(case.client_saw, Some(502 | 504)) && case.attempt.number.is_some() => {
             Head::Part
         }
+        Head::Unknown if talk.answered_bad => Head::Part,
         seen => seen,
     }
 }
@@ -280,7 +291,9 @@ fn fit<'a>(
     let waited_us = case.attempt.end_ns.saturating_sub(from_ns) / 1000;
     let waited_ms = waited_us / 1000;
     let early = |ms: u64| super::timer_slack_ms(ms) + lazy_ms.min(ms / 2);
-    let fits = |ms: u64| waited_ms + early(ms) >= ms && waited_ms <= ms + LATE_MS.max(ms / 2);
+    // A round of the loop and a lazy timer together do not make up for all of a short time-out.
+    let fits =
+        |ms: u64| waited_ms + early(ms) >= ms && waited_ms > ms / 4 && waited_ms <= ms + LATE_MS.max(ms / 2);
     let timeout = in_force(case, key)
         .filter(|one| one.milliseconds().is_some_and(|ms| ms > 0 && fits(ms)))
         .max_by_key(|one| one.milliseconds())?;
@@ -293,7 +306,33 @@ fn fit<'a>(
 #[must_use]
 pub fn answered_by_timer(case: &Case) -> bool {
     let own = case.client_saw == Some(504) && case.attempt.number.is_some() && head(case) != Head::Whole;
-    own && may_be_over(case)
+    own && may_be_over(case) && !(is_hidden(case) && has_just_read(case))
+}
+
+/// What nginx read last may be what it answers with.
+fn has_just_read(case: &Case) -> bool {
+    const JUST_NS: u64 = 50_000_000;
+    let read = of(case).and_then(|talk| talk.read_ns);
+    read.is_some_and(|ns| case.attempt.end_ns.saturating_sub(ns) < JUST_NS)
+}
+
+/// The server said by TLS that it has no more to say, and the connection's end was nginx's: the last record that nginx read is an
+/// alert, or as long as one is in TLS 1.3 (two bytes, the type and the cipher's tag; RFC 8446, 5.2).
+#[must_use]
+pub fn said_goodbye(case: &Case) -> bool {
+    const ALERT: u8 = 21;
+    const SEALED_ALERT: usize = 2 + 1 + 16;
+    let Some(talk) = of(case).filter(|talk| talk.tls && talk.tls_data) else { return false };
+    let mut rest = &talk.response[..];
+    let mut bye = false;
+    // All that was read must be there, in whole records.
+    while let Some((head, more)) = rest.split_first_chunk::<5>() {
+        let length = usize::from(u16::from_be_bytes([head[3], head[4]]));
+        let Some(next) = more.get(length..) else { return false };
+        bye = head[0] == ALERT || length == SEALED_ALERT;
+        rest = next;
+    }
+    bye && rest.is_empty() && talk.got_bytes as usize == talk.response.len()
 }
 
 /// False if every time-out that is known was far from over, counted from the last write.

@@ -13,7 +13,11 @@ pub mod unix;
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::{event::Attempt, firewall::Naming, nginx};
+use crate::{
+    event::{Attempt, said::Said},
+    firewall::Naming,
+    nginx,
+};
 
 /// Which kinds of evidence could have been seen. Where a hook is missing, its silence proves nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -202,6 +206,8 @@ pub struct Facts {
     pub selinux: Option<Box<selinux::SelinuxFact>>,
     /// The far end of a connection that stood.
     pub backend: Box<backend::Backend>,
+    /// What nginx itself says of the attempt, where it is asked.
+    pub said: Option<Said>,
 }
 
 /// One failed attempt.
@@ -244,6 +250,15 @@ fn timer_slack_ms(timeout_ms: u64) -> u64 {
 }
 
 impl Case {
+    /// Whose request it was is known now: another client, which left in the same moment, was nothing to this attempt. True if
+    /// it was thought to be.
+    pub fn forget_other_client(&mut self, client: SocketAddr) -> bool {
+        let same = |gone: SocketAddr| {
+            gone.port() == client.port() && gone.ip().to_canonical() == client.ip().to_canonical()
+        };
+        self.client_gone.take_if(|(gone, _)| !same(*gone)).is_some()
+    }
+
     /// SYNs that this host tried to send.
     #[must_use]
     pub fn syns(&self) -> u32 {

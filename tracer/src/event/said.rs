@@ -60,9 +60,22 @@ pub enum Said {
         /// The name.
         name: String,
     },
+    /// The server's certificate is not what nginx accepts; why, as far as that is known.
+    Certificate {
+        /// In the words of OpenSSL (X509_verify_cert_error_string), or of nginx.
+        reason: Option<String>,
+    },
     /// Anything else.
     Other,
 }
+
+/// What nginx logs of a certificate that its library refused, with the reason in words behind it
+/// (ngx_http_upstream_ssl_handshake, ngx_stream_proxy_ssl_handshake).
+pub const REFUSED: &[u8] = b"upstream SSL certificate verify error: (%l:%s)";
+/// How [`Said::Certificate`] begins where the certificate is for other names.
+pub const OTHER_NAME: &str = "it is not for the name";
+/// What nginx logs of that.
+const NAMELESS: &[u8] = b"upstream SSL certificate does not match \"%V\"";
 
 /// Where a request is in the configuration, as nginx's memory has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,8 +135,11 @@ pub struct Statement {
     pub format: Vec<u8>,
     /// Where the text lies in the worker; 0 if there is none.
     pub format_at: u64,
+    /// The text's second argument: a number, or where a string lies in the worker.
+    pub number: u64,
+    /// That string, once it is read; see `session::said`.
+    pub reason: Option<String>,
     subject: Words,
-    number: u64,
     peer_name: Words,
 }
 
@@ -171,6 +187,7 @@ impl Statement {
             format_at: said.format_at,
             subject: words(&said.subject, subject),
             number: said.number,
+            reason: None,
             peer_name: words(&said.peer_name, peer_name),
         }
     }
@@ -184,6 +201,13 @@ impl Statement {
                 Said::NotResolved { name: self.subject.text(), state: self.number }
             }
             b"no resolver defined to resolve %V" => Said::NoResolver { name: self.subject.text() },
+            REFUSED => Said::Certificate { reason: self.reason.clone() },
+            NAMELESS => {
+                let name = self.subject.text();
+                Said::Certificate {
+                    reason: (!name.is_empty()).then(|| format!("{OTHER_NAME} {}", name.escape_debug())),
+                }
+            }
             _ => Said::Other,
         }
     }
@@ -191,6 +215,9 @@ impl Statement {
     /// Its text for people, as far as it has no arguments.
     #[must_use]
     pub fn text(&self) -> Option<String> {
+        if let Said::Certificate { reason: Some(reason) } = self.said() {
+            return Some(format!("upstream SSL certificate: {reason}"));
+        }
         let text = std::str::from_utf8(&self.format).ok()?;
         let text = text.split('%').next().unwrap_or_default().trim_end();
         let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() || c == ' ');

@@ -101,6 +101,12 @@ fn knows_the_failures_without_a_socket() {
         Said::NoResolver { name: text("db.test") }
     );
     assert_eq!(about(b"no live upstreams, they say", b"", 0), Said::Other);
+    assert_eq!(
+        about(b"upstream SSL certificate does not match \"%V\"", b"app\x1b.test", 0),
+        Said::Certificate { reason: Some(text("it is not for the name app\\u{1b}.test")) }
+    );
+    assert_eq!(about(REFUSED, b"", 1), Said::Certificate { reason: None }, "what is not read yet");
+    assert_eq!(about(b"upstream SSL certificate status not found in the OCSP response", b"", 0), Said::Other);
 }
 
 #[test]

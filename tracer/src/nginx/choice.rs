@@ -91,7 +91,7 @@ impl Model {
         };
         let known = pass.values.iter().filter(|value| !value.text.is_empty());
         let names = known.clone().all(is_name);
-        let group = self.users_by_upstream().iter().any(|users| users.contains(&index));
+        let group = self.may_use_an_upstream(index);
         let fixed = self.has_static_hosts(pass);
         (names || !pass.complete)
             .then_some(Destination::Resolve { name: None, sure: names && !group && !fixed })

@@ -214,15 +214,16 @@ impl Model {
     /// The passes whose variables can make the name of an upstream; nginx looks there first.
     fn variable_users(&self, upstream: usize) -> Vec<usize> {
         let Some(upstream) = self.upstreams.get(upstream) else { return Vec::new() };
-        let can_name = |pass: &Pass| match &pass.target {
-            Address::Variable { pattern, .. } => {
-                !pass.complete
-                    && pass.module.layer() == upstream.layer
-                    && value::pattern_fits(pattern, &upstream.name)
-            }
-            Address::Ip { .. } | Address::Name { .. } | Address::Unix { .. } | Address::Invalid => false,
-        };
-        self.passes.iter().enumerate().filter(|(_, pass)| can_name(pass)).map(|(index, _)| index).collect()
+        let passes = self.passes.iter().enumerate();
+        passes.filter(|(_, pass)| can_name(pass, upstream)).map(|(index, _)| index).collect()
+    }
+
+    /// Whether a pass leads, or may lead, to any of [`Model::upstreams`].
+    pub(super) fn may_use_an_upstream(&self, pass: usize) -> bool {
+        let Some(pass) = self.passes.get(pass) else { return false };
+        pass.upstream.is_some()
+            || pass.values.iter().any(|value| value.upstream.is_some())
+            || self.upstreams.iter().any(|upstream| can_name(pass, upstream))
     }
 
     /// The passes that lead, or may lead, to each of [`Model::upstreams`], by index in [`Model::passes`].
@@ -372,4 +373,16 @@ fn variable_fits(
             || value::pattern_fits(host, &format!("[{ip}]"))
     };
     port_fits && host_fits()
+}
+
+/// Whether the variables of a pass can make the name of an upstream in a way that the configuration does not tell.
+fn can_name(pass: &Pass, upstream: &Upstream) -> bool {
+    match &pass.target {
+        Address::Variable { pattern, .. } => {
+            !pass.complete
+                && pass.module.layer() == upstream.layer
+                && value::pattern_fits(pattern, &upstream.name)
+        }
+        Address::Ip { .. } | Address::Name { .. } | Address::Unix { .. } | Address::Invalid => false,
+    }
 }

@@ -40,11 +40,16 @@ pub(super) struct Variables {
     definers: HashMap<String, Vec<Definer>>,
     /// Scripts that can assign any variable while a request runs.
     scripts: bool,
+    /// Names, in lower case, into which a regular expression anywhere may capture.
+    captured: HashSet<String>,
 }
 
 /// Notes the directives by which variables get values.
 pub(super) fn collect(config: &Config) -> Variables {
     let mut found = Variables::default();
+    for (_, bytes) in config.files() {
+        captured(bytes, &mut found.captured);
+    }
     let kinds: Vec<Option<&'static str>> = config.names().map(|(_, name)| kind_of(name)).collect();
     for id in config.all() {
         let Some(kind) = config.name_id(id).and_then(|name| kinds.get(name.0 as usize).copied().flatten())
@@ -204,7 +209,7 @@ impl Scope<'_> {
             return Values::default();
         }
         let mut values = Values { known: Vec::new(), complete: !self.variables.scripts };
-        if is_captured(self.config, name) {
+        if self.variables.captured.contains(name) {
             values.complete = false;
         }
         let sets: Vec<NodeId> = definers
@@ -215,10 +220,11 @@ impl Scope<'_> {
             })
             .filter(|id| self.in_server(*id))
             .collect();
+        let served: HashSet<NodeId> = sets.iter().copied().collect();
         let own = self.overriding(&sets);
         for definer in definers {
             let found = match *definer {
-                Definer::Set(id) if !sets.contains(&id) => continue,
+                Definer::Set(id) if !served.contains(&id) => continue,
                 Definer::Set(id) if own.is_some_and(|location| !self.inside(id, location)) => continue,
                 Definer::Set(id) => self.text(&self.config.arg(id, 1).unwrap_or_default(), depth - 1),
                 Definer::Table(..) if own.is_some() => continue,
@@ -304,23 +310,19 @@ impl Scope<'_> {
     }
 }
 
-/// Whether a regular expression anywhere may capture into this variable.
-fn is_captured(config: &Config, name: &str) -> bool {
-    let angled = format!("<{name}>");
-    let quoted = format!("?'{name}'");
-    config.files().any(|(_, bytes)| find(bytes, angled.as_bytes()) || find(bytes, quoted.as_bytes()))
-}
-
-/// Whether a text occurs; letters without case.
-fn find(bytes: &[u8], wanted: &[u8]) -> bool {
-    let Some(first) = wanted.first() else { return true };
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| byte == first) {
-        let Some(found) = rest.get(at..) else { return false };
-        if found.get(..wanted.len()).is_some_and(|part| part.eq_ignore_ascii_case(wanted)) {
-            return true;
+/// Notes the names that stand in a text as those of captures do: `(?<name>` and `(?'name'`.
+fn captured(bytes: &[u8], found: &mut HashSet<String>) {
+    for (at, byte) in bytes.iter().enumerate() {
+        let close = match byte {
+            b'<' => b'>',
+            b'\'' if at > 0 && bytes.get(at - 1) == Some(&b'?') => b'\'',
+            _ => continue,
+        };
+        let rest = bytes.get(at + 1..).unwrap_or_default();
+        let length = rest.iter().take_while(|b| b.is_ascii_alphanumeric() || **b == b'_').count();
+        if length > 0 && rest.get(length) == Some(&close) {
+            let name = rest.get(..length).unwrap_or_default();
+            found.insert(String::from_utf8_lossy(name).to_ascii_lowercase());
         }
-        rest = found.get(1..).unwrap_or_default();
     }
-    false
 }

@@ -378,7 +378,7 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
 
 /// Loads the programs that others go on to. The map holds them as long as this object lives.
 fn set_jumps(ebpf: &mut Ebpf) -> Result<()> {
-    for (index, name) in (0..).zip(["judge", "client_left"]) {
+    for (index, name) in (0..).zip(["judge", "client_left", "next_server"]) {
         let what = || format!("the program {name}, to which others jump");
         let program: &mut RawTracePoint =
             program_of(ebpf, name).and_then(TryInto::try_into).with_context(what)?;

@@ -5,7 +5,10 @@ use std::io::{self, Write};
 use anstyle::{AnsiColor, Style};
 
 use super::text::wrap;
-use crate::diagnose::{Cause, pages};
+use crate::{
+    check,
+    diagnose::{Cause, pages},
+};
 
 /// Lines longer than this tire the eye.
 const WIDEST: usize = 100;
@@ -39,6 +42,25 @@ pub fn page(out: &mut dyn Write, cause: Cause, width: Option<usize>) -> io::Resu
     Ok(())
 }
 
+/// Writes the page of a finding of `why502 check` that is no cause. False if there is none of that name.
+///
+/// # Errors
+/// Those of the output.
+pub fn finding(out: &mut dyn Write, name: &str, width: Option<usize>) -> io::Result<bool> {
+    let found = check::names().find(|(other, _)| *other == name).zip(check::pages::page(name));
+    let Some(((name, finds), page)) = found else { return Ok(false) };
+    let width = width.unwrap_or(WIDEST).clamp(NARROWEST, WIDEST);
+    writeln!(out, "{HEADING}{name}{HEADING:#}")?;
+    paragraph(out, finds, width)?;
+    for (heading, text) in [("What breaks", page.breaks), ("Why", page.why), ("What to do", page.fix)] {
+        writeln!(out, "\n{HEADING}{heading}{HEADING:#}")?;
+        paragraph(out, text, width)?;
+    }
+    writeln!(out)?;
+    paragraph(out, &format!("`why502 check --ignore {name}` leaves it out."), width)?;
+    Ok(true)
+}
+
 /// Writes every cause with its meaning.
 ///
 /// # Errors
@@ -56,7 +78,10 @@ pub fn list(out: &mut dyn Write, width: Option<usize>) -> io::Result<()> {
             writeln!(out, "{style}{name:<column$}{style:#}  {line}")?;
         }
     }
-    writeln!(out, "\n`why502 explain NAME` tells how each is proven, what looks like it, and what to do.")
+    writeln!(
+        out,
+        "\n`why502 explain NAME` tells how each is proven, what looks like it, and what to do; it takes names of `why502 check --list` as well."
+    )
 }
 
 /// One paragraph or item; what belongs to an item stands under its text.

@@ -512,7 +512,12 @@ fn platform(version: Option<Version>) -> Platform {
 
 fn version(root: &RootFs, path: &Path) -> OnDisk {
     // Not the time of modification: a file that was moved there keeps it, and anybody can set it.
-    root.metadata(path).ok().map(|m| (m.size(), m.ino(), m.ctime(), m.ctime_nsec()))
+    let file = root.metadata(path).ok()?;
+    let changed = |m: &std::fs::Metadata| (m.ctime(), m.ctime_nsec());
+    // A link that was made anew leads to another file, however old that is.
+    let link = root.symlink_metadata(path).ok().map(|link| changed(&link));
+    let (seconds, nanos) = link.unwrap_or_default().max(changed(&file));
+    Some((file.size(), file.ino(), seconds, nanos))
 }
 
 fn changed_at(version: OnDisk) -> Option<SystemTime> {

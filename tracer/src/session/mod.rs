@@ -8,6 +8,7 @@ mod backends;
 mod clock;
 mod config;
 mod denials;
+mod doubts;
 mod evidence;
 mod facts;
 mod far_unix;
@@ -538,6 +539,7 @@ impl<'a> Session<'a> {
     fn show(&mut self, mut incident: Incident) -> Result<()> {
         if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
             let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
+            incident.case.facts.said = said.as_ref().map(|(said, _)| said.said());
             narrow::by_request(&mut incident, worker, said.as_ref().and_then(|(_, place)| place.as_ref()));
             if let Some((said, place)) = &said {
                 incident.verdict.evidence.push(said::evidence(said, place.is_some()));

@@ -43,8 +43,9 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Optio
         }
     }
     case.client_saw = request.status;
+    let others = case.forget_other_client(request.client);
     // In a storm most verdicts stay as they are.
-    if !narrowed && case.gave_up().is_none() && case.attempt.stage != Stage::Established {
+    if !narrowed && !others && case.gave_up().is_none() && case.attempt.stage != Stage::Established {
         return;
     }
     incident.verdict = diagnose::diagnose(case);

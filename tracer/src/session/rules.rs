@@ -11,7 +11,9 @@ use super::facts::FRESH;
 use crate::{
     correlate::Facts,
     event::{Attempt, Drop, DropClass},
-    firewall::{self, Answer, Candidate, Engine, Hook, Interface, Named, Naming, Packet, Ruleset, Traced},
+    firewall::{
+        self, Answer, Candidate, Engine, Family, Hook, Interface, Named, Naming, Packet, Ruleset, Traced,
+    },
     sys::{
         iptables, link,
         netns::{self, NetNs},
@@ -47,7 +49,7 @@ struct Known {
 /// What the kernel itself said (`--trace-rules`).
 #[derive(Debug, Clone)]
 pub(super) struct Word {
-    pub(super) chain: (firewall::Family, String, String),
+    pub(super) chain: (Family, String, String),
     /// None: the chain's policy.
     pub(super) handle: Option<u64>,
     pub(super) at: Instant,
@@ -69,6 +71,8 @@ pub(super) struct Foreseen {
     pub(super) met: Vec<Met>,
     /// Addresses are translated there.
     pub(super) translates: bool,
+    /// There are rules at the hooks of interfaces (netdev), which are not run here.
+    pub(super) beside: bool,
 }
 
 /// Remembers rules, texts and generations.
@@ -260,13 +264,19 @@ impl Rules {
                 let list = if only_legacy { "iptables-legacy-save -c" } else { "nft -a list ruleset" };
                 let list = format!("{}{list}", known.enter.as_deref().unwrap_or_default());
                 let rules = Naming { candidates: named, changed: false, list, traced: None };
-                met.push(Met { hook, rules, certain: !fate.passes && found.len() == fate.candidates.len() });
+                // Without a way through, one of them has stopped it, and the answer that came is that one's.
+                met.push(Met { hook, rules, certain: !fate.passes });
             }
             if !fate.passes {
                 break;
             }
         }
-        Some(Foreseen { met, translates })
+        let beside = known
+            .ruleset
+            .chains
+            .iter()
+            .any(|chain| chain.family == Family::Netdev && !chain.rules.is_empty());
+        Some(Foreseen { met, translates, beside })
     }
 
     /// Reads the rules again where they are not known to be the same.
@@ -323,7 +333,7 @@ impl Known {
             });
         };
         let rule = chain.rules.get(number)?;
-        let v6 = chain.family == firewall::Family::Ip6;
+        let v6 = chain.family == Family::Ip6;
         let legacy = chain.engine == Engine::Legacy;
         let (text, iptables) = match self.texts.get(&(candidate.chain, number)) {
             _ if legacy => (None, Some(format!("-A {} {}", chain.name, firewall::xt_text(rule, v6)))),

@@ -15,7 +15,7 @@ use crate::{
     diagnose::Evidence,
     event::{
         Attempt,
-        said::{Identity, Statement},
+        said::{Identity, REFUSED, Statement},
     },
     nginx::Located,
     probes::uprobes::{self, Attached, File, Mode},
@@ -167,6 +167,7 @@ impl Sayings {
             return;
         };
         reread(&mut statement);
+        read_reason(&mut statement);
         let key = (statement.worker, socket, start_ns);
         match self.of_attempts.entry(key) {
             Entry::Vacant(place) => {
@@ -236,16 +237,35 @@ impl Sayings {
 /// A text that the kernel side could not read, as nothing of its page had been used in that worker yet: it lies in the
 /// program's constants.
 fn reread(statement: &mut Statement) {
-    if !statement.format.is_empty() || statement.format_at == 0 {
-        return;
+    if statement.format.is_empty()
+        && let Some(text) = constant(statement.worker, statement.format_at)
+    {
+        statement.format = text;
+    }
+}
+
+/// Why a certificate was refused: the library's own words, among its constants.
+fn read_reason(statement: &mut Statement) {
+    if statement.format == REFUSED
+        && let Some(text) = constant(statement.worker, statement.number)
+        && !text.is_empty()
+        && text.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ')
+    {
+        statement.reason = String::from_utf8(text).ok();
+    }
+}
+
+/// A string of a process, without its NUL; None if it has none within 64 bytes.
+fn constant(pid: u32, at: u64) -> Option<Vec<u8>> {
+    if at == 0 {
+        return None;
     }
     let mut text = [0; 64];
-    let memory = std::fs::File::open(format!("/proc/{}/mem", statement.worker));
-    if let Ok(length) = memory.and_then(|memory| memory.read_at(&mut text, statement.format_at))
-        && let Some(end) = text.get(..length).and_then(|text| text.iter().position(|byte| *byte == 0))
-    {
-        statement.format = text.get(..end).unwrap_or_default().to_vec();
-    }
+    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let length = memory.read_at(&mut text, at).ok()?;
+    let text = text.get(..length)?;
+    let end = text.iter().position(|byte| *byte == 0)?;
+    text.get(..end).map(<[u8]>::to_vec)
 }
 
 /// Where nginx says that the request is, if its worker's configuration has that place.
@@ -326,6 +346,17 @@ mod tests {
         assert_eq!(sayings.id(first, &mut next, now), 1);
         assert_eq!(others.map(|other| sayings.id(other, &mut next, now)), [2, 3, 4, 5]);
         assert_eq!(sayings.id(first, &mut next, now), 1);
+    }
+
+    #[test]
+    fn constants_of_a_process() {
+        const NOBODY: u32 = u32::MAX >> 1;
+        let at = |text: &'static [u8]| text.as_ptr() as u64;
+        let own = std::process::id();
+        assert_eq!(constant(own, at(b"certificate has expired\0more")).unwrap(), b"certificate has expired");
+        assert_eq!(constant(own, at(&[b'x'; 100])), None, "it does not end");
+        assert_eq!(constant(own, 8), None, "nothing is mapped there");
+        assert_eq!(constant(NOBODY, at(b"x\0")), None);
     }
 
     #[test]

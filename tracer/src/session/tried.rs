@@ -6,14 +6,19 @@
 
 use std::time::Duration;
 
-use super::{clock::monotonic_ns, facts::Gatherer};
+use super::{
+    clock::monotonic_ns,
+    doubts::{self, Doubts},
+    facts::Gatherer,
+};
 use crate::{
     correlate::{
         Case, Facts, Reach,
         selinux::{Decision, SelinuxFact},
     },
-    diagnose::{self, Confidence, Evidence, Verdict, words},
+    diagnose::{self, Cause, Confidence, Evidence, Verdict, words},
     event::{Attempt, Denial, DropClass, Speaker, Stage, UnixName},
+    firewall::Hook,
     nginx::{Candidate, Timeout},
     sys::{proc, selinux as system},
 };
@@ -54,11 +59,15 @@ pub struct Foreseen {
 /// Asks the operating system and the rules.
 pub struct Explainer {
     gatherer: Gatherer,
+    doubts: doubts::Asker,
 }
 
 impl Default for Explainer {
     fn default() -> Self {
-        Self { gatherer: Gatherer::new(std::collections::HashMap::new(), std::collections::HashMap::new()) }
+        Self {
+            gatherer: Gatherer::new(std::collections::HashMap::new(), std::collections::HashMap::new()),
+            doubts: doubts::Asker::default(),
+        }
     }
 }
 
@@ -96,6 +105,15 @@ impl Explainer {
         let case = Case { attempt, client_gone: None, client_saw: None, reach, facts, config };
         let mut verdict = diagnose::diagnose(&case);
         reword(&mut verdict, &case, &deduced, refused_by);
+        // A refusal that two tries have compared needs no elimination.
+        if verdict.confidence == Confidence::Proven && refused_by.is_none() {
+            let ns = self.gatherer.own(&case.attempt);
+            let mut doubts = self.doubts.ask(&case.attempt, ns.as_ref());
+            if deduced.beside && doubts.answered.is_none() {
+                doubts.answered = Some("a rule at the hook of an interface (nft's netdev family)".to_owned());
+            }
+            doubt(&mut verdict, &case, deduced.hook, doubts);
+        }
         (case, verdict)
     }
 
@@ -158,25 +176,28 @@ impl Explainer {
         let Some(found) = self.gatherer.foresee(attempt, facts) else {
             return Deduced { unread: true, ..Deduced::default() };
         };
+        let nobody = facts.listeners.as_ref().is_some_and(|l| l.exact.is_empty());
+        let own = facts.is_local == Some(true);
+        let beside = found.beside;
         let mut met = found.met.into_iter();
         if let Some(first) = met.next() {
             let target = facts.translated.unwrap_or(attempt.remote);
             let Met { hook, rules, certain } = first;
             let words = rules.words();
-            // A rule that may fit is no explanation of a refusal that has a plain one.
-            if certain || !refused {
+            // A rule that may fit is no explanation of a refusal that has a plain one. A RST from this machine has none where
+            // somebody listens.
+            let odd = attempt.reset && own && !nobody && !found.translates;
+            if certain || !refused || odd {
                 attempt.drop = Some(event_drop(DropClass::Netfilter, attempt.netns, target, syns));
                 facts.drop_hook = Some(hook.name());
                 facts.rules = Some(rules);
             }
-            return Deduced { rule: Some((words, certain)), hook: Some(hook.name()), ..Deduced::default() };
+            return Deduced { rule: Some((words, certain)), hook: Some(hook), beside, ..Deduced::default() };
         }
-        let nobody = facts.listeners.as_ref().is_some_and(|l| l.exact.is_empty());
-        let own = facts.is_local == Some(true);
         if attempt.reset && own && nobody && !found.translates && attempt.netns != 0 {
             attempt.drop = Some(event_drop(DropClass::NoSocket, attempt.netns, attempt.remote, syns));
         }
-        Deduced { clear: own, ..Deduced::default() }
+        Deduced { clear: own && !found.translates, beside, ..Deduced::default() }
     }
 }
 
@@ -193,7 +214,9 @@ struct Deduced {
     /// Rules that fit, in words, and whether one of them stops every such SYN.
     rule: Option<(Vec<String>, bool)>,
     /// Where.
-    hook: Option<&'static str>,
+    hook: Option<Hook>,
+    /// There are rules that were not run.
+    beside: bool,
     /// No rule can have stopped it, in either direction of the loopback.
     clear: bool,
     /// The rules could not be read.
@@ -258,8 +281,25 @@ fn reword(verdict: &mut Verdict, case: &Case, deduced: &Deduced, refused_by: Opt
         let text = format!("{sent} sent by why502 in the worker's place, no answer {}", words::after(case));
         verdict.evidence.push(Evidence { kind: "syn", text });
     }
+    // No RST was seen to arrive: only what connect() came to.
+    if case.attempt.stage == Stage::SynSent && case.attempt.reset {
+        for evidence in
+            verdict.evidence.iter_mut().filter(|evidence| matches!(evidence.kind, "rst" | "reject"))
+        {
+            evidence.kind = "errno";
+            evidence.text = format!(
+                "connect() by why502 in the worker's place: {} {}, without an ICMP error",
+                words::errno(libc::ECONNREFUSED),
+                words::after(case)
+            );
+        }
+        if verdict.cause == Cause::ConnectRefusedNoListener && deduced.clear {
+            let text = "no rule of nginx's network namespace rejects or translates this connection";
+            verdict.evidence.push(Evidence { kind: "rules", text: text.to_owned() });
+        }
+    }
     if let Some((words, certain)) = &deduced.rule {
-        let hook = deduced.hook.unwrap_or_default();
+        let hook = deduced.hook.map(Hook::name).unwrap_or_default();
         for evidence in verdict.evidence.iter_mut().filter(|evidence| evidence.kind == "drop") {
             evidence.text = if *certain {
                 format!("the rules at the {hook} hook of nginx's network namespace stop every such SYN")
@@ -274,10 +314,9 @@ fn reword(verdict: &mut Verdict, case: &Case, deduced: &Deduced, refused_by: Opt
             verdict.evidence.extend(new.into_iter().map(|text| Evidence { kind: "rule", text }));
             if verdict.confidence == Confidence::Proven {
                 verdict.confidence = Confidence::Likely;
-                verdict.rival = Some(
-                    "a host that does not answer: whether the rule fits depends on what is not known"
-                        .to_owned(),
-                );
+                let other =
+                    if silent { "a host that does not answer" } else { "something else that resets it" };
+                verdict.rival = Some(format!("{other}: whether the rule fits depends on what is not known"));
             }
         }
     }
@@ -311,6 +350,17 @@ fn reword(verdict: &mut Verdict, case: &Case, deduced: &Deduced, refused_by: Opt
     }
 }
 
+/// What may have led the connection elsewhere, or answered it in the place of an own address, is the rival of a proof.
+fn doubt(verdict: &mut Verdict, case: &Case, hook: Option<Hook>, doubts: Doubts) {
+    let own = case.attempt.stage == Stage::SynSent && case.facts.is_local == Some(true);
+    // Rules at the output hook come before everything on the way.
+    let answered = doubts.answered.filter(|_| own && hook != Some(Hook::Output));
+    if let Some(rival) = doubts.led_away.or(answered) {
+        verdict.confidence = Confidence::Likely;
+        verdict.rival = Some(rival);
+    }
+}
+
 /// A connection that failed at a stage, as [`Explainer::explain`] wants it: `errno` of the call, or of the socket later.
 #[must_use]
 pub fn attempt(stage: Stage, worker: u32, netns: u32, errno: i32) -> Attempt {
@@ -329,4 +379,37 @@ pub fn attempt(stage: Stage, worker: u32, netns: u32, errno: i32) -> Attempt {
 #[must_use]
 pub fn unix_name(path: &[u8]) -> UnixName {
     UnixName::of(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(stage: Stage, own: bool, hook: Option<Hook>, doubts: Doubts) -> (Confidence, Option<String>) {
+        let attempt = attempt(stage, 1, 1, libc::ECONNREFUSED);
+        let facts = Facts { is_local: Some(own), ..Facts::default() };
+        let reach = Reach::default();
+        let case = Case { attempt, client_gone: None, client_saw: None, reach, facts, config: Vec::new() };
+        let mut verdict = Verdict::proven(Cause::ConnectRefusedNoListener, "x".to_owned());
+        doubt(&mut verdict, &case, hook, doubts);
+        (verdict.confidence, verdict.rival)
+    }
+
+    #[test]
+    fn doubts_take_the_proof_away_where_they_can_be_true() {
+        let way = Doubts { answered: Some("tc".to_owned()), ..Doubts::default() };
+        let led = Doubts { led_away: Some("cgroup".to_owned()), ..Doubts::default() };
+        let likely = |rival: &str| (Confidence::Likely, Some(rival.to_owned()));
+        let proven = (Confidence::Proven, None);
+        assert_eq!(judged(Stage::SynSent, true, None, Doubts::default()), proven);
+        assert_eq!(judged(Stage::SynSent, true, None, way.clone()), likely("tc"));
+        assert_eq!(judged(Stage::SynSent, true, Some(Hook::Input), way.clone()), likely("tc"));
+        // Rules of the output hook are met before lo; nothing of lo is met on the way to others, nor by a call that failed.
+        assert_eq!(judged(Stage::SynSent, true, Some(Hook::Output), way.clone()), proven);
+        assert_eq!(judged(Stage::SynSent, false, None, way.clone()), proven);
+        assert_eq!(judged(Stage::Connect, true, None, way), proven);
+        // An address that is not the one that was asked for makes everything else doubtful.
+        assert_eq!(judged(Stage::Connect, false, None, led.clone()), likely("cgroup"));
+        assert_eq!(judged(Stage::SynSent, true, Some(Hook::Output), led), likely("cgroup"));
+    }
 }

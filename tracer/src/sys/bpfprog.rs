@@ -1,6 +1,7 @@
 //! BPF programs of others that can refuse: which are loaded, which are in force for a cgroup, who holds them.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
@@ -9,7 +10,7 @@ use std::{
 
 use aya_obj::generated::bpf_prog_info;
 
-use super::proc;
+use super::{netns::NetNs, proc};
 
 // include/uapi/linux/bpf.h
 const PROG_GET_NEXT_ID: libc::c_long = 11;
@@ -23,7 +24,7 @@ const LSM: u32 = 29;
 const MOST: usize = 4096;
 
 /// When a cgroup's programs are asked: `enum bpf_attach_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Moment {
     /// A packet leaves.
@@ -38,6 +39,8 @@ pub enum Moment {
     Connect4 = 10,
     /// connect() of IPv6.
     Connect6 = 11,
+    /// connect() of unix sockets (6.7).
+    ConnectUnix = 49,
 }
 
 /// A loaded program.
@@ -62,21 +65,40 @@ pub struct Program {
 /// No CAP_SYS_ADMIN.
 pub fn lsm_programs() -> io::Result<Vec<Program>> {
     let mut found = Vec::new();
+    each(|kind, program| {
+        if kind == LSM {
+            found.push(program);
+        }
+    })?;
+    Ok(found)
+}
+
+/// The kinds of all loaded programs: `enum bpf_prog_type`.
+///
+/// # Errors
+/// No CAP_SYS_ADMIN.
+pub fn kinds() -> io::Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    each(|kind, _| {
+        found.insert(kind);
+    })?;
+    Ok(found)
+}
+
+fn each(mut look: impl FnMut(u32, Program)) -> io::Result<()> {
     let mut last = 0;
     for _ in 0..MOST {
         // start_id, next_id, open_flags.
         let mut attr = [last, 0, 0];
         if let Err(error) = call(PROG_GET_NEXT_ID, &mut attr) {
-            return if error.raw_os_error() == Some(libc::ENOENT) { Ok(found) } else { Err(error) };
+            return if error.raw_os_error() == Some(libc::ENOENT) { Ok(()) } else { Err(error) };
         }
         last = attr[1];
-        if let Some((kind, program)) = by_id(last)
-            && kind == LSM
-        {
-            found.push(program);
+        if let Some((kind, program)) = by_id(last) {
+            look(kind, program);
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The programs in force for a cgroup, in the order in which they run.
@@ -95,10 +117,45 @@ pub fn attached(cgroup: &Path, moment: Moment) -> io::Result<Vec<u32>> {
     query(cgroup, moment, 0)
 }
 
+/// How many sk_lookup programs choose the sockets of a network namespace (5.9).
+///
+/// # Errors
+/// No CAP_NET_ADMIN, or the namespace is gone.
+pub fn sk_lookup(ns: &NetNs) -> io::Result<usize> {
+    const SK_LOOKUP: u32 = 36;
+    let folder = ns.run(|| File::open("/proc/thread-self/ns/net")).map_err(io::Error::other)??;
+    known(ask(folder.as_raw_fd().cast_unsigned(), SK_LOOKUP, 0))
+}
+
+/// How many tc programs are attached to an interface of a network namespace without a queueing discipline (tcx, 6.6).
+///
+/// # Errors
+/// As [`sk_lookup`].
+pub fn tcx(ns: &NetNs, interface: u32) -> io::Result<usize> {
+    const INGRESS: u32 = 46;
+    const EGRESS: u32 = 47;
+    let count = |moment| known(ask(interface, moment, 0));
+    ns.run(|| Ok(count(INGRESS)? + count(EGRESS)?)).map_err(io::Error::other)?
+}
+
+/// A kernel that does not know the question has no such program.
+fn known(answer: io::Result<Vec<u32>>) -> io::Result<usize> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(0),
+        other => other.map(|ids| ids.len()),
+    }
+}
+
 fn query(cgroup: &Path, moment: Moment, flags: u32) -> io::Result<Vec<u32>> {
+    let dir = File::open(cgroup)?;
+    ask(dir.as_raw_fd().cast_unsigned(), moment as u32, flags)
+}
+
+/// BPF_PROG_QUERY: `target` is a descriptor, or the index of an interface.
+fn ask(target: u32, moment: u32, flags: u32) -> io::Result<Vec<u32>> {
     #[repr(C)]
     struct Query {
-        target_fd: u32,
+        target: u32,
         attach_type: u32,
         query_flags: u32,
         attach_flags: u32,
@@ -106,11 +163,10 @@ fn query(cgroup: &Path, moment: Moment, flags: u32) -> io::Result<Vec<u32>> {
         prog_cnt: u32,
         _pad: u32,
     }
-    let dir = File::open(cgroup)?;
     let mut ids = [0_u32; 64];
     let mut attr = Query {
-        target_fd: dir.as_raw_fd().cast_unsigned(),
-        attach_type: moment as u32,
+        target,
+        attach_type: moment,
         query_flags: flags,
         attach_flags: 0,
         prog_ids: ids.as_mut_ptr() as u64,

@@ -26,6 +26,7 @@ pub mod nftrace;
 pub mod owners;
 pub mod proc;
 pub mod process;
+pub mod qdisc;
 pub mod resolve;
 pub mod rootfs;
 pub mod route;

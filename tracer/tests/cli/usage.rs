@@ -85,4 +85,11 @@ fn explains_every_cause_without_privileges() {
         assert!(!page.contains('\u{1b}') && !page.contains("## "), "{page}");
     }
     refused(&["explain", "selinux"], &["did you mean", "blocked-selinux"]);
+    // What a check finds is explained as well: the list and the pages agree.
+    let listed = run(&mut why502(&["check", "--list"])).code(0).stdout.clone();
+    for name in listed.lines().filter_map(|line| line.split(' ').next()) {
+        let page = run(&mut why502(&["explain", name])).code(0).stdout.clone();
+        assert!(page.starts_with(name) && page.lines().count() > 8, "{name}: {page}");
+    }
+    refused(&["explain", "keepalive-without-http11"], &["did you mean keepalive-without-effect"]);
 }

@@ -20,6 +20,7 @@ $bb mount -t debugfs debugfs /sys/kernel/debug
 $bb mount -t tracefs tracefs /sys/kernel/tracing
 $bb mount -t bpf bpf /sys/fs/bpf
 $bb mount -t cgroup2 cgroup2 /sys/fs/cgroup
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 $bb ln -sf /proc/self/fd /dev/fd
 $bb ln -sf /proc/self/fd/0 /dev/stdin
 $bb ln -sf /proc/self/fd/1 /dev/stdout

@@ -30,6 +30,14 @@ const TAIL: usize = 6000;
 const SCRIPT: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
 lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --again --jobs 4 --tier "$@"; }
+# Of those whose cause the kernel, and not the configuration, decides.
+check() {
+    only=
+    for name in backlog bind drop firewall- healthy host-unreachable local-port lsm- network-unreachable no-answer refused- rule- stood-tls unix-; do
+        only="$only --case $name"
+    done
+    part check ./faultlab --why502 ./why502 --cases data --slow 15 --again --jobs 4 --check expecting --core $only
+}
 # These kernels offer every hook of every tier: one that is missing is our mistake. But the tracepoint behind every send
 # (sock_send_length, sock_recv_length) is there since 6.6 only.
 hooks() {
@@ -42,6 +50,7 @@ hooks() {
     done
 }
 part doctor hooks
+check
 "#;
 
 /// The same for a guest that starts with SELinux: cases that need it, one after the other, as there is one mode and one set
@@ -49,11 +58,13 @@ part doctor hooks
 const SELINUX: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
 lab() { part "selinux $1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --again --jobs 1 --case selinux- --tier "$@"; }
+check() { part "selinux check" ./faultlab --why502 ./why502 --cases data --slow 15 --again --jobs 1 --check expecting --case selinux-; }
 hooks() {
     ./why502 doctor --tier full > doctor.txt 2>&1 || { cat doctor.txt; return 1; }
     ! grep 'MISSING  *selinux' doctor.txt
 }
 part "selinux doctor" hooks
+check
 "#;
 
 /// How the script's own lines begin, and the end of a part.

@@ -13,12 +13,22 @@ use crate::binaries;
 const LIMIT: Duration = Duration::from_secs(600);
 
 pub(super) fn cases(session: &mut Session) -> Result<Counts> {
-    let mut command = faultlab(session, &["--jobs", "4"])?;
+    let mut command = faultlab(session, &["--jobs", "4", "--again"])?;
     command.arg("--cases").arg(binaries::root().join("tests/data"));
     if session.quick {
         command.arg("--core");
     }
     run(&command, "live")
+}
+
+/// What `why502 check` finds in the same cases before their first request.
+pub(super) fn check(session: &mut Session) -> Result<Counts> {
+    let mut command = faultlab(session, &["--jobs", "4", "--check", "all", "--again"])?;
+    command.arg("--cases").arg(binaries::root().join("tests/data"));
+    if session.quick {
+        command.arg("--core");
+    }
+    run(&command, "check")
 }
 
 pub(super) fn healthy(session: &mut Session) -> Result<Counts> {
@@ -41,10 +51,12 @@ pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
     run(&faultlab(session, &["chaos", "--requests", &requests.to_string()])?, "chaos")
 }
 
-/// The same with nginx itself asked, and the cases of requests.
+/// The same with nginx itself asked, and the cases of which it can tell more.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
     const ASKED: &str = "--why502-arg=--uprobes=on";
-    let mut command = faultlab(session, &["--jobs", "4", "--case", "request-", ASKED])?;
+    const TOLD: [&str; 4] = ["--case", "request-", "--case", "stood-tls-certificate"];
+    let mut command = faultlab(session, &["--jobs", "4", ASKED])?;
+    command.args(TOLD);
     command.arg("--cases").arg(binaries::root().join("tests/data"));
     let mut counts = run(&command, "uprobes")?;
     let requests = if session.quick { "3000" } else { "20000" };

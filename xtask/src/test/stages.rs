@@ -39,6 +39,7 @@ pub(super) const STAGES: &[Stage] = &[
     Stage { name: "unit", about: "cargo test: units, command line, golden data", run: cargo::unit, ..STAGE },
     Stage { name: "build", about: "release build of why502 and the fault lab", run: cargo::build, ..STAGE },
     Stage { name: "live", about: "the fault lab on this kernel", run: live::cases, ..LIVE },
+    Stage { name: "check", about: "what check finds in every case before its first request", run: live::check, ..LIVE },
     Stage { name: "healthy", about: "very many healthy requests, not a word", run: live::healthy, ..LIVE },
     Stage { name: "leak", about: "very many failed connections, nothing left in the maps", run: live::leak, ..LIVE },
     Stage { name: "requests", about: "very many requests of many kinds, none taken for another", run: live::requests, ..LIVE },

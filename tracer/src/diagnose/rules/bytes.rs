@@ -3,7 +3,7 @@
 use super::standing;
 use crate::{
     correlate::{
-        Case,
+        Case, ending,
         talk::{self, payload, tls},
     },
     diagnose::{Verdict, words},
@@ -47,6 +47,11 @@ pub(super) fn began(case: &Case) -> Option<String> {
 /// How the client fared, if that is known.
 pub(super) fn client(case: &Case) -> Option<String> {
     let own = talk::refused(case);
+    if let Some(status) = case.client_saw.filter(|_| own && ending::is_hidden(case)) {
+        return Some(format!(
+            "the client got {status}; TLS hides whether that was nginx's own or the server's"
+        ));
+    }
     match (case.client_saw, case.attempt.talk.as_deref()) {
         (Some(status), _) if own => Some(format!("nginx answered its client with {status} in its own name")),
         (Some(status), _) => Some(format!("the client got {status}")),

@@ -18,6 +18,11 @@ const CHILD: &str = "a child of the process that closed the connection had just 
                      (upstream-died)";
 const DIED: &str = "its process ended in the same moment, which cannot be seen from here";
 
+const REFUSED: &str = "TLS hides what came: a header that nginx refused (invalid-response, header-too-big), or the server's own 502 \
+                       (upstream-returned-5xx)";
+
+const SERVED: &str = "the response was whole by then, and nothing failed: TLS hides it";
+
 /// True while a TLS handshake was not done: its failures have causes of their own.
 fn in_handshake(talk: &Talk) -> bool {
     talk.tls && !talk.tls_data
@@ -31,18 +36,27 @@ fn exchange(case: &Case) -> Option<&Talk> {
 }
 
 pub(super) fn early(case: &Case) -> Option<Verdict> {
-    if ending::end(case)? != End::Fin {
-        return None;
-    }
     let talk = exchange(case)?;
+    let bye = talk.answered_bad && ending::said_goodbye(case);
+    match ending::end(case)? {
+        End::Fin => {}
+        // In TLS the end is said before the FIN, and nginx closes at once.
+        End::Closed if bye => {}
+        End::Closed | End::Reset | End::Error(_) | End::WorkerEnded => return None,
+    }
     let part = match ending::head(case) {
         Head::Nothing => "without a byte of a response",
         Head::Part => "in the middle of the response's header",
         Head::Whole | Head::Unknown => return None,
     };
     let alive = standing::living_closer(case);
-    let proof = talk.watched && talk.sent_ns.is_some() && alive.is_some() && race::before(case).is_none();
-    let rival = if race::before(case).is_some() {
+    let hidden = ending::is_hidden(case);
+    let proof =
+        talk.watched && talk.sent_ns.is_some() && alive.is_some() && race::before(case).is_none() && !hidden;
+    let part = if hidden { "before nginx had a whole header from it" } else { part };
+    let rival = if hidden {
+        REFUSED
+    } else if race::before(case).is_some() {
         "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
     } else if case.facts.backend.told_to_end() {
         "its process had been told to end, and did (upstream-died)"
@@ -58,7 +72,8 @@ pub(super) fn early(case: &Case) -> Option<Verdict> {
             format!("{} closed the connection {part}", words::target(&case.attempt)),
             rival,
         )
-        .because("fin", fin(case, talk))
+        .because_if("fin", (!bye || talk.fin_ns.is_some()).then(|| fin(case, talk)))
+        .because_if("tls", bye.then_some("the last TLS record from it is as long as a close_notify: it had no more to say"))
         .because_if("request", standing::request(talk))
         .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
         .because_if("process", alive)
@@ -98,8 +113,13 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     let alive = standing::living_closer(case);
     // On a unix socket the error has one origin: the far end closed with bytes of nginx's unread (unix_release_sock).
     let seen = case.attempt.reset || case.attempt.unix.is_some();
-    let proof = seen && talk.watched && alive.is_some() && !survives && race::before(case).is_none();
+    // Of what came in TLS nobody knows whether it was all.
+    let hidden = talk.got_bytes > 0 && ending::is_hidden(case);
+    let proof =
+        seen && talk.watched && alive.is_some() && !survives && race::before(case).is_none() && !hidden;
     let rival = match (race::before(case), survives) {
+        _ if hidden && matches!(case.client_saw, Some(502 | 504)) => REFUSED,
+        _ if hidden => SERVED,
         (Some(_), _) => {
             "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"
         }
@@ -113,6 +133,7 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     };
     let when = match (talk.got_bytes, ending::head(case)) {
         (0, _) => "before a byte of the response",
+        _ if hidden => "when it had sent some of a response, or all of it",
         (_, Head::Whole) => "in the middle of the response",
         (_, _) => "before the response's header was whole",
     };

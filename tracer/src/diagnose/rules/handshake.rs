@@ -18,7 +18,10 @@ use crate::{
         },
     },
     diagnose::{Cause, Verdict, words},
-    event::Talk,
+    event::{
+        Talk,
+        said::{OTHER_NAME, Said},
+    },
     nginx::InForce,
 };
 
@@ -334,12 +337,19 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
     Some(verdict.fix_with("see how it answers by hand", command(case)))
 }
 
-pub(super) fn certificate(case: &Case) -> Option<Verdict> {
-    let talk = talk::in_handshake(case)?;
-    let server = tls::stream(&talk.response);
+/// Why nginx refused the certificate, in its own words; None if it says nothing of a certificate.
+fn said(case: &Case) -> Option<Option<&str>> {
+    match &case.facts.said {
+        Some(Said::Certificate { reason }) => Some(reason.as_deref()),
+        _ => None,
+    }
+}
+
+/// Whether the wire proves that the certificate was refused; None if it does not even look so.
+fn seems_refused(case: &Case, talk: &Talk, server: Option<&Stream>) -> Option<bool> {
     let hung_up =
         talk.fin_ns.is_some_and(|fin| !talk.said_bye || talk.last_sent_ns.is_some_and(|bye| fin < bye));
-    if end(case, talk)? != End::Closed || hung_up || how(case, talk, server.as_ref()).is_some() {
+    if end(case, talk)? != End::Closed || hung_up || how(case, talk, server).is_some() {
         return None;
     }
     let verifies =
@@ -355,14 +365,26 @@ pub(super) fn certificate(case: &Case) -> Option<Verdict> {
     if !verifies(true) || !finished || !(prompt || answered) {
         return None;
     }
-    let gone = case.client_gone.is_some() && !answered;
     let sure = talk.watched && talk::tls_spoken(case) == Some(true) && !verifies(false);
+    Some(sure && answered && server.is_some() && !case.attempt.exiting)
+}
+
+pub(super) fn certificate(case: &Case) -> Option<Verdict> {
+    let talk = talk::in_handshake(case)?;
+    let server = tls::stream(&talk.response);
+    let said = said(case);
+    let proof = if said.is_some() { true } else { seems_refused(case, talk, server.as_ref())? };
+    let gone = case.client_gone.is_some() && !talk::refused(case);
     let target = words::target(&case.attempt);
     let trusted = one(case, "ssl_trusted_certificate").map(standing::directive);
+    let reason = said.flatten();
     let verdict = Verdict::graded(
         Cause::TlsCertificateRejected,
-        sure && answered && server.is_some() && !case.attempt.exiting,
-        format!("nginx did not accept the certificate of {target}: it is not signed by who is trusted, or is not for that name"),
+        proof,
+        format!(
+            "nginx did not accept the certificate of {target}: {}",
+            reason.unwrap_or("it is not signed by who is trusted, or is not for that name")
+        ),
         if gone {
             "its client left at the same time, and nginx gave up for that (client-aborted)"
         } else {
@@ -372,16 +394,30 @@ pub(super) fn certificate(case: &Case) -> Option<Verdict> {
     .because("handshake", progress(talk, server.as_ref()))
     .because("end", "nginx closed right after the handshake and wrote no request".to_owned())
     .because_if("verify", one(case, "ssl_verify").map(standing::directive));
-    Some(
-        bytes::counts(verdict, case, talk)
-            .fix_with(
-                "see which of both it is: the first line is about the signature, the names are in the certificate",
-                format!("{} 2>&1 | grep -E 'Verif|subject|issuer'", command(case)),
-            )
-            .fix(match trusted {
-                Some(line) => format!("not signed by who is trusted: add the issuer to {line}"),
-                None => "not signed by who is trusted: name the issuer in proxy_ssl_trusted_certificate".to_owned(),
-            })
-            .fix("another name: set proxy_ssl_name to one that the certificate has (and proxy_ssl_server_name on, if the server chooses by name)"),
-    )
+    let mut verdict = bytes::counts(verdict, case, talk).fix_with(
+        match reason {
+            Some(_) => "see the certificate and whom it names",
+            None => "see which of both it is: the first line is about the signature, the names are in the certificate",
+        },
+        format!("{} 2>&1 | grep -E 'Verif|subject|issuer'", command(case)),
+    );
+    let of = |words: &[&str]| reason.is_none_or(|reason| words.iter().any(|word| reason.contains(word)));
+    // X509_verify_cert_error_string (OpenSSL, crypto/x509/x509_txt.c).
+    let dated = reason.is_some() && of(&["expired", "not yet valid"]);
+    let named = of(&[OTHER_NAME]);
+    if dated {
+        verdict = verdict
+            .fix("renew the server's certificate; if it is good by its dates, set this machine's clock");
+    } else if reason.is_none() || !named {
+        verdict = verdict.fix(match trusted {
+            Some(line) => format!("not signed by who is trusted: add the issuer to {line}"),
+            None => {
+                "not signed by who is trusted: name the issuer in proxy_ssl_trusted_certificate".to_owned()
+            }
+        });
+    }
+    if named {
+        verdict = verdict.fix("another name: set proxy_ssl_name to one that the certificate has (and proxy_ssl_server_name on, if the server chooses by name)");
+    }
+    Some(verdict)
 }

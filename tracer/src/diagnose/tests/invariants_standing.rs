@@ -1,6 +1,7 @@
 //! What holds for every case of a connection that stood.
 
 use super::{invariants::Must, *};
+use crate::correlate::ending;
 
 pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
     let a = &case.attempt;
@@ -65,7 +66,9 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
             );
         }
         Cause::UpstreamClosedEarly | Cause::UpstreamReset => {
-            must(ended, "nothing came from the far end");
+            // In TLS the end can be said in a record.
+            let bye = !proven && v.cause == Cause::UpstreamClosedEarly && ending::said_goodbye(case);
+            must(ended || bye, "nothing came from the far end");
             must(
                 !proven
                     || (talk.watched
@@ -73,6 +76,8 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
                         && backend.gone == Some(false)),
                 "the process that closed may have died",
             );
+            let hidden = talk.got_bytes > 0 && ending::is_hidden(case);
+            must(!proven || !hidden, "TLS hides whether the response was whole");
         }
         Cause::KeepaliveRace => {
             must(talk.requests > 1 || talk.found, "the connection was new");

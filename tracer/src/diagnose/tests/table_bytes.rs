@@ -6,7 +6,10 @@ use super::{
     standing::{MS, SENT, stood},
     *,
 };
-use crate::{correlate::talk::is_failure, event::Told};
+use crate::{
+    correlate::talk::is_failure,
+    event::{Told, said::Said},
+};
 use Cause::{
     HeaderTooBig as Big, InvalidResponse as Invalid, PlainToTlsPort as ToTls, ResponseTruncated as Truncated,
     TlsCertificateRejected as Certificate, TlsHandshakeFailed as Handshake, TlsHandshakeTimeout as Slow,
@@ -344,6 +347,22 @@ fn tls() {
             .answered(502),
             Certificate,
             Proven,
+        ),
+        (
+            "certificate, as nginx says, in a handshake of which little was seen",
+            stood(NEAR).tls(20).ends_ms(400).edit(|c| {
+                let reason = Some("certificate has expired".to_owned());
+                c.facts.said = Some(Said::Certificate { reason });
+            }),
+            Certificate,
+            Proven,
+        ),
+        (
+            "nginx says something else",
+            verify(stood(NEAR).tls(126).got(SENT + MS, server_hello(2)))
+                .edit(|c| c.facts.said = Some(Said::Other)),
+            Certificate,
+            Likely,
         ),
         (
             "certificate, and the answer is not known",

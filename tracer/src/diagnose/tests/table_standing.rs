@@ -36,6 +36,16 @@ fn who_closed() {
         ),
         ("in the header", fin().got(SENT + MS, PART).closer(close, false, |_| {}), Early, Proven),
         ("it closed, and was gone a moment later", fin().closer(close, true, |_| {}), Died, Likely),
+        ("a reset in the header", rst().got(SENT + MS, PART).closer(close, false, |_| {}), Reset, Proven),
+        (
+            "a reset when TLS hides whether all was said",
+            rst()
+                .got(SENT + MS, b"\x17\x03\x03\x00\x40")
+                .talk(|t| (t.tls, t.tls_data) = (true, true))
+                .closer(close, false, |_| {}),
+            Reset,
+            Likely,
+        ),
         (
             "told to end, it closed and was gone (gunicorn)",
             fin().closer(close, true, |d| d.sent = sent(libc::SIGABRT, 4000, close - MS)),

@@ -83,8 +83,13 @@ fn files_newer_than_a_process() {
 fn files_that_are_not_what_was_read() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let all = ["kept", "edited", "gone", "linked"].map(at);
-    let [kept, edited, gone, linked] = &all;
+    let all = ["kept", "edited", "gone", "linked", "current/file"].map(at);
+    let [kept, edited, gone, linked, within] = &all;
+    for name in ["first", "second"] {
+        std::fs::create_dir(at(name)).unwrap();
+        std::fs::write(at(name).join("file"), "").unwrap();
+    }
+    std::os::unix::fs::symlink("first", at("current")).unwrap();
     for path in [kept, edited, gone, &at("older")] {
         std::fs::write(path, "").unwrap();
     }
@@ -104,14 +109,19 @@ fn files_that_are_not_what_was_read() {
     std::fs::remove_file(gone).unwrap();
     std::fs::remove_file(linked).unwrap();
     std::os::unix::fs::symlink("older", linked).unwrap();
+    // The file and all that its own name says is old: the way to it leads elsewhere.
+    std::fs::remove_file(at("current")).unwrap();
+    std::os::unix::fs::symlink("second", at("current")).unwrap();
     std::fs::write(at("found"), "").unwrap();
     let found = snapshot.edited();
     assert!(matches!(found.first(), Some((path, Change::At(_))) if path == edited), "{found:?}");
-    let rest = [(gone.clone(), Change::Gone), (linked.clone(), Change::Other), (at("found"), Change::Added)];
-    assert_eq!(found.get(1..), Some(&rest[..]));
+    assert_eq!(found.get(1), Some(&(gone.clone(), Change::Gone)));
+    assert!(matches!(found.get(2), Some((path, Change::At(_))) if path == linked), "{found:?}");
+    let rest = [(within.clone(), Change::Other), (at("found"), Change::Added)];
+    assert_eq!(found.get(3..), Some(&rest[..]));
     // It is not looked at again at once.
     std::fs::remove_file(kept).unwrap();
-    assert_eq!(snapshot.edited().len(), 4);
+    assert_eq!(snapshot.edited().len(), 5);
 }
 
 #[test]
