@@ -95,6 +95,7 @@ pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
     unsafe {
         if first {
             (*slot).sk = sk;
+            (*slot).of_ns = (*talk).first_read_ns;
             (*slot).len = 0;
         } else if (*slot).sk != sk {
             return;
@@ -317,7 +318,7 @@ pub(crate) fn begins(talk: *mut Talk, first: u64, size: u32, fresh: bool) -> boo
 
 /// Bytes of the response that nginx has read in this exchange, and those that wait for it.
 #[inline(always)]
-fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
+pub(crate) fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
     if unix != 0 {
         // SAFETY: a live map element.
         return (unsafe { (*talk).copied_seq }, unix_end::unread(sk));
@@ -458,18 +459,30 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         kernel::forget(&mut end);
         emit::head(to.cast::<Attempt>(), sk, &what, &end);
         (*to.cast::<Attempt>()).kind = kind::TALK;
+        let closed = (*talk).flags & talk_flag::CLOSED != 0 && more & talk_flag::UNIX == 0;
+        let mut from = sk;
+        if closed && (*to.cast::<Attempt>()).sport != (*talk).port {
+            // It is another connection's by now.
+            from = 0;
+            not_its_own(to.cast(), (*talk).port);
+        }
+        kernel::forget(&mut from);
         emit::copy::<{ size_of::<Talk>() / 8 }>((&raw mut (*to).talk).cast(), talk.cast());
         (*to).talk.flags |= more;
-        let written: u32 = read(sk, setting!(write_seq));
-        let (got, unread) = counts(sk, talk, more & talk_flag::UNIX);
-        // After the close nginx's FIN counts as one byte.
-        let fin = u32::from((*talk).flags & talk_flag::CLOSED != 0);
-        (*to).sent_bytes = written.wrapping_sub((*talk).write_seq).wrapping_sub(fin);
+        let written: u32 = read(from, setting!(write_seq));
+        let (got, unread) = counts(from, talk, more & talk_flag::UNIX);
+        (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);
         (*to).got_bytes = got;
-        (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una))).saturating_sub(fin);
+        (*to).unacked = written.wrapping_sub(read(from, setting!(snd_una)));
         (*to).unread = unread;
-        (*to).total_retrans = read(sk, setting!(total_retrans));
-        (*to).srtt_us = read::<u32>(sk, setting!(srtt_us)) >> 3;
+        if closed {
+            (*to).sent_bytes = (*talk).write_seq;
+            (*to).got_bytes = (*talk).copied_seq;
+            // nginx's FIN counts as one byte.
+            (*to).unacked = (*to).unacked.saturating_sub(1);
+        }
+        (*to).total_retrans = read(from, setting!(total_retrans));
+        (*to).srtt_us = read::<u32>(from, setting!(srtt_us)) >> 3;
         (*to).name_len = 0;
         (*to)._pad = 0;
         (*to).sent_len = 0;
@@ -498,6 +511,23 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
     1
 }
 
+/// Leaves out what was read from a socket that is another connection's.
+///
+/// # Safety
+/// `to` points to a writable record.
+#[inline(always)]
+unsafe fn not_its_own(to: *mut Attempt, port: u16) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        (*to).saddr = [0; 16];
+        (*to).sport = port;
+        (*to).netns = 0;
+        (*to).sk_err = 0;
+        (*to).sk_err_soft = 0;
+        (*to).retransmits = 0;
+    }
+}
+
 /// The first bytes of both directions.
 ///
 /// # Safety
@@ -517,6 +547,7 @@ unsafe fn bytes(to: *mut Broken, sk: u64, talk: *mut Talk) {
         }
         if let Some(slot) = head_of(sk)
             && (*slot).sk == sk
+            && (*slot).of_ns == (*talk).first_read_ns
             && (*talk).first_read_ns != 0
         {
             let into = (&raw mut (*to).got).cast();

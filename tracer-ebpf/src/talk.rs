@@ -80,6 +80,8 @@ pub mod proto {
 pub struct Head {
     /// The connection (`struct sock *`).
     pub sk: u64,
+    /// [`Talk::first_read_ns`] of the exchange: another connection may have the same socket later.
+    pub of_ns: u64,
     /// Bytes that are kept, at most [`GOT`].
     pub len: u32,
     /// Where the value of Content-Length begins, while it is looked at; 0: nowhere.
@@ -116,9 +118,9 @@ pub struct Talk {
     pub first: u64,
     /// The first 16 bytes read.
     pub head: [u64; 2],
-    /// `tcp_sock.write_seq` before the first write.
+    /// `tcp_sock.write_seq` before the first write; after the close ([`talk_flag::CLOSED`]) bytes written in the exchange.
     pub write_seq: u32,
-    /// `tcp_sock.copied_seq` then.
+    /// `tcp_sock.copied_seq` then; after the close bytes of its response that were read.
     pub copied_seq: u32,
     /// How long the connection had been idle then: since the last read before, microseconds; 0 for the first exchange.
     pub idle_us: u32,
@@ -138,8 +140,10 @@ pub struct Talk {
     pub answered: u16,
     /// TLS alert that the server sent in the clear, as [`Talk::alert`]: the last one.
     pub server_alert: u16,
+    /// The port of nginx's side, once the connection is closed; else 0.
+    pub port: u16,
     /// Padding.
-    pub _pad: [u16; 2],
+    pub _pad: u16,
 }
 
 /// A connection that stood and failed, or that brought the server's own error; the name of its unix socket if it is one.

@@ -7,7 +7,7 @@ use crate::{
     emit,
     kernel::{self, read},
     maps::{PROCS, setting},
-    probes::death,
+    probes::{death, talk},
     procs,
 };
 
@@ -19,6 +19,7 @@ fn process_fork(ctx: RawTracePointContext) -> i32 {
         return 0;
     };
     proc.turn = Turn::NOTHING;
+    proc.closed_sk = 0;
     let child: u64 = ctx.arg(1);
     let pid: u32 = read(child, setting!(task_pid));
     let tgid: u32 = read(child, setting!(task_tgid));
@@ -67,6 +68,9 @@ fn process_exit(ctx: RawTracePointContext) -> i32 {
     let tgid: u32 = read(task, setting!(task_tgid));
     if pid != tgid {
         return 0;
+    }
+    if let Some(proc) = PROCS.get_ptr_mut(tgid) {
+        talk::settle(proc);
     }
     if PROCS.remove(tgid).is_ok() {
         emit::proc_event(proc_change::EXIT, tgid, 0, [0; 16], false);

@@ -12,28 +12,9 @@ use tracer_ebpf::{
 use crate::{
     clients, conns,
     exchange::{self, head_of},
-    kernel::read,
-    maps::setting,
+    kernel::{self, read},
     probes::talk,
 };
-
-/// Keeps how much was said on a connection that is closed now: its socket may be another connection's by the time that it is
-/// looked at. The place of the client is free where nothing was passed on to one.
-#[inline(always)]
-pub(super) unsafe fn remember(sk: u64, talk: *mut Talk, kind: u32) {
-    // SAFETY: a live map element.
-    unsafe {
-        if kind != 0 || (*talk).flags & talk_flag::CLIENT != 0 {
-            return;
-        }
-        let sent = read::<u32>(sk, setting!(write_seq)).wrapping_sub((*talk).write_seq);
-        let copied: u32 = read(sk, setting!(copied_seq));
-        // A FIN that was read counts as one byte.
-        let fin = u32::from((*talk).fin_ns != 0) & u32::from(copied == read::<u32>(sk, setting!(rcv_nxt)));
-        let got = copied.wrapping_sub((*talk).copied_seq).wrapping_sub(fin);
-        (*talk).client_sk = (u64::from(sent) << 32) | u64::from(got);
-    }
-}
 
 /// Looks at the connection that this worker closed last, and forgets it.
 #[inline(never)]
@@ -44,23 +25,13 @@ pub(super) fn look(proc: *mut Proc) -> u32 {
     // SAFETY: live elements of plain integers.
     unsafe {
         let sk = (*proc).closed_sk;
+        let tgid = kernel::tgid();
         if sk & 1 == 0
-            && let Some(conn) = conns::find(sk)
+            && let Some(conn) = conns::find(conns::parked(sk, tgid))
         {
             let talk = conns::talk_of(conn);
             let flags = (*talk).flags;
-            if flags & talk_flag::CLOSED != 0
-                && flags & talk_flag::CLIENT == 0
-                && is_odd(sk, (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT)
-            {
-                let kept = (*talk).client_sk;
-                (*talk).client_sk = 0;
-                // What is counted from the socket's own numbers comes out as it was kept; nginx's FIN counts as one there.
-                let written: u32 = read(sk, setting!(write_seq));
-                (*talk).write_seq = written.wrapping_sub((kept >> 32) as u32).wrapping_sub(1);
-                let copied: u32 = read(sk, setting!(copied_seq));
-                let fin = u32::from((*talk).fin_ns != 0);
-                (*talk).copied_seq = copied.wrapping_sub(kept as u32).wrapping_sub(fin);
+            if (*conn).tgid == tgid && flags & talk_flag::CLIENT == 0 && is_odd(sk, talk) {
                 exchange::emit(sk, conn, 0, 0, 3);
                 clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
             }
@@ -72,7 +43,7 @@ pub(super) fn look(proc: *mut Proc) -> u32 {
 
 /// Whether nginx may refuse a response with this beginning.
 #[inline(always)]
-unsafe fn is_odd(sk: u64, kind: u32) -> bool {
+unsafe fn is_odd(sk: u64, talk: *const Talk) -> bool {
     const VALUE: u64 = u64::from_le_bytes(*b"VALUE \0\0");
     const END: u64 = u64::from_le_bytes(*b"END\r\n\0\0\0");
     let Some(slot) = head_of(sk) else {
@@ -80,11 +51,11 @@ unsafe fn is_odd(sk: u64, kind: u32) -> bool {
     };
     // SAFETY: a live map element.
     unsafe {
-        if (*slot).sk != sk {
+        if (*slot).sk != sk || (*slot).of_ns != (*talk).first_read_ns {
             return false;
         }
         let first = core::ptr::read_volatile((&raw const (*slot).bytes).cast::<u64>());
-        match kind {
+        match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
             proto::HTTP | proto::CGI => has_odd_line(slot) != 0,
             // The version of its records.
             proto::FASTCGI => first as u8 != 1,

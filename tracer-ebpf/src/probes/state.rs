@@ -239,9 +239,6 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
             emit::watch_client(sk, tgid);
         }
     } else {
-        if talk::has(found, talk_flag::CLOSED) {
-            return NOTHING;
-        }
         // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
         if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
             return JUDGE;
@@ -404,9 +401,6 @@ fn destroy_sock(ctx: RawTracePointContext) -> i32 {
 /// measured a round trip. Returns `JUDGE` if a worker closes one that stood.
 #[inline(always)]
 fn gone(sk: u64, found: *mut Conn) -> u32 {
-    if talk::has(found, talk_flag::CLOSED) {
-        return NOTHING;
-    }
     // SAFETY: a live element of a pre-allocated map; copied as in `end`.
     let mut conn = unsafe { *found };
     kernel::forget(&mut conn);

@@ -11,14 +11,14 @@ use aya_ebpf::{
 use tracer_ebpf::{
     Conn, Proc, flag,
     request::{BAD_GATEWAY, Turn, turn},
-    talk::{proto, talk_flag},
+    talk::{Talk, proto, talk_flag},
 };
 
 use crate::{
     clients, conns, emit, exchange,
     kernel::{self, read, read_user},
     maps::{PROCS, setting},
-    probes::{refused, request, unix_talk},
+    probes::{request, unix_talk},
     procs,
 };
 
@@ -125,6 +125,9 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
         let first = (*talk).first_read_ns == 0;
         if first {
             (*talk).first_read_ns = now;
+            if (*talk).sent_ns == 0 && kind == 0 {
+                missed_write(sk, conn, ret as u32);
+            }
         }
         let len = (ret as u64).min(room);
         exchange::keep(sk, talk, buf, len as u32, first);
@@ -146,6 +149,27 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
         }
     }
     0
+}
+
+/// A response begins, and no request was seen: the kernel skips a program that is interrupted by another run of itself on the
+/// same CPU. What was said so far belongs to the connection's first exchange.
+#[inline(never)]
+fn missed_write(sk: u64, conn: *mut Conn, read_now: u32) -> u32 {
+    if conn.is_null() {
+        return 0;
+    }
+    let talk = conns::talk_of(conn);
+    // SAFETY: as in `heard`.
+    unsafe {
+        (*talk).sent_ns = if (*conn).start_ns != 0 { (*conn).start_ns } else { (*talk).first_read_ns };
+        (*talk).last_sent_ns = (*talk).sent_ns;
+        (*talk).requests = (*talk).requests.wrapping_add(1);
+        (*talk).flags |= talk_flag::WATCHED;
+        let sent = read::<u64>(sk, setting!(bytes_sent)) as u32;
+        (*talk).write_seq = read::<u32>(sk, setting!(write_seq)).wrapping_sub(sent);
+        (*talk).copied_seq = read::<u32>(sk, setting!(copied_seq)).wrapping_sub(read_now);
+    }
+    1
 }
 
 /// The server itself answers with an error.
@@ -287,8 +311,9 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         let suspicion = exchange::suspicion(sk, conn, kind);
         if suspicion == 0 || suspicion == exchange::PERHAPS {
             if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
+                count_up(sk, talk, kind);
                 (*talk).flags |= talk_flag::CLOSED;
-                refused::remember(sk, talk, kind);
+                unix_talk::park(sk, tgid, kind);
                 (*proc).closed_sk = sk | u64::from(kind != 0);
                 if suspicion != 0 {
                     emit::watch_client(sk, tgid);
@@ -322,20 +347,25 @@ pub(super) fn settle(proc: *mut Proc) {
         let closed = (*proc).closed_sk;
         if closed != 0 {
             (*proc).closed_sk = 0;
-            drop_closed(closed);
+            let name = conns::parked(closed, kernel::tgid());
+            unix_talk::close(name, if closed & 1 != 0 { talk_flag::UNIX } else { 0 });
         }
     }
 }
 
-/// Another connection may have its place, and its name, by now.
+/// Puts what was said on a connection in the place of the sequence numbers that it was counted from: its socket may be another
+/// connection's by the time that this is asked for. On a unix socket bytes are counted as they pass.
 #[inline(always)]
-unsafe fn drop_closed(closed: u64) {
-    if closed & 1 != 0 {
-        unix_talk::drop_closed(closed - 1);
-    } else if let Some(conn) = conns::find(closed)
-        && has(conn, talk_flag::CLOSED)
-    {
-        conns::close(closed);
+unsafe fn count_up(sk: u64, talk: *mut Talk, kind: u32) {
+    if kind != 0 {
+        return;
+    }
+    // SAFETY: a live map element.
+    unsafe {
+        let (got, _) = exchange::counts(sk, talk, 0);
+        (*talk).copied_seq = got;
+        (*talk).write_seq = read::<u32>(sk, setting!(write_seq)).wrapping_sub((*talk).write_seq);
+        (*talk).port = u16::from_be(read(sk, setting!(inet_sport)));
     }
 }
 
@@ -352,11 +382,12 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
         (*proc).closed_sk = 0;
         let kind = if closed & 1 != 0 { talk_flag::UNIX } else { 0 };
         let closed = closed & !1;
-        let Some(conn) = unix_talk::find(closed) else {
+        let name = conns::parked(closed, tgid);
+        let Some(conn) = unix_talk::find(name) else {
             return 0;
         };
         let talk = conns::talk_of(conn);
-        if (*talk).flags & talk_flag::CLOSED == 0 || (*conn).tgid != tgid {
+        if (*conn).tgid != tgid {
             return 0;
         }
         let mut wrong = 0;
@@ -369,7 +400,7 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
             exchange::emit(closed, conn, talk_flag::ANSWERED_BAD | kind, 0, 3);
             clients::gave_up(proc, (*slot).id, u32::from((*conn).number));
         }
-        unix_talk::close(closed, kind);
+        unix_talk::close(name, kind);
         wrong
     }
 }
@@ -389,16 +420,16 @@ pub(super) fn abandoned(upstream: u64, tgid: u32) -> u32 {
         }
         (*proc).closed_sk = 0;
         let kind = if closed & 1 != 0 { talk_flag::UNIX } else { 0 };
-        let Some(conn) = unix_talk::find(upstream) else {
+        let name = conns::parked(upstream, tgid);
+        let Some(conn) = unix_talk::find(name) else {
             return 0;
         };
-        let talk = conns::talk_of(conn);
-        if (*talk).flags & talk_flag::CLOSED == 0 || (*conn).tgid != tgid {
+        if (*conn).tgid != tgid {
             return 0;
         }
         exchange::emit(upstream, conn, kind, 0, 3);
         given_up(proc, conn, tgid);
-        unix_talk::close(upstream, kind);
+        unix_talk::close(name, kind);
     }
     1
 }

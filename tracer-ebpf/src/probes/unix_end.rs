@@ -60,9 +60,6 @@ pub(super) fn far_end_closed(s: *mut Standing, watched: u64) -> u32 {
     }
     // SAFETY: a live map element; nothing but this writes this field.
     unsafe {
-        if (*s).talk.flags & talk_flag::CLOSED != 0 {
-            return 0;
-        }
         // What nginx has not read yet counts as an answer as well.
         let answered = u64::from((*s).talk.copied_seq) + u64::from(unread(watched)) >= death::ANSWER;
         if death::is_told(answered) {

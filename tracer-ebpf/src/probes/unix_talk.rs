@@ -190,12 +190,16 @@ pub(super) fn close(sk: u64, kind: u32) {
     }
 }
 
-/// Removes it if nothing but its worker's next act was waited for.
+/// Keeps it after its close under another name (`conns::parked`); `kind` as above.
 #[inline(always)]
-pub(super) fn drop_closed(sk: u64) {
-    if let Some(s) = STANDING.get_ptr_mut(sk)
-        && talk::has(s.cast(), talk_flag::CLOSED)
-    {
+pub(super) fn park(sk: u64, tgid: u32, kind: u32) {
+    if kind == 0 {
+        conns::park(sk, tgid);
+    } else if let Some(s) = STANDING.get_ptr(sk) {
+        // SAFETY: a live map element.
+        if STANDING.insert(conns::parked(sk, tgid), unsafe { &*s }, 0).is_err() {
+            count(|c| c.conns_full += 1);
+        }
         let _ = STANDING.remove(sk);
     }
 }
@@ -219,7 +223,7 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
     talk::settle(proc);
     // SAFETY: live map elements; only this worker's thread writes these fields.
     unsafe {
-        if (*s).conn.tgid != tgid || (*s).talk.flags & talk_flag::CLOSED != 0 {
+        if (*s).conn.tgid != tgid {
             return 0;
         }
         if ret > 0 {
@@ -254,7 +258,7 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
     }
     // SAFETY: as in `heard`.
     unsafe {
-        if (*s).conn.tgid != tgid || (*s).talk.flags & talk_flag::CLOSED != 0 {
+        if (*s).conn.tgid != tgid {
             return 0;
         }
         if ret < 0 {
