@@ -391,14 +391,16 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
             return 0;
         }
         let mut wrong = 0;
+        let known = clients::holds(slot, client, tgid);
+        let id = if known { (*slot).id } else { (*conn).client };
+        // Where the client's own read was missed, or its place taken, what the worker did in a row has to do.
         if (*talk).status != BAD_GATEWAY
             && request::answer_status(size) == BAD_GATEWAY
-            && clients::holds(slot, client, tgid)
-            && ((*conn).client == 0 || (*conn).client == (*slot).id)
+            && ((*conn).client == 0 || (*conn).client == id)
         {
             wrong = 1;
             exchange::emit(closed, conn, talk_flag::ANSWERED_BAD | kind, 0, 3);
-            clients::gave_up(proc, (*slot).id, u32::from((*conn).number));
+            clients::gave_up(proc, id, u32::from((*conn).number));
         }
         unix_talk::close(name, kind);
         wrong
