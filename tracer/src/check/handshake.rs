@@ -280,6 +280,9 @@ fn certificate(
         NAME => verdict
             .fix(format!("{prefix}ssl_name: the name that the certificate has (by default it is the host of the pass, be it the name of an upstream)")),
         EXPIRED => verdict.fix("renew the server's certificate"),
+        EARLY => verdict
+            .fix("set the clock that is wrong: this host's, or that of whoever made the certificate")
+            .fix_with("see both times", format!("date -u; openssl s_client -connect {to} </dev/null | openssl x509 -noout -startdate")),
         _ => verdict
             .fix(format!("add the certificate of who signed it to {file}, or let the server send its whole chain"))
             .fix_with("see the chain", format!("openssl s_client -connect {to} -showcerts -CAfile {file}")),
@@ -288,6 +291,7 @@ fn certificate(
 
 const NAME: &str = "it is for another name";
 const EXPIRED: &str = "it has expired";
+const EARLY: &str = "it is not valid yet";
 const UNKNOWN: &str = "it does not lead to a trusted one";
 
 /// Why OpenSSL refuses a chain: in short, at length, and the rival if it may not. None: it accepts it, or that cannot be told.
@@ -313,6 +317,14 @@ fn refusal(
                 let ago = now.as_secs().saturating_sub(not_after.as_secs()) / 86_400;
                 let text = format!("a certificate of the chain expired {ago} days ago");
                 return Some((EXPIRED, text, (!others.is_empty()).then_some(CHAINS)));
+            }
+            Some(webpki::Error::CertNotValidYet { not_before, .. }) => {
+                let ahead = not_before.as_secs().saturating_sub(now.as_secs());
+                let text = format!(
+                    "a certificate of the chain begins to be valid in {} hours",
+                    ahead.div_ceil(3600)
+                );
+                return Some((EARLY, text, (!others.is_empty()).then_some(CHAINS)));
             }
             Some(webpki::Error::UnknownIssuer) => {
                 let text =
@@ -412,6 +424,72 @@ mod tests {
         made.ok().filter(|made| made.status.success()).map(|made| made.stdout)
     }
 
+    /// A certificate for `shop.test` that is valid for two days from now, and the one that signed it, of twenty days; None
+    /// without openssl.
+    fn signed() -> Option<(Vec<u8>, Vec<u8>)> {
+        let folder = tempfile::tempdir().ok()?;
+        let made = |arguments: &[&str]| {
+            let made = Command::new("openssl").current_dir(folder.path()).args(arguments).output();
+            made.is_ok_and(|made| made.status.success())
+        };
+        let key = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        let of = |more: &[&'static str]| made(&[&key[..], more].concat());
+        let whole = of(&["-days", "20", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem"])
+            && of(&[
+                "-days",
+                "2",
+                "-subj",
+                "/CN=x",
+                "-CA",
+                "ca.pem",
+                "-CAkey",
+                "ca.key",
+                "-addext",
+                "subjectAltName=DNS:shop.test",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+                "-keyout",
+                "key",
+                "-outform",
+                "DER",
+                "-out",
+                "leaf.der",
+            ])
+            && made(&["x509", "-in", "ca.pem", "-outform", "DER", "-out", "ca.der"]);
+        if !whole {
+            return None;
+        }
+        let read = |name: &str| std::fs::read(folder.path().join(name)).ok();
+        Some((read("leaf.der")?, read("ca.der")?))
+    }
+
+    #[test]
+    fn a_certificate_out_of_its_time_is_refused_for_that() {
+        let Some((leaf, ca)) = signed() else {
+            eprintln!(
+                "skipped a_certificate_out_of_its_time_is_refused_for_that: no openssl that signs in one step"
+            );
+            return;
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let day = std::time::Duration::from_secs(86_400);
+        let roots = [CertificateDer::from(ca)];
+        let chain = [leaf];
+        let judged = |at| {
+            refusal(Some("shop.test"), &chain, &roots, UnixTime::since_unix_epoch(at))
+                .map(|(what, why, rival)| (what, why, rival.is_none()))
+        };
+        assert_eq!(judged(now), None);
+        let (what, why, sure) = judged(now + day * 5).unwrap();
+        assert_eq!(
+            (what, why.as_str(), sure),
+            (EXPIRED, "a certificate of the chain expired 3 days ago", true)
+        );
+        let (what, why, sure) = judged(now - day).unwrap();
+        assert_eq!((what, sure), (EARLY, true));
+        assert!(why.ends_with("begins to be valid in 24 hours"), "{why}");
+    }
+
     #[test]
     fn certificates_are_judged_as_openssl_does() {
         let Some(der) = own() else {
@@ -428,6 +506,8 @@ mod tests {
         };
         assert_eq!(judged("shop.test", &pinned, 0), None);
         assert_eq!(judged("other.test", &pinned, 0), Some((NAME, true)));
+        // Of one that is trusted by name the times are left to OpenSSL.
+        assert_eq!(judged("shop.test", &pinned, 9), None);
         assert_eq!(refusal(None, &chain, &pinned, at(0)), None);
         assert_eq!(refusal(Some("shop.test"), &[], &pinned, at(0)), None);
         assert_eq!(refusal(Some("shop.test"), &[vec![0x30, 0]], &pinned, at(0)), None);
