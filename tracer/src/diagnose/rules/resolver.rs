@@ -13,6 +13,8 @@ use crate::{
 
 /// nginx answers in the same round of its event loop in which it reads the reply.
 const AT_ONCE_US: u64 = 100_000;
+/// So long a busy worker may take to answer what its name server said of the very name that the request waits for.
+const BUSY_US: u64 = 500_000;
 /// A busy worker's timers are late.
 const LATE_MS: u64 = 1_000;
 
@@ -69,16 +71,21 @@ pub(super) fn none(case: &Case) -> Option<Verdict> {
 pub(super) fn failed(case: &Case) -> Option<Verdict> {
     let (none, look_up) = look_up(case)?;
     let resolver = look_up.resolver.as_ref()?;
-    let last = look_up.replies.last().filter(|reply| reply.before_us <= AT_ONCE_US && !is_error(reply));
-    let own = last.filter(|reply| look_up.name.is_some() && reply.name == look_up.name);
-    if !none.source.no_connection() && own.is_none() {
-        return None;
-    }
     let timed_out = look_up.timeout_ms.filter(|ms| {
         let waited = none.waited_us / 1000;
         let early = waited.saturating_add((ms / 2).min(500) + 15);
         early >= *ms && waited <= ms.saturating_add(LATE_MS)
     });
+    let is_own = |reply: &Reply| look_up.name.is_some() && reply.name == look_up.name;
+    let within = |reply: &Reply| {
+        let busy = is_own(reply) && timed_out.is_none() && reply.before_us <= BUSY_US.min(none.waited_us);
+        reply.before_us <= AT_ONCE_US || busy
+    };
+    let last = look_up.replies.last().filter(|reply| within(reply) && !is_error(reply));
+    let own = last.filter(|reply| is_own(reply));
+    if !none.source.no_connection() && own.is_none() {
+        return None;
+    }
     let (proof, summary, rival) = if let Some(reply) = last {
         // A reply to the question of another request is not this one's.
         let other = look_up.name.is_some() && own.is_none();

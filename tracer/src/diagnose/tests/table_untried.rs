@@ -167,6 +167,12 @@ fn names() {
         ("no data", look_up(true, 900, vec![reply(Said::Empty, 120)]), ResolverFailed, Proven),
         ("a name that is not known", edit_name(nxdomain(), |l| l.name = None), ResolverFailed, Proven),
         (
+            "a worker that was busy when the reply came",
+            look_up(true, 151_000, vec![reply(Said::Code(3), 122_000)]),
+            ResolverFailed,
+            Proven,
+        ),
+        (
             "a reply long before",
             look_up(true, 900_000, vec![reply(Said::Code(3), 800_000)]),
             ResolverFailed,
