@@ -1,5 +1,6 @@
 //! One job in one guest: makes its disks, starts QEMU, streams its output, judges how it ended.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,10 @@ const POLL: Duration = Duration::from_millis(20);
 const POWER_OFF: Duration = Duration::from_secs(5);
 /// How much of the console and of stderr an error shows, in bytes.
 const TAIL: usize = 4000;
+/// What the kernel says of a processor that it cannot take back (kernel/watchdog.c).
+const LOCKUP: &str = "BUG: soft lockup";
+/// How much of the console an error shows if a processor was locked up: the stacks of all processors, twice.
+const LOCKUP_TAIL: usize = 16_000;
 /// Free space on the job disk.
 const JOB_SPACE: disk::Slack = disk::Slack::mib(256);
 
@@ -114,6 +119,31 @@ pub(crate) struct GuestRun {
     pub(crate) wall: Duration,
 }
 
+/// A processor of the guest that its kernel never took back from a task. The kernel has panicked upon it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct LockedUp {
+    /// True if a BPF program, or a helper for one, is on a stack that the kernel showed, or if it showed none.
+    pub(crate) bpf_suspected: bool,
+}
+
+impl LockedUp {
+    fn find(console: &[u8]) -> Option<LockedUp> {
+        let console = String::from_utf8_lossy(console);
+        let (_, told) = console.split_once(LOCKUP)?;
+        let stacks = || told.lines().filter(|line| !line.contains("Modules linked in"));
+        let shown = stacks().any(|line| line.contains("Call Trace"));
+        let bpf = stacks().any(|line| line.contains("bpf") || line.contains("htab_"));
+        Some(LockedUp { bpf_suspected: bpf || !shown })
+    }
+}
+
+impl fmt::Display for LockedUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whose = if self.bpf_suspected { "perhaps in a BPF program" } else { "not in a BPF program" };
+        write!(f, "a processor of the guest locked up, {whose}")
+    }
+}
+
 /// Runs `job` in `kernel`; `on_output` gets the output as it comes.
 ///
 /// # Errors
@@ -126,6 +156,10 @@ pub(crate) fn run(kernel: &Kernel, job: &Job, on_output: &mut dyn FnMut(Stream, 
 
     let mut guest = Guest::start(kernel, job, &dir)?;
     let outcome = guest.watch(job.timeout, on_output);
+    let outcome = match LockedUp::find(&guest.console.bytes) {
+        Some(locked) => outcome.context(locked),
+        None => outcome,
+    };
     let reported = outcome.with_context(|| format!("guest {} ({})", kernel.series, kernel.release))?;
     for (file, to) in &job.fetch {
         disk::read_out(&dir.join("job.img"), file, to)?;
@@ -225,7 +259,8 @@ impl Guest {
             [("console", &self.console.bytes), ("command's stderr", &self.stderr.bytes), ("QEMU", &qemu)]
         {
             let lossy = String::from_utf8_lossy(bytes);
-            let end = process::tail(lossy.trim_end(), TAIL);
+            let limit = if lossy.contains(LOCKUP) { LOCKUP_TAIL } else { TAIL };
+            let end = process::tail(lossy.trim_end(), limit);
             if !end.is_empty() {
                 text.push_str(&format!("--- end of the {name} ---\n{end}\n"));
             }
@@ -365,9 +400,13 @@ fn escape(path: &Path) -> String {
 }
 
 fn kernel_parameters(job: &Job) -> String {
-    let loglevel = if job.verbose_kernel { "loglevel=7" } else { "loglevel=4" };
+    // 5 has the registers and the stack of a lock-up too.
+    let loglevel = if job.verbose_kernel { "loglevel=7" } else { "loglevel=5" };
     // An oops caused by a BPF program must fail the run; -no-reboot turns the reboot into QEMU's end.
     let mut parameters = vec!["console=ttyS0", loglevel, "panic=-1", "oops=panic", "mitigations=off"];
+    // So must a processor that the kernel never gives back, with the stacks of all, instead of a time-out without them.
+    // The limit is twice the threshold: under emulation a busy host can take seconds.
+    parameters.extend(["softlockup_panic=1", "softlockup_all_cpu_backtrace=1", "watchdog_thresh=20"]);
     parameters.extend(job.lsm.parameters());
     parameters.extend(job.parameters.iter().map(String::as_str));
     parameters.join(" ")
@@ -385,6 +424,17 @@ mod tests {
         assert_eq!(parse("start\nexit 1"), Report { started: true, exit: None });
         assert_eq!(parse("start\nexit 137\n"), Report { started: true, exit: Some(137) });
         assert_eq!(parse("exit x\n"), Report { started: false, exit: None });
+    }
+
+    #[test]
+    fn lockups_are_told_apart_by_their_stacks() {
+        let find = |text: &str| LockedUp::find(text.as_bytes()).map(|locked| locked.bpf_suspected);
+        let locked = "[ 9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 44s! [sh:9]\n[ 9.1] Modules linked in: cls_bpf\n";
+        assert_eq!(find("[ 9.1] bpf_trace_run2+0x1/0x2\nCall Trace:\n"), None);
+        assert_eq!(find(locked), Some(true), "no stack");
+        assert_eq!(find(&format!("{locked}Call Trace:\n ip_finish_output2+0x1/0x2\n")), Some(false));
+        assert_eq!(find(&format!("{locked}Call Trace:\n bpf_trace_run2+0x1/0x2\n")), Some(true));
+        assert_eq!(find(&format!("{locked}Call Trace:\n htab_map_update_elem+0x1/0x2\n")), Some(true));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use archive::Archive;
 use cache::Cache;
 use choice::Choice;
 pub(crate) use command::{Args, main};
-pub(crate) use guest::{GuestRun, Job, Lsm, Stream, run};
+pub(crate) use guest::{GuestRun, Job, LockedUp, Lsm, Stream, run};
 use images::{KernelFiles, Root};
 pub(crate) use nginx::CurrentNginx;
 

@@ -121,15 +121,25 @@ fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
     if signals::interrupted() {
         return Outcome { counts: Counts::one_skipped(), text: format!("skip kernel {name}: interrupted\n") };
     }
-    println!("kernel {name} ({}): started", kernel.release);
-    let started = Instant::now();
-    let mut shown = Progress::default();
-    let guest = job(session, kernel.series, lsm).and_then(|job| {
-        lab::run(kernel, &job, &mut |stream, bytes| {
-            for part in shown.parts(stream, bytes) {
-                println!("kernel {name}: {part} begins after {:.0} s", started.elapsed().as_secs_f64());
-            }
+    let boot = || {
+        println!("kernel {name} ({}): started", kernel.release);
+        let started = Instant::now();
+        let mut shown = Progress::default();
+        job(session, kernel.series, lsm).and_then(|job| {
+            lab::run(kernel, &job, &mut |stream, bytes| {
+                for part in shown.parts(stream, bytes) {
+                    println!("kernel {name}: {part} begins after {:.0} s", started.elapsed().as_secs_f64());
+                }
+            })
         })
+    };
+    // Once: a kernel that locks up again does so because of what runs in it. With a BPF program on a stack it is ours.
+    let guest = boot().or_else(|error| match error.downcast_ref::<lab::LockedUp>() {
+        Some(locked) if !locked.bpf_suspected => {
+            println!("kernel {name}: {error:#}\nkernel {name}: once more");
+            boot()
+        }
+        _ => Err(error),
     });
     let guest = match guest {
         Ok(guest) => guest,
