@@ -363,7 +363,7 @@ fn plan(site: &Site, asks: Vec<probe::Ask>) -> probe::Plan {
 }
 
 fn tcp(to: &str) -> probe::Ask {
-    probe::Ask { to: probe::Where::Tcp(to.parse().unwrap()), from: None, tls: None }
+    probe::Ask { to: probe::Where::Tcp(to.parse().unwrap()), from: None, tls: None, question: None }
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub mod pages;
 pub mod past;
 mod position;
 pub mod probe;
+pub mod resolvers;
 pub mod running;
 pub mod security;
 mod subject;
@@ -42,6 +43,7 @@ pub const FAMILIES: &[Family] = &[
     Family { names: running::NAMES, inspect: running::inspect },
     Family { names: config::NAMES, inspect: config::inspect },
     Family { names: upstreams::NAMES, inspect: upstreams::inspect },
+    Family { names: resolvers::NAMES, inspect: resolvers::inspect },
     Family { names: security::NAMES, inspect: security::inspect },
     Family { names: limits::NAMES, inspect: limits::inspect },
     Family { names: past::NAMES, inspect: past::inspect },

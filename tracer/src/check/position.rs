@@ -2,16 +2,19 @@
 
 use std::{
     collections::HashMap,
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use super::{
     Options, Subject,
-    probe::{Answer, Ask, Call, Outcome, Where},
+    probe::{self, Answer, Ask, Call, Outcome, Plan, Where},
     targets,
 };
 use crate::{
+    diagnose::words,
     event::{Attempt, Stage},
     nginx::Model,
     session::{made_attempt, unix_name},
@@ -19,6 +22,7 @@ use crate::{
         apparmor,
         bpfprog::{self, Moment},
         netns::NetNs,
+        proc,
         process::{Process, Role as ProcessRole},
         resolve,
         rootfs::RootFs,
@@ -35,6 +39,71 @@ pub(super) fn worker<'a>(subject: &'a Subject<'_>) -> Option<&'a Process> {
     serving(ProcessRole::Worker)
         .or_else(|| serving(ProcessRole::Single))
         .or_else(|| Some(&subject.master).filter(|master| master.role == ProcessRole::Single))
+}
+
+/// What is to be asked from the worker's place, and how long it may take.
+pub(super) fn plan(worker: &Process, options: &Options, total: Duration, asks: Vec<Ask>) -> Plan {
+    let status = proc::read_up_to(format!("/proc/{}/status", worker.pid), 64 << 10).unwrap_or_default();
+    let capabilities = proc::field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    Plan {
+        worker: worker.pid,
+        uid: worker.credentials.uid,
+        gid: worker.credentials.gid,
+        groups: worker.credentials.groups.clone(),
+        capabilities: capabilities.unwrap_or(0),
+        profile: profile(worker.pid),
+        cgroup: cgroup(worker.pid),
+        timeout: options.timeout,
+        total,
+        parallel: options.parallel.max(1),
+        asks,
+    }
+}
+
+/// What came of a plan.
+pub(super) struct Outcomes {
+    /// By ask.
+    pub answers: Vec<Answer>,
+    /// False if the helper ended before all was tried.
+    pub whole: bool,
+    /// With the confinement that was taken on.
+    pub plan: Plan,
+    /// What of the worker's confinement could not be.
+    pub given_up: Option<String>,
+}
+
+pub(super) fn no_start(error: &io::Error) -> String {
+    format!("the helper that connects cannot be started: {error}")
+}
+
+/// Runs a plan in the worker's place, or as near to it as can be. `what` names one of its asks.
+pub(super) fn try_all(
+    exe: &Path,
+    plan: &Plan,
+    what: &str,
+    mut told: impl FnMut(usize),
+) -> Result<Outcomes, String> {
+    let mut plan = plan.clone();
+    let mut given_up: Option<String> = None;
+    let mut run = probe::run(exe, &plan, &mut told).map_err(|error| no_start(&error))?;
+    // Without what cannot be taken on the answers are worth less, but worth something.
+    while let Some((at, errno)) = run.stuck.take_if(|_| plan.profile.is_some() || plan.cgroup.is_some()) {
+        if plan.profile.take().is_none() {
+            plan.cgroup = None;
+        }
+        given_up = Some(format!(
+            "{what}s were tried without all of the worker's confinement: cannot {at} ({})",
+            words::errno(errno)
+        ));
+        run = probe::run(exe, &plan, &mut told).map_err(|error| no_start(&error))?;
+    }
+    if let Some((at, errno)) = run.stuck {
+        let needs =
+            if errno == libc::EPERM || errno == libc::EACCES { ": run `sudo why502 check`" } else { "" };
+        return Err(format!("no {what} was tried: cannot {at} ({}){needs}", words::errno(errno)));
+    }
+    let whole = run.most_open.is_some() || run.answers.iter().all(|a| a.outcome != Outcome::NotTried);
+    Ok(Outcomes { answers: run.answers, whole, plan, given_up })
 }
 
 /// The addresses of the names, as the worker's system knows them; with it, whether only its hosts file could be asked.

@@ -182,7 +182,7 @@ impl Collector<'_> {
                 Where::Tcp(to) => to.is_ipv4() == from.is_ipv4(),
                 Where::Unix(_) => false,
             });
-            let ask = Ask { to: to.clone(), from, tls: handshake::ask(self.model, pass) };
+            let ask = Ask { to: to.clone(), from, tls: handshake::ask(self.model, pass), question: None };
             by_ask.entry(ask).or_default().push(*index);
         }
         for (ask, passes) in by_ask {

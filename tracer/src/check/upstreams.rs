@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     Checked, Finding, Name, Options, Place, Report, Severity, Subject, handshake,
-    position::{attempt, cgroup, look_up, profile, worker},
+    position::{Outcomes, attempt, look_up, no_start, plan, try_all, worker},
     probe::{self, Answer, Ask, Call, Outcome, Plan, Where},
     targets::{self, Target, Targets, Unresolved, Use},
 };
@@ -196,23 +196,10 @@ impl Look<'_> {
     }
 
     fn plan(&self) -> Plan {
-        let worker = self.worker;
-        let status = proc::read_up_to(format!("/proc/{}/status", worker.pid), 64 << 10).unwrap_or_default();
-        let capabilities = proc::field(&status, "CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        Plan {
-            worker: worker.pid,
-            uid: worker.credentials.uid,
-            gid: worker.credentials.gid,
-            groups: worker.credentials.groups.clone(),
-            capabilities: capabilities.unwrap_or(0),
-            profile: profile(worker.pid),
-            cgroup: cgroup(worker.pid),
-            timeout: self.options.timeout,
-            // What is left is for finding out why.
-            total: self.end.saturating_duration_since(Instant::now()) * 2 / 3,
-            parallel: self.options.parallel.max(1),
-            asks: self.targets.targets.iter().map(|target| target.ask.clone()).collect(),
-        }
+        // What is left is for finding out why.
+        let total = self.end.saturating_duration_since(Instant::now()) * 2 / 3;
+        let asks = self.targets.targets.iter().map(|target| target.ask.clone()).collect();
+        plan(self.worker, self.options, total, asks)
     }
 
     /// Makes the connections, and those that were refused once more without the worker's profile, and outside of its cgroup.
@@ -229,29 +216,10 @@ impl Look<'_> {
                 progress(&format!("{done} of {all} upstream servers"));
             }
         };
-        let no_start = |error| format!("the helper that connects cannot be started: {error}");
-        let mut plan = plan.clone();
-        let mut given_up: Option<String> = None;
-        let mut run = probe::run(exe, &plan, told).map_err(no_start)?;
-        // Without what cannot be taken on the answers are worth less, but worth something.
-        while let Some((at, errno)) = run.stuck.take_if(|_| plan.profile.is_some() || plan.cgroup.is_some()) {
-            if plan.profile.take().is_none() {
-                plan.cgroup = None;
-            }
-            given_up = Some(format!(
-                "connections were tried without all of the worker's confinement: cannot {at} ({})",
-                words::errno(errno)
-            ));
-            run = probe::run(exe, &plan, told).map_err(no_start)?;
-        }
+        let Outcomes { answers, whole, plan, given_up } = try_all(exe, plan, "connection", told)?;
         let plan = &plan;
-        if let Some((at, errno)) = run.stuck {
-            let needs =
-                if errno == libc::EPERM || errno == libc::EACCES { ": run `sudo why502 check`" } else { "" };
-            return Err(format!("no connection was tried: cannot {at} ({}){needs}", words::errno(errno)));
-        }
-        self.answers = run.answers;
-        if run.most_open.is_none() && self.answers.iter().any(|a| a.outcome == Outcome::NotTried) {
+        self.answers = answers;
+        if !whole {
             return Err("the helper that connects ended early: some servers were not tried".to_owned());
         }
         let is_refused =
@@ -272,7 +240,7 @@ impl Look<'_> {
             }
             other.asks = refused.iter().filter_map(|n| plan.asks.get(*n).cloned()).collect();
             other.total = self.end.saturating_duration_since(Instant::now());
-            let again = probe::run(exe, &other, |_| {}).map_err(no_start)?;
+            let again = probe::run(exe, &other, |_| {}).map_err(|error| no_start(&error))?;
             let mut still = Vec::new();
             for (number, answer) in refused.iter().zip(&again.answers) {
                 if answer.outcome == Outcome::NotTried {

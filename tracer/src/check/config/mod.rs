@@ -4,6 +4,7 @@
 mod headers;
 mod keepalive;
 mod names;
+pub(super) use names::looked_up;
 mod paths;
 mod protocol;
 mod refused;

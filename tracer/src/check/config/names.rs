@@ -46,7 +46,7 @@ const PRIVATE: [&str; 12] = [
 ];
 
 /// The names that a pass makes nginx look up while requests wait, and whether each is certain to be one.
-fn looked_up(model: &Model, index: usize, pass: &Pass) -> Vec<(String, bool)> {
+pub(in crate::check) fn looked_up(model: &Model, index: usize, pass: &Pass) -> Vec<(String, bool)> {
     if !matches!(pass.target, Address::Variable { .. }) {
         return Vec::new();
     }

@@ -17,15 +17,20 @@ use std::{
 };
 
 use super::{
+    question,
     socket::{self, Begun},
     tls::Handshake,
-    wire::{Answer, Ask, Call, Outcome, Plan, Said},
+    wire::{Answer, Ask, Call, Outcome, Plan, Question, Said},
 };
 
 /// The argument that makes this program the helper.
 pub const WORD: &str = "__probe";
 /// A plan is no longer, bytes.
 const MOST_PLAN: u64 = 64 << 20;
+/// What a name server sends over UDP is no longer as a rule (RFC 1035, 4.2.1), bytes.
+const MOST_REPLY: usize = 512;
+/// So often a question is sent in the time that it has: one packet that is lost is no silence.
+const TIMES: u32 = 3;
 
 /// Runs as the helper if the command line says so: first thing in `main`, before a second thread exists.
 #[must_use]
@@ -154,6 +159,15 @@ struct Open {
     answer: Answer,
     /// Set once the connection stands.
     handshake: Option<Handshake>,
+    /// Set once it is asked.
+    asked: Option<Asked>,
+}
+
+/// A question that waits for its answer.
+struct Asked {
+    packet: Vec<u8>,
+    /// When it is sent again.
+    again: Instant,
 }
 
 /// Makes all connections, so many at once. Returns how many sockets were open at once at most.
@@ -223,21 +237,81 @@ fn begin(plan: &Plan, number: usize, ask: &Ask, end: Instant) -> Result<Box<Open
         began,
         until: (began + plan.timeout).min(end),
         handshake: None,
+        asked: None,
     };
+    if let Some(asked) = &ask.question {
+        return match put(&mut one, number, asked, plan) {
+            Ok(()) => Ok(Box::new(one)),
+            Err(errno) => Err(failed(Call::Later, errno)),
+        };
+    }
     if stands && let Some(answer) = stood(&mut one, plan, end) {
         return Err(Box::new(answer));
     }
     Ok(Box::new(one))
 }
 
+/// Asks a name server.
+fn put(one: &mut Open, number: usize, asked: &Question, plan: &Plan) -> Result<(), i32> {
+    // Any number will do: the socket takes nothing from anybody else.
+    let id = u16::try_from(number & 0xffff).unwrap_or(0);
+    let packet = question::write(id, asked).ok_or(libc::EINVAL)?;
+    socket::send(one.fd.as_fd(), &packet)?;
+    one.asked = Some(Asked { packet, again: Instant::now() + plan.timeout / TIMES });
+    Ok(())
+}
+
+/// Looks for the answer; asks again if it does not come.
+fn listen(one: &mut Open, plan: &Plan) -> Option<Answer> {
+    let asked = one.asked.as_mut()?;
+    one.answer.us = micros(one.began.elapsed());
+    let mut buffer = [0; MOST_REPLY];
+    // Bounded: who floods the socket with other things must not keep the rest waiting.
+    for _ in 0..64 {
+        match socket::receive(one.fd.as_fd(), &mut buffer) {
+            Ok(Some(length)) => {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                if question::is_reply(&asked.packet, bytes) {
+                    one.answer.outcome = Outcome::Connected;
+                    one.answer.reply = Some(bytes.to_vec());
+                    return Some(one.answer.clone());
+                }
+            }
+            Ok(None) => break,
+            Err(errno) => {
+                // After the error, which reading the queue would take away (sock_dequeue_err_skb, net/core/skbuff.c).
+                one.answer.icmp = socket::icmp(one.fd.as_fd());
+                one.answer.outcome = Outcome::Failed(Call::Later, errno);
+                return Some(one.answer.clone());
+            }
+        }
+    }
+    let now = Instant::now();
+    if now >= one.until {
+        one.answer.outcome = Outcome::TimedOut;
+        return Some(one.answer.clone());
+    }
+    if now >= asked.again {
+        asked.again = now + plan.timeout / TIMES;
+        if let Err(errno) = socket::send(one.fd.as_fd(), &asked.packet) {
+            one.answer.icmp = socket::icmp(one.fd.as_fd());
+            one.answer.outcome = Outcome::Failed(Call::Later, errno);
+            return Some(one.answer.clone());
+        }
+    }
+    None
+}
+
 /// Waits until a socket has something to tell, or a time is up.
 fn wait(open: &[Open], end: Instant) -> io::Result<()> {
-    let Some(first) = open.iter().map(|one| one.until).min() else { return Ok(()) };
+    let next = |one: &Open| one.asked.as_ref().map_or(one.until, |asked| asked.again.min(one.until));
+    let Some(first) = open.iter().map(next).min() else { return Ok(()) };
     let left = first.min(end).saturating_duration_since(Instant::now());
     let mut polled: Vec<libc::pollfd> = open
         .iter()
         .map(|one| {
-            let wants = one.handshake.as_ref().map_or(libc::POLLOUT, Handshake::wants);
+            let connects = if one.asked.is_some() { libc::POLLIN } else { libc::POLLOUT };
+            let wants = one.handshake.as_ref().map_or(connects, Handshake::wants);
             libc::pollfd { fd: one.fd.as_raw_fd(), events: wants, revents: 0 }
         })
         .collect();
@@ -252,6 +326,9 @@ fn wait(open: &[Open], end: Instant) -> io::Result<()> {
 
 /// Looks at a socket; its answer if it is done.
 fn advance(one: &mut Open, plan: &Plan, end: Instant) -> Option<Answer> {
+    if one.asked.is_some() {
+        return listen(one, plan);
+    }
     if let Some(handshake) = &mut one.handshake {
         let late = Instant::now() >= one.until;
         let answer = handshake.advance(one.fd.as_fd(), late)?;

@@ -1,6 +1,7 @@
 //! Real connections from a worker's place: a helper process makes them (`child.rs`), this side bounds and reads it.
 
 mod child;
+mod question;
 mod socket;
 mod tls;
 mod wire;
@@ -15,7 +16,8 @@ use std::{
 };
 
 pub use child::{WORD, child};
-pub use wire::{Answer, Ask, Call, Outcome, Plan, TlsAnswer, TlsAsk, TlsOutcome, Where};
+pub use question::kind;
+pub use wire::{Answer, Ask, Call, Outcome, Plan, Question, TlsAnswer, TlsAsk, TlsOutcome, Where};
 
 use wire::Said;
 

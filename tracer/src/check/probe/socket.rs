@@ -101,13 +101,14 @@ fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// Makes a socket and begins to connect it, as `ngx_event_connect_peer` does.
+/// Makes a socket and begins to connect it, as `ngx_event_connect_peer` does; one for datagrams if something is to be asked.
 pub(super) fn begin(ask: &Ask) -> Result<Begun, (Call, i32)> {
     let (family, raw) = match &ask.to {
         Where::Tcp(to) => (if to.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }, Raw::of(*to)),
         Where::Unix(path) => (libc::AF_UNIX, Raw::path(path).ok_or((Call::Connect, libc::ENAMETOOLONG))?),
     };
-    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let kind = if ask.question.is_some() { libc::SOCK_DGRAM } else { libc::SOCK_STREAM };
+    let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: socket takes no pointers.
     let fd = unsafe { libc::socket(family, kind, 0) };
     if fd < 0 {
@@ -145,6 +146,27 @@ fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) {
     let len = size_of::<i32>() as libc::socklen_t;
     // SAFETY: the pointer is to an int of that length.
     unsafe { libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+}
+
+/// Sends a datagram; the errno if that fails.
+pub(super) fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), i32> {
+    // SAFETY: the pointer is to that many bytes.
+    let sent = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT) };
+    if sent < 0 { Err(last_errno()) } else { Ok(()) }
+}
+
+/// Receives a datagram, or its beginning: None if there is none; the errno if that fails.
+pub(super) fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<usize>, i32> {
+    // SAFETY: the pointer is to that many bytes.
+    let got =
+        unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+    match usize::try_from(got) {
+        Ok(length) => Ok(Some(length)),
+        Err(_) => match last_errno() {
+            libc::EAGAIN | libc::EINTR => Ok(None),
+            errno => Err(errno),
+        },
+    }
 }
 
 /// `SO_ERROR`, which it clears.

@@ -28,6 +28,15 @@ pub struct TlsAsk {
     pub only_12: bool,
 }
 
+/// What a name server is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Question {
+    /// The name; `.` is the root.
+    pub name: String,
+    /// The kind of record, as a number (RFC 1035, 3.2.2).
+    pub kind: u16,
+}
+
 /// One connection to try.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ask {
@@ -37,6 +46,8 @@ pub struct Ask {
     pub from: Option<IpAddr>,
     /// What to say then; None: the connection is closed at once.
     pub tls: Option<TlsAsk>,
+    /// What to ask there by UDP, instead of a connection.
+    pub question: Option<Question>,
 }
 
 /// What the helper is to do.
@@ -140,12 +151,21 @@ pub struct Answer {
     pub icmp: Option<Icmp>,
     /// The handshake.
     pub tls: Option<TlsAnswer>,
+    /// What the name server sent, its beginning.
+    pub reply: Option<Vec<u8>>,
 }
 
 impl Answer {
     /// Of a connection that was not tried.
-    pub const NONE: Self =
-        Self { outcome: Outcome::NotTried, us: 0, local: None, retransmits: 0, icmp: None, tls: None };
+    pub const NONE: Self = Self {
+        outcome: Outcome::NotTried,
+        us: 0,
+        local: None,
+        retransmits: 0,
+        icmp: None,
+        tls: None,
+        reply: None,
+    };
 }
 
 /// One line of the helper.
@@ -230,7 +250,8 @@ impl Plan {
                     hex(tls.name.as_deref().unwrap_or_default().as_bytes())
                 ),
             };
-            text.push_str(&format!("{to} {} {tls}\n", or_dash(ask.from)));
+            let question = ask.question.as_ref().map(|q| format!("{},{}", q.kind, hex(q.name.as_bytes())));
+            text.push_str(&format!("{to} {} {tls} {}\n", or_dash(ask.from), or_dash(question)));
         }
         text
     }
@@ -281,7 +302,14 @@ fn read_ask(line: &str) -> Option<Ask> {
         "tls" | "h2" => Some(TlsAsk { name, h2: kind == "h2", only_12 }),
         _ => return None,
     };
-    Some(Ask { to, from, tls })
+    let question = match words.next()? {
+        "-" => None,
+        question => {
+            let (kind, name) = question.split_once(',')?;
+            Some(Question { kind: kind.parse().ok()?, name: unhex_text(name)? })
+        }
+    };
+    Some(Ask { to, from, tls, question })
 }
 
 impl Said {
@@ -307,10 +335,11 @@ impl Said {
                 );
                 let tls = answer.tls.as_ref().map_or_else(|| "-".to_owned(), write_tls);
                 format!(
-                    "answer {number} {how} {errno} {} {} {} {icmp} {tls}\n",
+                    "answer {number} {how} {errno} {} {} {} {icmp} {tls} {}\n",
                     answer.us,
                     or_dash(answer.local),
-                    answer.retransmits
+                    answer.retransmits,
+                    hex(answer.reply.as_deref().unwrap_or_default())
                 )
             }
         }
@@ -351,7 +380,9 @@ impl Said {
                     "-" => None,
                     tls => Some(read_tls(tls)?),
                 };
-                Some(Said::Answer(number, Box::new(Answer { outcome, us, local, retransmits, icmp, tls })))
+                let reply = Some(unhex(words.next()?)?).filter(|reply| !reply.is_empty());
+                let answer = Answer { outcome, us, local, retransmits, icmp, tls, reply };
+                Some(Said::Answer(number, Box::new(answer)))
             }
             _ => None,
         }
@@ -423,16 +454,23 @@ mod tests {
             total: Duration::from_secs(30),
             parallel: 64,
             asks: vec![
-                Ask { to: Where::Tcp("127.0.0.1:80".parse().unwrap()), from: None, tls: None },
+                Ask {
+                    to: Where::Tcp("127.0.0.1:80".parse().unwrap()),
+                    from: None,
+                    tls: None,
+                    question: Some(Question { name: "a b.test".to_owned(), kind: 28 }),
+                },
                 Ask {
                     to: Where::Tcp("[fe80::1]:443".parse().unwrap()),
                     from: Some("10.0.0.1".parse().unwrap()),
                     tls: Some(TlsAsk { name: Some("a.example".to_owned()), h2: true, only_12: true }),
+                    question: None,
                 },
                 Ask {
                     to: Where::Unix(b"/run/\xff a\n.sock".to_vec()),
                     from: None,
                     tls: Some(TlsAsk::default()),
+                    question: None,
                 },
             ],
         }
@@ -467,6 +505,7 @@ mod tests {
                 retransmits: 2,
                 icmp,
                 tls: Some(tls(outcome)),
+                reply: Some(vec![0, 255]),
             };
             let said = Said::Answer(3, Box::new(answer));
             assert_eq!(Said::read(&said.write()), Some(said));
@@ -497,7 +536,8 @@ mod tests {
             "answer 1 maybe 0 1 - 0 - -",
             "end x",
             "stuck 1 zz",
-            "answer 1 late 0 1 - 0 - done,1",
+            "answer 1 late 0 1 - 0 - done,1 -",
+            "answer 1 late 0 1 - 0 - -",
         ] {
             assert_eq!(Said::read(bad), None, "{bad}");
         }
