@@ -460,6 +460,8 @@ fn tls_is_spoken_where_nginx_would_speak_it() {
             location /fine {{ proxy_pass https://127.0.0.1:8443; }}
             location /checked {{ proxy_pass https://127.0.0.1:8443; proxy_ssl_verify on; proxy_ssl_name shop.test;
                 proxy_ssl_server_name on; proxy_ssl_trusted_certificate DIR/tls.pem; }}
+            location /client {{ proxy_pass https://127.0.0.1:8443; proxy_ssl_certificate DIR/tls.pem;
+                proxy_ssl_certificate_key DIR/tls.key; }}
             location /grpc {{ grpc_pass grpcs://127.0.0.1:8444; }}
             location /plain {{ proxy_pass http://127.0.0.1:8080; }}
             location /9443 {{ proxy_pass http://127.0.0.1:9443; }} }}"
@@ -467,6 +469,8 @@ fn tls_is_spoken_where_nginx_would_speak_it() {
     let Some(site) = Site::start("tls_is_spoken_where_nginx_would_speak_it", KEY, &http) else { return };
     let report = site.check(&quick());
     assert_eq!(shown(&report), Vec::<String>::new(), "{report:#?}");
+    let servers = report.checked.iter().find(|c| c.what == "upstream servers").unwrap();
+    assert!(servers.seen.contains(", 1 of the passes without the TLS handshake"), "{}", servers.seen);
 }
 
 #[test]

@@ -86,6 +86,11 @@ pub(super) fn ask(model: &Model, pass: &Pass) -> Option<TlsAsk> {
     Some(TlsAsk { name, h2: pass.module == Module::Grpc, only_12: !allows("TLSv1.3") })
 }
 
+/// True for a pass that speaks TLS, and whose handshake [`ask`] cannot make.
+pub(super) fn is_left_out(model: &Model, pass: &Pass) -> bool {
+    speaks_tls(model, pass) == Some(true) && ask(model, pass).is_none()
+}
+
 /// What an answer means; None: nginx would be content.
 pub(super) fn judge(
     model: &Model,

@@ -236,7 +236,8 @@ fn judge(
     }
     // A server that answers nothing is told once, however many names it is asked for.
     let mut merged: BTreeMap<(SocketAddr, &str), (Finding, Users)> = BTreeMap::new();
-    for (need, (how, finding)) in &found {
+    // Backwards: a name tells more than the root, which comes first.
+    for (need, (how, finding)) in found.iter().rev() {
         let Some(users) = needs.all.get(need) else { continue };
         let key = (need.server, how.unwrap_or(&need.name));
         let (_, all) = merged.entry(key).or_insert_with(|| (finding.clone(), Users::default()));

@@ -181,6 +181,18 @@ impl Look<'_> {
         if !tried.is_empty() && selinux::enforcing().is_some() {
             text += ", tried in why502's own SELinux domain";
         }
+        let model = &self.subject.snapshot.model;
+        let passes = tried.iter().flat_map(|(target, _)| &target.uses).flat_map(|one| &one.passes);
+        let passes: BTreeSet<usize> = passes.copied().collect();
+        let left_out =
+            |pass: &&usize| model.passes.get(**pass).is_some_and(|p| handshake::is_left_out(model, p));
+        let left_out = passes.iter().filter(left_out).count();
+        if left_out > 0 {
+            text += &format!(
+                ", {left_out} of the passes without the TLS handshake (it needs a client's certificate, a name that a \
+                 request tells, or an old version)"
+            );
+        }
         if self.targets.down > 0 {
             text += &format!(", {} marked down and left out", self.targets.down);
         }
