@@ -511,7 +511,8 @@ fn neighbour(ns: &NetNs, hop: IpAddr) -> Option<NeighbourFact> {
     Some(NeighbourFact { ip: found.ip, state, failed, device: found.dev })
 }
 
-fn table(ns: &NetNs) -> Option<ConntrackFact> {
+/// The connection tracking table of a namespace, with its drops since it began.
+pub(super) fn table(ns: &NetNs) -> Option<ConntrackFact> {
     let limits = conntrack::limits(ns).ok().flatten()?;
     let drops = conntrack::stat_drops(ns).ok().flatten().map_or(0, |d| d.drop);
     Some(ConntrackFact { count: limits.count, max: limits.max, drops })

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{
     clock::monotonic_ns,
     doubts::{self, Doubts},
-    facts::Gatherer,
+    facts::{Gatherer, table},
 };
 use crate::{
     correlate::{
@@ -102,6 +102,10 @@ impl Explainer {
         } else {
             Deduced::default()
         };
+        let silent = attempt.drop.is_none() && attempt.icmp.is_none() && !attempt.reset;
+        if silent && attempt.stage == Stage::SynSent {
+            facts.conntrack = self.gatherer.own(&attempt).as_ref().and_then(table);
+        }
         let case = Case { attempt, client_gone: None, client_saw: None, reach, facts, config };
         let mut verdict = diagnose::diagnose(&case);
         reword(&mut verdict, &case, &deduced, refused_by);

@@ -60,6 +60,7 @@ fn dropped_by_a_rule() {
 
 #[test]
 fn full_tables() {
+    let blind = Reach { drops: false, ..FULL };
     let dropped = || timed_out(FAR).dropped(DropClass::Netfilter, 1);
     let tracked = || {
         timed_out(FAR)
@@ -78,6 +79,9 @@ fn full_tables() {
         ("full, but it never dropped", dropped().conntrack(100, 0), Rule, Likely),
         ("it has room, but was full once", dropped().conntrack(50, 9), Rule, Likely),
         ("it has room", dropped().conntrack(50, 0), Rule, Proven),
+        ("full, and drops are not seen", timed_out(FAR).on(blind).conntrack(100, 9), Conntrack, Likely),
+        ("full once, and drops are not seen", timed_out(FAR).on(blind).conntrack(50, 9), NoAnswer, Likely),
+        ("full, and nothing of it was dropped", timed_out(FAR).conntrack(100, 9), NoAnswer, Proven),
     ]);
 }
 
