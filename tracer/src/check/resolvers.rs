@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     correlate::no_attempt::{Said, code_name, reply},
-    diagnose::{Cause, words},
+    diagnose::{Cause, Confidence, words},
     nginx::{
         choice::Destination,
         model::{Model, Pass},
@@ -75,12 +75,6 @@ struct Needs {
 /// Asks the name servers.
 #[must_use]
 pub fn inspect(subject: &Subject<'_>, options: &Options) -> Report {
-    inspect_with(Path::new("/proc/self/exe"), subject, options)
-}
-
-/// The same with the program at `exe` as the helper.
-#[must_use]
-pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Report {
     let model = &subject.snapshot.model;
     let needs = needs(model);
     // Without a worker there is nobody whose place could be taken; `upstreams` says so.
@@ -109,11 +103,13 @@ pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Rep
         missing.push(format!("name servers that are written as names were not asked: {}", names.join(" ")));
     }
     let mut answers = Vec::new();
+    let mut confined = true;
     if !asked.is_empty() {
         (options.progress)(&format!("asking name servers {} questions", asked.len()));
         let plan = plan(worker, options, options.total / SHARE, asked.iter().map(ask).collect());
-        match try_all(exe, &plan, "DNS question", |_| {}) {
+        match try_all(Path::new("/proc/self/exe"), &plan, "DNS question", |_| {}) {
             Ok(tried) => {
+                confined = tried.given_up.is_none();
                 missing.extend(tried.given_up);
                 answers = tried.answers;
             }
@@ -125,11 +121,18 @@ pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Rep
     for ((need, _, kind), answer) in asked.iter().zip(&answers) {
         by_need.entry(need).or_default().push((*kind, answer));
     }
-    let late = answers.iter().filter(|answer| !is_told(answer)).count();
+    let late = answers.iter().filter(|answer| !is_told(answer, options)).count();
     if late > 0 && missing.is_empty() {
-        missing.push(format!("{late} DNS questions got no turn"));
+        missing.push(format!("{late} DNS questions could not be asked, or got too little time"));
     }
-    let findings = judge(model, &needs, &by_need, options);
+    let mut findings = judge(model, &needs, &by_need, options);
+    if !confined {
+        let rival = "what the worker's own confinement would have changed: it could not be taken on";
+        let certain = |finding: &&mut Finding| finding.confidence == Confidence::Proven;
+        for finding in findings.iter_mut().filter(certain) {
+            *finding = finding.clone().likely(rival);
+        }
+    }
     let servers: BTreeSet<SocketAddr> = by_need.keys().map(|need| need.server).collect();
     let answered = |server: &&SocketAddr| {
         by_need
@@ -148,8 +151,13 @@ pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Rep
 }
 
 /// Whether an answer says something of the name server; not of this machine's want of sockets, or time.
-fn is_told(answer: &Answer) -> bool {
-    !matches!(answer.outcome, Outcome::NotTried | Outcome::Failed(Call::Socket | Call::Bind, _))
+fn is_told(answer: &Answer, options: &Options) -> bool {
+    match answer.outcome {
+        Outcome::NotTried | Outcome::Failed(Call::Socket | Call::Bind, _) => false,
+        // Cut off by the end of the time for all.
+        Outcome::TimedOut => u128::from(answer.us) >= options.timeout.as_micros(),
+        Outcome::Connected | Outcome::Failed(Call::Connect | Call::Later, _) => true,
+    }
 }
 
 /// What `resolver` is needed for. Pure.
@@ -225,7 +233,7 @@ fn judge(
 ) -> Vec<Finding> {
     let mut found: BTreeMap<&Need, (Option<&'static str>, Finding)> = BTreeMap::new();
     for (need, answers) in told {
-        if !answers.iter().all(|(_, answer)| is_told(answer)) {
+        if !answers.iter().all(|(_, answer)| is_told(answer, options)) {
             continue;
         }
         if let Some((how, finding)) = not_reached(need, answers, options) {
@@ -467,7 +475,7 @@ mod tests {
     }
 
     fn ended(outcome: Outcome) -> Answer {
-        Answer { outcome, ..Answer::NONE }
+        Answer { outcome, us: 3_000_000, ..Answer::NONE }
     }
 
     #[test]
@@ -491,6 +499,7 @@ mod tests {
             (ended(Outcome::TimedOut), Some("Problem Likely the name server 10.0.0.1:53 does not answer")),
             // Nothing is known of the name server then.
             (ended(Outcome::NotTried), None),
+            (Answer { us: 2_000_000, ..ended(Outcome::TimedOut) }, None),
             (ended(Outcome::Failed(Call::Socket, libc::EMFILE)), None),
         ] {
             let wanted: Vec<String> =

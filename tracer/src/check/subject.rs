@@ -21,7 +21,7 @@ pub struct Subject<'a> {
 pub struct Options {
     /// For one connect, or one answer.
     pub timeout: Duration,
-    /// For all probing of one nginx.
+    /// For all connections to the upstream servers of one nginx; its name servers get a third of that on top.
     pub total: Duration,
     /// Most connections that are open at once.
     pub parallel: usize,

@@ -122,7 +122,7 @@ pub(crate) struct GuestRun {
 /// A processor of the guest that its kernel never took back from a task. The kernel has panicked upon it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct LockedUp {
-    /// True if a BPF program, or a helper for one, is on a stack that the kernel showed, or if it showed none.
+    /// True if a BPF program, or a helper for one, is on a stack that the kernel showed, or if it did not show all.
     pub(crate) bpf_suspected: bool,
 }
 
@@ -131,7 +131,9 @@ impl LockedUp {
         let console = String::from_utf8_lossy(console);
         let (_, told) = console.split_once(LOCKUP)?;
         let stacks = || told.lines().filter(|line| !line.contains("Modules linked in"));
-        let shown = stacks().any(|line| line.contains("Call Trace"));
+        // Those of the other processors too (softlockup_all_cpu_backtrace).
+        let shows = |what: &str| stacks().any(|line| line.contains(what));
+        let shown = shows("Call Trace") && shows("NMI backtrace for cpu");
         let bpf = stacks().any(|line| line.contains("bpf") || line.contains("htab_"));
         Some(LockedUp { bpf_suspected: bpf || !shown })
     }
@@ -432,7 +434,10 @@ mod tests {
         let locked = "[ 9.1] watchdog: BUG: soft lockup - CPU#0 stuck for 44s! [sh:9]\n[ 9.1] Modules linked in: cls_bpf\n";
         assert_eq!(find("[ 9.1] bpf_trace_run2+0x1/0x2\nCall Trace:\n"), None);
         assert_eq!(find(locked), Some(true), "no stack");
-        assert_eq!(find(&format!("{locked}Call Trace:\n ip_finish_output2+0x1/0x2\n")), Some(false));
+        let one = format!("{locked}Call Trace:\n ip_finish_output2+0x1/0x2\n");
+        assert_eq!(find(&one), Some(true), "the other processor's is missing");
+        assert_eq!(find(&format!("{one}NMI backtrace for cpu 1 skipped: idling\n")), Some(false));
+        let locked = format!("{locked}NMI backtrace for cpu 1\n");
         assert_eq!(find(&format!("{locked}Call Trace:\n bpf_trace_run2+0x1/0x2\n")), Some(true));
         assert_eq!(find(&format!("{locked}Call Trace:\n htab_map_update_elem+0x1/0x2\n")), Some(true));
     }

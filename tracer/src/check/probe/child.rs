@@ -31,6 +31,8 @@ const MOST_PLAN: u64 = 64 << 20;
 const MOST_REPLY: usize = 512;
 /// So often a question is sent in the time that it has: one packet that is lost is no silence.
 const TIMES: u32 = 3;
+/// Errors of sending that say nothing of the peer.
+const OWN_WANT: [i32; 3] = [libc::ENOBUFS, libc::ENOMEM, libc::EAGAIN];
 
 /// Runs as the helper if the command line says so: first thing in `main`, before a second thread exists.
 #[must_use]
@@ -242,7 +244,9 @@ fn begin(plan: &Plan, number: usize, ask: &Ask, end: Instant) -> Result<Box<Open
     if let Some(asked) = &ask.question {
         return match put(&mut one, number, asked, plan) {
             Ok(()) => Ok(Box::new(one)),
-            Err(errno) => Err(failed(Call::Later, errno)),
+            Err(Some(errno)) => Err(failed(Call::Later, errno)),
+            // Nothing that the name server could be blamed for.
+            Err(None) => Err(Box::new(Answer::NONE)),
         };
     }
     if stands && let Some(answer) = stood(&mut one, plan, end) {
@@ -251,12 +255,13 @@ fn begin(plan: &Plan, number: usize, ask: &Ask, end: Instant) -> Result<Box<Open
     Ok(Box::new(one))
 }
 
-/// Asks a name server.
-fn put(one: &mut Open, number: usize, asked: &Question, plan: &Plan) -> Result<(), i32> {
+/// Asks a name server. `Err`: the errno; None if it is no name that can be asked for, or this machine's own want of memory.
+fn put(one: &mut Open, number: usize, asked: &Question, plan: &Plan) -> Result<(), Option<i32>> {
     // Any number will do: the socket takes nothing from anybody else.
     let id = u16::try_from(number & 0xffff).unwrap_or(0);
-    let packet = question::write(id, asked).ok_or(libc::EINVAL)?;
-    socket::send(one.fd.as_fd(), &packet)?;
+    let packet = question::write(id, asked).ok_or(None)?;
+    socket::send(one.fd.as_fd(), &packet)
+        .map_err(|errno| Some(errno).filter(|errno| !OWN_WANT.contains(errno)))?;
     one.asked = Some(Asked { packet, again: Instant::now() + plan.timeout / TIMES });
     Ok(())
 }
@@ -293,7 +298,9 @@ fn listen(one: &mut Open, plan: &Plan) -> Option<Answer> {
     }
     if now >= asked.again {
         asked.again = now + plan.timeout / TIMES;
-        if let Err(errno) = socket::send(one.fd.as_fd(), &asked.packet) {
+        if let Err(errno) = socket::send(one.fd.as_fd(), &asked.packet)
+            && !OWN_WANT.contains(&errno)
+        {
             one.answer.icmp = socket::icmp(one.fd.as_fd());
             one.answer.outcome = Outcome::Failed(Call::Later, errno);
             return Some(one.answer.clone());
