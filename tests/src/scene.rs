@@ -185,9 +185,11 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
         ));
         outcome.score = score;
         seen.judged = Some(expect);
-        let warned = || judge::warnings(&case.expect, &watch.tier, &watch.stderr(), &seen.pids);
-        sys::poll_until(setup.bound(1.0), || warned().is_empty());
-        outcome.failures.extend(warned());
+        let warned = scene.unwarned(watch, seen);
+        if !warned.is_empty() {
+            outcome.dump += &format!("why502's stderr:\n{}\n", watch.stderr());
+        }
+        outcome.failures.extend(warned);
     }
     Ok(())
 }
@@ -380,7 +382,13 @@ impl Scene<'_> {
             let settle = if max > min { self.setup.settle.max(OPTIONAL) } else { self.setup.settle };
             sys::poll_until(settle, || count() > max);
         }
+        // While the worker is there: it is asked for its context.
+        sys::poll_until(self.setup.bound(1.0), || self.unwarned(watch, seen).is_empty());
         outcome.dump += &format!("waited {:.2} s for incidents\n", start.elapsed().as_secs_f64());
+    }
+
+    fn unwarned(&self, watch: &Watch, seen: &Seen) -> Vec<String> {
+        judge::warnings(&self.case.expect, &watch.tier, &watch.stderr(), &seen.pids)
     }
 
     fn check_logs(&self, outcome: &mut Outcome) {

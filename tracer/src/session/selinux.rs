@@ -122,8 +122,9 @@ impl Selinux {
             port: denial.remote.map(|to| to.port()).filter(|port| *port != 0),
             path: None,
         };
+        let enforcing = system::enforcing();
         let decision = self.describe(avc, &place);
-        let why = match (&decision.policy, system::enforcing()) {
+        let why = match (&decision.policy, enforcing) {
             (Some(policy), Some(true)) if policy.permissive_domain => "its domain is permissive",
             (_, Some(false)) => "SELinux is permissive",
             _ => "SELinux let it through",
