@@ -61,6 +61,11 @@ pub(crate) fn fill_fds(to: &str, worker: u32, bound: Duration) -> Result<Vec<Tcp
         since.elapsed() > Duration::from_millis(200)
     };
     ensure!(sys::poll_until(bound, is_steady), "the worker's descriptors come and go");
+    let port = to.parse::<SocketAddr>().with_context(|| format!("`{to}` is no address"))?.port();
+    let waiting = || {
+        let listeners = listen::sockets(&worker.to_string(), LISTENS);
+        listeners.iter().any(|socket| socket.port == port && socket.receive_queue > 0)
+    };
     let mut streams = Vec::new();
     loop {
         let before = open();
@@ -69,9 +74,20 @@ pub(crate) fn fill_fds(to: &str, worker: u32, bound: Duration) -> Result<Vec<Tcp
             return Ok(streams);
         }
         streams.push(TcpStream::connect(to)?);
-        ensure!(sys::poll_until(bound, || open() > before), "the worker did not accept");
+        // One of its own may have gone meanwhile: then the new one is in its place, and nobody waits to be accepted.
+        let mut since = Instant::now();
+        let accepted = || {
+            if waiting() {
+                since = Instant::now();
+            }
+            open() > before || since.elapsed() > Duration::from_millis(500)
+        };
+        ensure!(sys::poll_until(bound, accepted), "the worker did not accept");
     }
 }
+
+/// `TCP_LISTEN` (include/net/tcp_states.h).
+const LISTENS: u8 = 0x0a;
 
 fn attempt(work: impl FnOnce() -> Result<Option<u16>>) -> Answer {
     let start = Instant::now();

@@ -18,6 +18,7 @@ mod look;
 mod needs;
 mod net;
 mod nginx;
+mod older;
 mod packet;
 mod refuse;
 mod remote;
@@ -82,6 +83,11 @@ enum Command {
         program: ProgramArgs,
         #[command(flatten)]
         load: chaos::Load,
+    },
+    /// Start why502 when connections stand already, and see that what becomes of them is told
+    Older {
+        #[command(flatten)]
+        program: ProgramArgs,
     },
     /// Stand in the way of a program, for the cases
     Refuse {
@@ -227,6 +233,7 @@ fn try_main() -> Result<bool> {
         Some(Command::Chaos { program, load }) => {
             chaos::run(&load_options(program, &LoadArgs { clients: 0 })?, &load)
         }
+        Some(Command::Older { program }) => older::run(&load_options(program, &LoadArgs { clients: 0 })?),
         Some(Command::Refuse { what }) => refuse::run(&what).map(|()| true),
         Some(Command::Requests { program, clients, requests, workers }) => {
             truth::run(&load_options(program, &LoadArgs { clients })?, requests, workers)

@@ -144,7 +144,7 @@ pub(crate) fn failed(sk: u64, conn: &Conn) {
         }
         (*slot).sk = sk;
         (*slot).id = conn.client;
-        (*slot).start_ns = if conn.flags & flag::UNKNOWN_START == 0 { conn.start_ns } else { 0 };
+        (*slot).start_ns = conn.start_ns;
         (*slot).tgid = conn.tgid;
         (*slot).number = u32::from(conn.number);
         (*slot).check = sum::<FAILED_WORDS>(slot.cast());
@@ -181,13 +181,13 @@ pub(crate) fn closed(sk: u64) {
     }
 }
 
-/// When the attempt of that socket began; 0 if it is not known (any more).
+/// When the attempt of that socket began, or was found: a name for it; 0 if it is not known (any more).
 #[inline(always)]
 pub(crate) fn began(sk: u64, tgid: u32) -> u64 {
     // SAFETY: elements of pre-allocated maps, plain integers; the sum tells what is torn.
     unsafe {
         if let Some(conn) = conns::find(sk) {
-            return if (*conn).flags & flag::UNKNOWN_START == 0 { (*conn).start_ns } else { 0 };
+            return (*conn).start_ns;
         }
         let Some(slot) = FAILED.get_ptr_mut(place(sk) & (FAILED_PLACES - 1)) else {
             return 0;

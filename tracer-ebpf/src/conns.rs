@@ -140,8 +140,19 @@ static EMPTY: Entry = {
 /// Enters a connection. False if there is no room at all.
 #[inline(always)]
 pub(crate) fn open(sk: u64, conn: &Conn) -> bool {
+    opened(sk, conn, None)
+}
+
+/// Enters one on which something has been said already.
+#[inline(always)]
+pub(crate) fn enter(sk: u64, conn: &Conn, talk: &Talk) -> bool {
+    opened(sk, conn, Some(talk))
+}
+
+#[inline(always)]
+fn opened(sk: u64, conn: &Conn, talk: Option<&Talk>) -> bool {
     if let Some(b) = bucket(sk)
-        && place(b, sk, conn)
+        && place(b, sk, conn, talk)
     {
         return true;
     }
@@ -150,7 +161,12 @@ pub(crate) fn open(sk: u64, conn: &Conn) -> bool {
     }
     if let Some(entry) = CONNS.get_ptr_mut(sk) {
         // SAFETY: a live map element that only the events of this socket write.
-        unsafe { (&raw mut (*entry).conn).write(*conn) };
+        unsafe {
+            (&raw mut (*entry).conn).write(*conn);
+            if let Some(talk) = talk {
+                (&raw mut (*entry).talk).write(*talk);
+            }
+        }
     }
     if let Some(shared) = SHARED.get_ptr_mut(0) {
         // SAFETY: a live array element.
@@ -162,7 +178,7 @@ pub(crate) fn open(sk: u64, conn: &Conn) -> bool {
 /// Takes a free place of a bucket. The lock is one try: who adds one and then reads one is alone; of two that
 /// meet at most one sees it, and the other goes elsewhere.
 #[inline(always)]
-fn place(b: *mut Bucket, sk: u64, conn: &Conn) -> bool {
+fn place(b: *mut Bucket, sk: u64, conn: &Conn, talk: Option<&Talk>) -> bool {
     let mut done = false;
     // SAFETY: a live array element; places are taken only under its lock, and a taken one is written by the
     // events of its own socket alone.
@@ -175,7 +191,10 @@ fn place(b: *mut Bucket, sk: u64, conn: &Conn) -> bool {
             if let Some(way) = free {
                 let entry = (&raw mut (*b).conns).cast::<Entry>().add(way);
                 (&raw mut (*entry).conn).write(*conn);
-                hush(&raw mut (*entry).talk);
+                match talk {
+                    Some(talk) => (&raw mut (*entry).talk).write(*talk),
+                    None => hush(&raw mut (*entry).talk),
+                }
                 core::ptr::write_volatile((&raw mut (*b).tags).cast::<u64>().add(way), sk);
                 done = true;
             }

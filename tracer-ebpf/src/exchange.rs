@@ -249,6 +249,8 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const TLS_DATA: u8 = 0x17;
 /// An alert in the clear: record header, level, description (RFC 8446, 5.1 and 6).
 const ALERT_BYTES: u32 = 7;
+/// Type of a frame that begins a request, its fourth byte (RFC 9113, 6.2).
+const HEADERS: u8 = 1;
 /// No record with a request is as short; an encrypted alert is.
 const SHORT_RECORD: u32 = 40;
 
@@ -274,6 +276,19 @@ fn proto_of(first: u64, size: u32) -> u32 {
     }
 }
 
+/// The same of a write that is not the connection's first: `OTHER` if it begins no request.
+#[inline(always)]
+fn proto_within(first: u64, size: u32) -> u32 {
+    let (kind, third) = ((first >> 24) as u8, (first >> 8) as u8);
+    match proto_of(first, size) {
+        // A frame of HTTP/2 begins with its length; what uwsgi and SCGI write first is all that they ask.
+        proto::CGI if first as u8 == 0 && kind == HEADERS => proto::HTTP2,
+        proto::CGI => proto::OTHER,
+        _ if first as u8 == TLS_DATA && third == 3 && size > SHORT_RECORD => proto::TLS,
+        known => known,
+    }
+}
+
 /// True if a write of `size` bytes that starts so begins an exchange: the first of the connection (`fresh`), or another
 /// request after a response. What else nginx writes meanwhile (the rest of a body, acknowledgements of HTTP/2, what an
 /// upgraded connection says) does not.
@@ -281,19 +296,19 @@ fn proto_of(first: u64, size: u32) -> u32 {
 pub(crate) fn begins(talk: *mut Talk, first: u64, size: u32, fresh: bool) -> bool {
     // SAFETY: a live map element.
     unsafe {
-        if fresh {
-            let kind = proto_of(first, size);
+        let found = (*talk).flags & talk_flag::FOUND != 0;
+        if fresh && (!found || (*talk).flags & talk_flag::PROTO == 0) {
+            let kind = if found { proto_within(first, size) } else { proto_of(first, size) };
             (*talk).flags |= kind << talk_flag::PROTO_SHIFT;
             if kind == proto::TLS {
-                (*talk).flags |= talk_flag::TLS;
+                (*talk).flags |= talk_flag::TLS | if found { talk_flag::TLS_DATA } else { 0 };
             }
-            return true;
+            return !found || kind != proto::OTHER;
         }
         match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
             proto::HTTP => is_method(first),
             proto::FASTCGI => first as u16 == BEGIN_REQUEST,
-            // The fourth byte of a frame is its type: HEADERS (RFC 9113, 6.2).
-            proto::HTTP2 => (first >> 24) as u8 == 1,
+            proto::HTTP2 => (first >> 24) as u8 == HEADERS,
             proto::MEMCACHED => first as u32 == GET,
             proto::TLS => {
                 let byte = first as u8;
@@ -370,6 +385,13 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
             return u32::from(got == 0 && (sent != 0 || reset || fin));
         }
         let ended = reset || flags & talk_flag::ENDED != 0;
+        if flags & talk_flag::SAID_ERROR != 0 && flags & talk_flag::SAID_5XX == 0 {
+            return 1;
+        }
+        if (*talk).sent_ns == 0 && flags & talk_flag::BEFORE != 0 {
+            // Perhaps it was idle. An error that a read brings is no idle connection's: those are only looked at.
+            return u32::from((*talk).told < 0 || (reset && (*talk).first_read_ns != 0));
+        }
         if (*talk).sent_ns == 0 {
             // Not a byte in either direction: nginx had no time to write, or its client left before.
             return u32::from((*talk).read_ns == 0);

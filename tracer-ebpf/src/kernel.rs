@@ -233,7 +233,12 @@ pub(crate) fn unix_stream_of_fd(fd: u32) -> u64 {
 #[inline(always)]
 fn private_of_fd(fd: u32) -> u64 {
     // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() };
+    private_of(unsafe { bpf_get_current_task() }, fd)
+}
+
+/// The same of any task.
+#[inline(always)]
+pub(crate) fn private_of(task: u64, fd: u32) -> u64 {
     let files: u64 = read(task, setting!(task_files));
     let fdt: u64 = read(files, setting!(files_fdt));
     let max: u32 = read(fdt, setting!(fdt_max_fds));

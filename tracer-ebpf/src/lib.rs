@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod denial;
+pub mod older;
 pub mod request;
 pub mod said;
 mod settings;

@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     Bucket, Counters, Entry, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
+    older::Walk,
     request::{self, Client, Failed},
     said::{self, Layout},
     talk::{self, Head},
@@ -151,6 +152,10 @@ pub(crate) static HEADS: Array<Head> = Array::with_max_entries(talk::HEADS, 0);
 /// A place to copy the beginning of a request to, only to see whether there is a NUL in it.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<[u8; request::CLEAN]> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the walk through the processes is that finds the holders of older connections, see `probes::older`.
+#[map]
+pub(crate) static OLDER: Array<Walk> = Array::with_max_entries(1, 0);
 
 /// Where fields lie in the nginx of each master (or single process); user space fills it.
 #[map]

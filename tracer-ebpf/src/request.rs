@@ -21,6 +21,9 @@ pub const CLEAN: usize = 512;
 /// The status with which nginx answers a request for which it could try no server (NGX_HTTP_BAD_GATEWAY).
 pub const BAD_GATEWAY: u16 = 502;
 
+/// The status that stands for a timer of nginx (NGX_HTTP_GATEWAY_TIME_OUT).
+pub const GATEWAY_TIMEOUT: u16 = 504;
+
 /// Most bytes of a name server's reply that are sent to user space: header, question and a little more.
 pub const MOST_DNS: usize = 511;
 

@@ -36,6 +36,8 @@ pub struct Layout {
 
 /// Room for the text that nginx logs.
 pub const FORMAT: usize = 64;
+/// Room for what nginx was doing.
+pub const ACTION: usize = 40;
 /// Room for the file of the `server`.
 pub const FILE: usize = 256;
 /// Room for each of the names.
@@ -81,14 +83,14 @@ pub struct Said {
     pub client_port: u16,
     /// The port that it connected to.
     pub local_port: u16,
-    /// Lengths: text, file, location, request line, host, subject, peer.
-    pub lens: [u16; 7],
-    /// Padding.
-    pub _pad: [u8; 2],
+    /// Lengths: text, file, location, request line, host, subject, peer, action.
+    pub lens: [u16; 8],
     /// The peer's address, a `struct sockaddr`.
     pub peer: [u8; 28],
     /// The text as it stands in the program, without its arguments.
     pub format: [u8; FORMAT],
+    /// What nginx was doing, in its words (`ngx_log_t.action`).
+    pub action: [u8; ACTION],
     /// File of the `server`.
     pub file: [u8; FILE],
     /// Name of the `location`.
@@ -105,7 +107,7 @@ pub struct Said {
 
 const _: () = {
     assert!(size_of::<Layout>() == 16);
-    assert!(size_of::<Said>() == 16 + 10 * 8 + 32 + 4 + 16 + 28 + FORMAT + FILE + 4 * NAME + LINE);
+    assert!(size_of::<Said>() == 16 + 10 * 8 + 32 + 4 + 16 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE);
     assert!(FORMAT.is_power_of_two() && FILE.is_power_of_two());
     assert!(NAME.is_power_of_two() && LINE.is_power_of_two());
 };

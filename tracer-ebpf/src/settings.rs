@@ -197,6 +197,8 @@ pub struct Settings {
     pub task_exit_code: u32,
     /// task_struct.group_leader.
     pub task_leader: u32,
+    /// task_struct.tasks (the list of all processes).
+    pub task_tasks: u32,
     /// task_struct.real_parent.
     pub task_parent: u32,
     /// task_struct.start_time (CLOCK_MONOTONIC).

@@ -15,7 +15,7 @@ pub const HEADS: u32 = 4096;
 pub mod talk_flag {
     /// nginx reads and writes of this connection are seen: a field that is 0 did not happen.
     pub const WATCHED: u32 = 1 << 0;
-    /// The connection was there before why502: what was written before is unknown.
+    /// The connection was there before why502: earlier exchanges are unknown.
     pub const FOUND: u32 = 1 << 1;
     /// nginx has read the end of the stream (a read returned 0), not only looked whether it is there (MSG_PEEK).
     pub const EOF: u32 = 1 << 2;
@@ -50,6 +50,11 @@ pub mod talk_flag {
     pub const ENDED: u32 = 1 << 16;
     /// FastCGI: the last bytes that were read are an END_REQUEST record.
     pub const END_REQUEST: u32 = 1 << 17;
+    /// With [`FOUND`]: the exchange at work, if one is, began before why502, and its first bytes were not seen. Without
+    /// [`Talk::sent_ns`](super::Talk::sent_ns) it is not known whether one is.
+    pub const BEFORE: u32 = 1 << 18;
+    /// nginx itself has told its log of an error of this connection, and a uprobe has seen it.
+    pub const SAID_ERROR: u32 = 1 << 19;
     /// What nginx speaks, by the first bytes of the connection: see [`proto`](super::proto).
     pub const PROTO: u32 = 7 << 24;
     /// How far [`PROTO`] is from the right.

@@ -190,7 +190,11 @@ async fn until(deadline: Option<Instant>) {
 /// The line that scripts wait for, and READY=1 under systemd.
 fn announce(session: &Session<'_>, tier: Tier) {
     let (workers, masters) = session.population();
-    let note = if masters == 0 { "; no nginx yet, waiting for one" } else { "" };
+    let note = match (masters, session.older_connections()) {
+        (0, _) => "; no nginx yet, waiting for one".to_owned(),
+        (_, 0) => String::new(),
+        (_, older) => format!("; {} that stood already", report::plural(older, "upstream connection")),
+    };
     session::complain(&[format!(
         "watching {} of {} (tier {tier}){note}",
         report::plural(workers, "worker"),

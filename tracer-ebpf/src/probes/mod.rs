@@ -7,6 +7,7 @@ mod dns;
 mod drops;
 mod icmp;
 mod listen;
+mod older;
 mod proc;
 mod refused;
 mod request;

@@ -13,11 +13,12 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     Addr, Proc, kind,
-    said::{FILE, FORMAT, Said, said_flag},
+    said::{ACTION, FILE, FORMAT, Said, said_flag},
+    talk::talk_flag,
 };
 
 use crate::{
-    clients, emit,
+    clients, conns, emit,
     kernel::{self, read, read_user},
     maps::{EVENTS, LAYOUTS, setting},
     procs,
@@ -34,6 +35,8 @@ const FAILED: u64 = 4;
 
 /// Offset of `ngx_log_t.data`: nginx's, then Angie's since it has no `disk_full_time`.
 const LOG_DATA: [u64; 2] = [40, 32];
+/// Offset of `ngx_log_t.action` from `data`.
+const LOG_ACTION: u64 = 24;
 /// Offset of `ngx_connection_t.fd`.
 const FD: u64 = 24;
 /// Offset of `ngx_connection_t.log`.
@@ -133,8 +136,13 @@ fn speaks(call: &Call) {
     let Some((tgid, proc)) = procs::worker() else {
         return;
     };
-    let Some((main, current)) = requests(call.log, LOG_DATA[0]).or_else(|| requests(call.log, LOG_DATA[1]))
-    else {
+    let mut data = LOG_DATA[0];
+    let mut found = requests(call.log, data);
+    if found.is_none() {
+        data = LOG_DATA[1];
+        found = requests(call.log, data);
+    }
+    let Some((main, current)) = found else {
         return;
     };
     // Records of failures come first: this one is left out if they have filled half of the buffer already.
@@ -143,11 +151,41 @@ fn speaks(call: &Call) {
     if EVENTS.query(AVAILABLE) > EVENTS.query(SIZE) / 2 {
         return;
     }
-    tell(call, proc, tgid, main, current);
+    tell(call, proc, tgid, &Place { main, current, action: call.log + data + LOG_ACTION });
+}
+
+/// What nginx was at.
+struct Place {
+    main: u64,
+    current: u64,
+    /// Where `ngx_log_t.action` lies.
+    action: u64,
+}
+
+/// How the texts begin that are about an upstream connection.
+const UPSTREAM: u64 = u64::from_le_bytes(*b"upstream");
+
+/// nginx is about to close this upstream connection because of what it says: its record is wanted, whatever the wire shows.
+#[inline(always)]
+fn mark(upstream_sk: u64, tgid: u32, format: u64) {
+    let begin: u64 = read_user(format);
+    // 0: nothing of that page had been used in this worker yet; user space reads it.
+    if format == 0 || (begin != UPSTREAM && begin != 0) {
+        return;
+    }
+    if let Some(conn) = conns::find(upstream_sk) {
+        // SAFETY: a live map element that only this worker's thread writes here.
+        unsafe {
+            if (*conn).tgid == tgid {
+                (*conns::talk_of(conn)).flags |= talk_flag::SAID_ERROR;
+            }
+        }
+    }
 }
 
 #[inline(always)]
-fn tell(call: &Call, proc: *mut Proc, tgid: u32, main: u64, current: u64) {
+fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
+    let (main, current) = (place.main, place.current);
     // SAFETY: an integer of a live map element.
     let root = unsafe { (*proc).root };
     let Some(layout) = LAYOUTS.get_ptr(root) else {
@@ -186,6 +224,7 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, main: u64, current: u64) {
     }
     if upstream_sk != 0 {
         began = clients::began(upstream_sk, tgid);
+        mark(upstream_sk, tgid, call.format);
     }
     let Some(mut entry) = EVENTS.reserve::<Said>(0) else {
         // As for requests: the incident says itself that its request is not known.
@@ -207,7 +246,6 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, main: u64, current: u64) {
         (*to).id = id;
         (*to).format_at = call.format;
         (*to).number = call.second;
-        (*to)._pad = [0; 2];
         // start_sec, start_msec, method, http_version, request_line.
         let line: [u64; 6] = read_user(main + u64::from(layout.start_sec));
         (*to).began = [line[0], line[1]];
@@ -218,6 +256,7 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, main: u64, current: u64) {
             (*to).peer = [0; 28];
         }
         (*to).lens[0] = c_text::<FORMAT>(&raw mut (*to).format, call.format);
+        (*to).lens[7] = c_text::<ACTION>(&raw mut (*to).action, read_user(place.action));
         // The first configuration of each kind is the core module's.
         let [servers, locations]: [u64; 2] = read_user(current + 32);
         let server: u64 = read_user(servers);

@@ -184,17 +184,23 @@ pub(super) fn record(sk: u64, conn: &Conn, proc: *mut Proc) {
     let peer = PeerKey { addr: conn.daddr, port: conn.dport, _pad: 0 };
     // SAFETY: a live map element; workers have one thread that connects, a torn value costs a look-up.
     if unsafe { (*proc).last } != peer {
-        if PEERS.get_ptr(peer).is_none() {
-            let _ = PEERS.insert(peer, 1, 0);
-            if let Some(shared) = SHARED.get_ptr_mut(0) {
-                // SAFETY: an integer of an array element.
-                unsafe { (*shared).peer_inserts = (*shared).peer_inserts.wrapping_add(1) };
-            }
-        }
+        remember(&peer);
         // SAFETY: as above.
         unsafe { (*proc).last = peer };
     }
     count(|c| c.connects += 1);
+}
+
+/// Puts a peer into the set of those whose packets and closes are looked at.
+#[inline(always)]
+pub(super) fn remember(peer: &PeerKey) {
+    if PEERS.get_ptr(peer).is_none() {
+        let _ = PEERS.insert(peer, 1, 0);
+        if let Some(shared) = SHARED.get_ptr_mut(0) {
+            // SAFETY: an integer of an array element.
+            unsafe { (*shared).peer_inserts = (*shared).peer_inserts.wrapping_add(1) };
+        }
+    }
 }
 
 /// A socket reached CLOSE. Returns `JUDGE` if a worker closes an upstream connection that stood, `LEFT` if it is perhaps a client's.

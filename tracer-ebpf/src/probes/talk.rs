@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     Conn, Proc, flag,
-    request::{BAD_GATEWAY, Turn, turn},
+    request::{BAD_GATEWAY, GATEWAY_TIMEOUT, Turn, client_flag, turn},
     talk::{Talk, proto, talk_flag},
 };
 
@@ -125,9 +125,13 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
         let first = (*talk).first_read_ns == 0;
         if first {
             (*talk).first_read_ns = now;
-            if (*talk).sent_ns == 0 && kind == 0 {
+            if (*talk).sent_ns == 0 && kind == 0 && (*talk).flags & talk_flag::BEFORE == 0 {
                 missed_write(sk, conn, ret as u32);
             }
+        }
+        if (*talk).sent_ns == 0 && (*talk).flags & talk_flag::BEFORE != 0 {
+            // The rest of a response, as likely as its beginning.
+            return 0;
         }
         let len = (ret as u64).min(room);
         exchange::keep(sk, talk, buf, len as u32, first);
@@ -205,6 +209,7 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
         let before = (*talk).last_sent_ns;
         (*talk).last_sent_ns = now;
         let fresh = (*talk).sent_ns == 0;
+        let found = (*talk).flags & talk_flag::FOUND != 0;
         let tls = (*talk).flags & talk_flag::TLS != 0;
         if !fresh && (*talk).read_ns == 0 && !tls {
             retried(conn, &last, false);
@@ -219,7 +224,7 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
         kernel::forget(&mut first);
         let begins = exchange::begins(talk, first, size, fresh);
         // The first request in TLS is not another: the handshake before it was its own.
-        retried(conn, &last, begins && !fresh && (!tls || (*talk).requests >= 2));
+        retried(conn, &last, begins && (found || (!fresh && (!tls || (*talk).requests >= 2))));
         if !begins {
             if tls && (*talk).flags & talk_flag::TLS_BYE != 0 {
                 // A farewell, when all is over: no part of the request.
@@ -310,7 +315,8 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         }
         let suspicion = exchange::suspicion(sk, conn, kind);
         if suspicion == 0 || suspicion == exchange::PERHAPS {
-            if (*talk).first_read_ns != 0 && setting!(talk) != 0 {
+            let before = (*talk).flags & talk_flag::BEFORE != 0;
+            if ((*talk).first_read_ns != 0 || before) && setting!(talk) != 0 {
                 count_up(sk, talk, kind);
                 (*talk).flags |= talk_flag::CLOSED;
                 unix_talk::park(sk, tgid, kind);
@@ -393,12 +399,15 @@ pub(super) fn contradicted(client: u64, tgid: u32, size: u32) -> u32 {
         let mut wrong = 0;
         let known = clients::holds(slot, client, tgid);
         let id = if known { (*slot).id } else { (*conn).client };
+        let answer = request::answer_status(size);
+        // Of what began before why502 nobody knows when: a timer is told by this alone. In TLS so is the server's own error.
+        let before = (*talk).flags & talk_flag::BEFORE != 0;
+        let tls = (*talk).flags & talk_flag::TLS != 0;
+        let bad = answer == BAD_GATEWAY || (before && answer == GATEWAY_TIMEOUT) || (tls && answer >= 500);
         // Where the client's own read was missed, or its place taken, what the worker did in a row has to do.
-        if (*talk).status != BAD_GATEWAY
-            && request::answer_status(size) == BAD_GATEWAY
-            && ((*conn).client == 0 || (*conn).client == id)
-        {
+        if bad && (*talk).status != answer && ((*conn).client == 0 || (*conn).client == id) {
             wrong = 1;
+            (*talk).answered = answer;
             exchange::emit(closed, conn, talk_flag::ANSWERED_BAD | kind, 0, 3);
             clients::gave_up(proc, id, u32::from((*conn).number));
         }
@@ -466,9 +475,19 @@ pub(super) fn passed_on(client: u64, tgid: u32, upstream: u64, id: u64, size: u3
         {
             return 0;
         }
+        let answer = request::answer_status(size);
         (*talk).client_sk = client;
         (*talk).flags |= talk_flag::CLIENT;
-        (*talk).answered = request::answer_status(size);
+        (*talk).answered = answer;
+        // The server's status is in TLS; nginx closes before it answers in its own name.
+        if answer >= 500 && (*talk).flags & (talk_flag::TLS | talk_flag::SAID_5XX) == talk_flag::TLS {
+            (*talk).flags |= talk_flag::SAID_5XX;
+            let kind = (*talk).flags & talk_flag::UNIX;
+            exchange::emit(upstream, conn, talk_flag::SAID_5XX | kind, 0, 0);
+            request::cut(client, tgid, id, answer);
+            (*slot).flags |= client_flag::ANSWERED;
+            clients::seal(slot);
+        }
     }
     0
 }

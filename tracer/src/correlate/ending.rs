@@ -2,7 +2,10 @@
 
 use super::{Case, talk::http1};
 use crate::{
-    event::{Stage, Talk, Told},
+    event::{
+        Stage, Talk, Told,
+        said::{During, Fault, Said},
+    },
     nginx::{InForce, Module},
 };
 
@@ -71,8 +74,8 @@ const ALWAYS_TAKEN: u32 = 2048;
 #[must_use]
 pub fn of(case: &Case) -> Option<&Talk> {
     let talk = case.attempt.talk.as_deref()?;
-    // In TLS nobody knows whether the response was whole before nginx refused it.
-    let whole = talk.answered_bad && !talk.tls;
+    // In TLS, and of what began before why502, nobody knows whether the response was whole before nginx refused it.
+    let whole = talk.answered_bad && !talk.tls && !talk.before;
     (case.attempt.stage == Stage::Established && !talk.said_5xx && !whole).then_some(talk)
 }
 
@@ -80,8 +83,27 @@ pub fn of(case: &Case) -> Option<&Talk> {
 /// and been refused as well.
 #[must_use]
 pub fn is_hidden(case: &Case) -> bool {
-    of(case)
-        .is_some_and(|talk| talk.tls && talk.tls_data && head_by_bytes(talk, module(case)) == Head::Unknown)
+    said(case).is_none()
+        && of(case).is_some_and(|talk| {
+            talk.tls && talk.tls_data && head_by_bytes(talk, module(case)) == Head::Unknown
+        })
+}
+
+/// What nginx itself says was wrong with the exchange, and what it was doing; None if what was seen of the connection
+/// contradicts that.
+#[must_use]
+pub fn said(case: &Case) -> Option<(Fault, During)> {
+    let Some(Said::Broken { fault, during }) = case.facts.said else { return None };
+    let (a, talk) = (&case.attempt, of(case)?);
+    let read = talk.got_bytes > 0 || talk.before || !talk.watched;
+    let told = talk.told.is_some() || talk.eof;
+    let ended = told || a.reset || talk.fin_ns.is_some();
+    let fits = match fault {
+        Fault::TooBig | Fault::Invalid => read && a.app_closed && !a.exiting,
+        Fault::ClosedEarly => ended || (talk.tls && read) || !talk.watched,
+        Fault::TimedOut => a.app_closed && !a.exiting && !ended,
+    };
+    fits.then_some((fault, during))
 }
 
 /// How it ended; None if that cannot be said.
@@ -90,6 +112,15 @@ pub fn end(case: &Case) -> Option<End> {
     let a = &case.attempt;
     let talk = of(case)?;
     let fin = || talk.fin_ns.is_some_and(|ns| ns <= a.end_ns);
+    match said(case) {
+        // It does so by itself, whatever comes at the same time.
+        Some((Fault::TooBig | Fault::Invalid | Fault::TimedOut, _)) => return Some(End::Closed),
+        // In TLS the end is told before the FIN, and nginx closes at once.
+        Some((Fault::ClosedEarly, _)) if talk.tls && talk.told.is_none() && !a.reset => {
+            return Some(End::Fin);
+        }
+        _ => {}
+    }
     Some(match talk.told {
         _ if a.reset => End::Reset,
         Some(Told::Error(errno)) => End::Error(errno),
@@ -123,6 +154,11 @@ pub fn module(case: &Case) -> Option<Module> {
 pub fn head(case: &Case) -> Head {
     let Some(talk) = of(case) else { return Head::Unknown };
     let seen = head_by_bytes(talk, module(case));
+    match said(case) {
+        Some((_, During::Header)) if seen == Head::Unknown => return Head::Part,
+        Some((_, During::Body)) if seen == Head::Unknown => return Head::Whole,
+        _ => {}
+    }
     // nginx answers in its own name as long as it has no header to pass on.
     match seen {
         Head::Unknown if matches!(case.client_saw, Some(502 | 504)) && case.attempt.number.is_some() => {
@@ -138,6 +174,9 @@ fn head_by_bytes(talk: &Talk, module: Option<Module>) -> Head {
         return Head::Whole;
     }
     if !talk.watched {
+        return Head::Unknown;
+    }
+    if talk.before && talk.sent_ns.is_none() {
         return Head::Unknown;
     }
     if talk.got_bytes == 0 {
@@ -203,7 +242,7 @@ pub fn sent(talk: &Talk) -> Sent {
         Some(_) => Sent::Whole,
         None if talk.far.is_some_and(|far| far.full) => Sent::Unknown,
         // A socket whose bytes are all acknowledged takes more: nginx had none.
-        None if talk.unacked == 0 || talk.sent_bytes <= ALWAYS_TAKEN => Sent::Whole,
+        None if talk.unacked == 0 || (talk.sent_bytes <= ALWAYS_TAKEN && !talk.before) => Sent::Whole,
         None => Sent::Unknown,
     }
 }
@@ -305,6 +344,12 @@ fn fit<'a>(
 /// was the next attempt's (a known time-out is far from over).
 #[must_use]
 pub fn answered_by_timer(case: &Case) -> bool {
+    if said(case).is_some_and(|(fault, _)| fault == Fault::TimedOut) {
+        return true;
+    }
+    if of(case).is_some_and(|talk| talk.before && talk.answered == Some(504)) {
+        return true;
+    }
     let own = case.client_saw == Some(504) && case.attempt.number.is_some() && head(case) != Head::Whole;
     own && may_be_over(case) && !(is_hidden(case) && has_just_read(case))
 }

@@ -13,7 +13,10 @@ use super::{
     ending::{self, End, Head as Seen},
 };
 use crate::{
-    event::{Stage, Talk, Told},
+    event::{
+        Stage, Talk, Told,
+        said::{Fault, Said},
+    },
     nginx::{Candidate, InForce, Module},
 };
 
@@ -130,12 +133,14 @@ pub fn in_handshake(case: &Case) -> Option<&Talk> {
 }
 
 /// nginx answered the client with 502 in its own name after this exchange, and nothing but failed attempts came between the
-/// request and it.
+/// request and it; or it says itself that it refused what came.
 #[must_use]
 pub fn refused(case: &Case) -> bool {
     let Some(talk) = case.attempt.talk.as_deref() else { return false };
     let own = case.client_saw == Some(502) && case.attempt.number.is_some();
-    (own || talk.answered_bad) && talk.status.is_none_or(|status| status < 500)
+    let bad = talk.answered_bad && talk.answered.is_none_or(|status| status == 502);
+    let said = ending::said(case).is_some_and(|(fault, _)| matches!(fault, Fault::Invalid | Fault::TooBig));
+    (own || bad || said) && talk.status.is_none_or(|status| status < 500)
 }
 
 /// The first bytes of a response as what they should be.
@@ -175,6 +180,9 @@ impl Answer {
 #[must_use]
 pub fn answer(case: &Case) -> Answer {
     let Some(talk) = case.attempt.talk.as_deref() else { return Answer::Unknown };
+    if talk.before && talk.sent_ns.is_none() {
+        return Answer::Unknown;
+    }
     if talk.got_bytes == 0 {
         return Answer::Nothing;
     }
@@ -339,6 +347,10 @@ pub fn is_failure(case: &Case) -> bool {
     }
     let Some(talk) = case.attempt.talk.as_deref() else { return false };
     if talk.said_5xx || talk.answered_bad {
+        return true;
+    }
+    if talk.said_error && case.facts.said.as_ref().is_none_or(|said| matches!(said, Said::Broken { .. })) {
+        // What it has said is still to be read, or was of this.
         return true;
     }
     // nginx learned of an error, or its answer tells that it had one.

@@ -9,6 +9,7 @@ mod table_blocked;
 mod table_bytes;
 mod table_connect;
 mod table_refused;
+mod table_said;
 mod table_selinux;
 mod table_standing;
 mod table_standing_unix;

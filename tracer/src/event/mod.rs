@@ -110,6 +110,8 @@ pub struct Attempt {
     pub netns: u32,
     /// Beginning, CLOCK_MONOTONIC ns; None if it was before why502 watched.
     pub start_ns: Option<u64>,
+    /// The same, or when it was found, where that is all that is known: a name of this connection among those of its socket; 0: none.
+    pub name_ns: u64,
     /// End, CLOCK_MONOTONIC ns.
     pub end_ns: u64,
     /// Local address; unspecified if none was chosen yet.
@@ -173,6 +175,7 @@ impl Attempt {
             socket: 0,
             netns: 0,
             start_ns: None,
+            name_ns: 0,
             end_ns: 0,
             local: nobody,
             remote: nobody,
@@ -424,6 +427,7 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         socket: a.sk,
         netns: a.netns,
         start_ns: (!has(flag::UNKNOWN_START)).then_some(a.start_ns),
+        name_ns: a.start_ns,
         end_ns: a.end_ns,
         local: SocketAddr::new(unspecified(&a.saddr), a.sport),
         remote: SocketAddr::new(unspecified(&a.daddr), a.dport),

@@ -65,8 +65,84 @@ pub enum Said {
         /// In the words of OpenSSL (X509_verify_cert_error_string), or of nginx.
         reason: Option<String>,
     },
+    /// What went wrong with an upstream connection that stood.
+    Broken {
+        /// What.
+        fault: Fault,
+        /// What nginx was doing.
+        during: During,
+    },
+    /// Nothing, though it would have told its log of an error, and that would have been seen.
+    Nothing,
     /// Anything else.
     Other,
+}
+
+/// What nginx finds wrong with an upstream connection that stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The server ended it before the response was whole.
+    ClosedEarly,
+    /// One of nginx's timers ran out.
+    TimedOut,
+    /// The response's header did not fit its buffer.
+    TooBig,
+    /// What came is not what the protocol demands.
+    Invalid,
+}
+
+/// What nginx was doing (`ngx_log_t.action`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum During {
+    /// The handshake of TLS.
+    Handshake,
+    /// Sending the request.
+    Request,
+    /// Reading the response's header.
+    Header,
+    /// Passing on its body.
+    Body,
+    /// Something else, or it is not known.
+    Unknown,
+}
+
+impl During {
+    fn of(action: &[u8]) -> Self {
+        match action {
+            b"SSL handshaking to upstream" => Self::Handshake,
+            b"sending request to upstream" => Self::Request,
+            b"reading response header from upstream" => Self::Header,
+            b"reading upstream" | b"sending to client" | b"proxying upgraded connection" => Self::Body,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+impl Fault {
+    /// By the text (ngx_http_upstream.c, ngx_event_pipe.c and the modules). Of those that say what was sent, only what ends the
+    /// attempt has the level of an error, but for a response without a header, which is passed on as HTTP/0.9.
+    fn of(format: &[u8]) -> Option<Self> {
+        let begins = |text: &str| format.starts_with(text.as_bytes());
+        if begins("upstream prematurely closed stream") {
+            // Its connection stands: what came says more.
+            None
+        } else if begins("upstream prematurely closed") {
+            Some(Self::ClosedEarly)
+        } else if begins("upstream timed out") {
+            Some(Self::TimedOut)
+        } else if begins("upstream sent too big header") || begins("upstream sent too big early hints") {
+            Some(Self::TooBig)
+        } else if begins("upstream sent no valid HTTP/1.0 header") {
+            None
+        } else if ["upstream sent", "upstream rejected", "upstream violated", "upstream prematurely sent"]
+            .into_iter()
+            .any(begins)
+        {
+            Some(Self::Invalid)
+        } else {
+            None
+        }
+    }
 }
 
 /// What nginx logs of a certificate that its library refused, with the reason in words behind it
@@ -135,6 +211,8 @@ pub struct Statement {
     pub format: Vec<u8>,
     /// Where the text lies in the worker; 0 if there is none.
     pub format_at: u64,
+    /// What nginx was doing, in its words; empty if that could not be read.
+    pub action: Vec<u8>,
     /// The text's second argument: a number, or where a string lies in the worker.
     pub number: u64,
     /// That string, once it is read; see `session::said`.
@@ -147,7 +225,7 @@ impl Statement {
     /// Reads a record.
     pub(super) fn of(said: &wire::Said) -> Self {
         let has = |bit: u32| said.flags & bit != 0;
-        let [format, file, location, line, host, subject, peer_name] = said.lens;
+        let [format, file, location, line, host, subject, peer_name, action] = said.lens;
         let words = |room: &[u8], length| Words::of(room, length);
         let (file, location) = (words(&said.file, file), words(&said.location, location));
         // A text that ends with a NUL and fills its room may go on.
@@ -185,6 +263,7 @@ impl Statement {
             silent: has(said_flag::SILENT),
             format: words(&said.format, format).bytes,
             format_at: said.format_at,
+            action: words(&said.action, action).bytes,
             subject: words(&said.subject, subject),
             number: said.number,
             reason: None,
@@ -208,7 +287,10 @@ impl Statement {
                     reason: (!name.is_empty()).then(|| format!("{OTHER_NAME} {}", name.escape_debug())),
                 }
             }
-            _ => Said::Other,
+            text => match Fault::of(text) {
+                Some(fault) => Said::Broken { fault, during: During::of(&self.action) },
+                None => Said::Other,
+            },
         }
     }
 

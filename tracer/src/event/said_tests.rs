@@ -36,6 +36,7 @@ fn wire() -> wire::Said {
         put(&mut said.host, b"shop.test"),
         0,
         put(&mut said.peer_name, b"127.0.0.1:3000"),
+        put(&mut said.action, b"connecting to upstream"),
     ];
     said
 }

@@ -32,7 +32,12 @@ pub struct Talk {
     pub watched: bool,
     /// The connection was older than why502: earlier exchanges are unknown.
     pub found: bool,
-    /// Exchanges begun on the connection, this one included.
+    /// This exchange began before why502: its first bytes, and how many were written and read until then, are unknown. Without
+    /// [`Talk::sent_ns`] it is not even known whether there is one.
+    pub before: bool,
+    /// nginx itself has told its log of an error of this connection.
+    pub said_error: bool,
+    /// Exchanges begun on the connection, this one included; with [`Talk::found`] those since why502.
     pub requests: u32,
     /// How long the connection had been idle when this exchange began, microseconds; `None` for the first.
     pub idle_us: Option<u64>,
@@ -192,13 +197,16 @@ pub(super) fn broken(record: &[u8]) -> Result<Event, DecodeError> {
 fn talk_of(b: &Broken) -> Talk {
     let t = &b.talk;
     let has = |bit: u32| t.flags & bit != 0;
+    let (found, before) = (has(talk_flag::FOUND), has(talk_flag::BEFORE));
     let at = |ns: u64| (ns != 0).then_some(ns);
     let response = said(&b.got, b.got_len, false);
     Talk {
         watched: has(talk_flag::WATCHED),
-        found: has(talk_flag::FOUND),
+        found,
+        before,
+        said_error: has(talk_flag::SAID_ERROR),
         requests: t.requests,
-        idle_us: (t.requests > 1).then_some(u64::from(t.idle_us)),
+        idle_us: (t.requests > 1 || (found && !before && t.idle_us != 0)).then_some(u64::from(t.idle_us)),
         sent_ns: at(t.sent_ns),
         last_sent_ns: at(t.last_sent_ns),
         first_read_ns: at(t.first_read_ns),

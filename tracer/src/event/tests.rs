@@ -104,6 +104,7 @@ fn every_field_of_an_attempt_arrives() {
         socket: 0xffff_8881_0203_0405,
         netns: 4_026_531_840,
         start_ns: Some(1_000_000),
+        name_ns: 1_000_000,
         end_ns: 1_038_000,
         local: "10.0.0.1:45678".parse().unwrap(),
         remote: "10.0.0.2:3000".parse().unwrap(),

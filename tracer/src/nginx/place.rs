@@ -59,6 +59,16 @@ impl Model {
         };
         self.config.all().find(verbose).map(|node| self.config.text(node))
     }
+
+    /// True if an `error_log` is set to a level that leaves out errors.
+    #[must_use]
+    pub fn hides_errors(&self) -> bool {
+        let levels = |level: &[u8]| matches!(level, b"crit" | b"alert" | b"emerg");
+        self.config.all().any(|node| {
+            *self.config.name(node) == *b"error_log"
+                && self.config.args(node).skip(1).any(|level| levels(&level))
+        })
+    }
 }
 
 fn bare(name: &Name) -> &[u8] {

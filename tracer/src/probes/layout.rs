@@ -230,6 +230,7 @@ pub fn settings(
         audit_result: r.optional("selinux_audit_data.result"),
         task_exit_code: r.required("task_struct.exit_code"),
         task_leader: r.required("task_struct.group_leader"),
+        task_tasks: r.required("task_struct.tasks"),
         task_parent: r.required("task_struct.real_parent"),
         task_start: r.required("task_struct.start_time"),
         task_comm: r.required("task_struct.comm"),

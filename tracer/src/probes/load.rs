@@ -204,6 +204,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let lsms = caps::active_modules();
     let mut ebpf = open_object(&settings, options)?;
     set_jumps(&mut ebpf)?;
+    load_callable(&mut ebpf)?;
     let mut probes = Vec::with_capacity(PROBES.len());
     // The state probe, the first row, goes last: no record begins before all its evidence can be had.
     for probe in PROBES.iter().cycle().skip(1).take(PROBES.len()) {
@@ -374,6 +375,22 @@ fn functions_for_aya(btf: &Btf<'_>, tier: Tier) -> Option<AyaBtf> {
         next += 1;
     }
     Some(types)
+}
+
+/// The program that finds a process for [`ENTER_OLDER`]; both hang on no hook.
+pub const FIND_PROCESS: &str = "find_process";
+/// The program that enters a connection which is older than why502.
+pub const ENTER_OLDER: &str = "enter_older";
+
+/// Loads the programs that user space runs itself.
+fn load_callable(ebpf: &mut Ebpf) -> Result<()> {
+    for name in [FIND_PROCESS, ENTER_OLDER] {
+        let program: &mut RawTracePoint = program_of(ebpf, name)
+            .and_then(TryInto::try_into)
+            .with_context(|| format!("the program {name}, for connections that stand already"))?;
+        program.load().map_err(|error| explain(&error, Attach::RawTracepoint(name)))?;
+    }
+    Ok(())
 }
 
 /// Loads the programs that others go on to. The map holds them as long as this object lives.

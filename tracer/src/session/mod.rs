@@ -16,6 +16,7 @@ mod filters;
 mod maps;
 mod narrow;
 mod notes;
+mod older;
 mod refused;
 mod requests;
 mod rest;
@@ -46,7 +47,7 @@ pub use tried::{Explainer, Foreseen, Tried, attempt as made_attempt, unix_name};
 use crate::{
     correlate::{Case, Reach, request::Attribution, talk},
     diagnose::{self, Cause},
-    event::{self, Attempt, Event, Stage},
+    event::{self, Attempt, Event, Stage, said::Said},
     probes::{
         Tier, ask,
         denials::SECCOMP,
@@ -132,6 +133,8 @@ pub struct Session<'a> {
     /// Between which looks there were any.
     blind: VecDeque<(u64, u64)>,
     incidents: BTreeMap<Cause, u64>,
+    /// Connections that stood before they were watched.
+    older: usize,
     shown: u64,
     started: Instant,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
@@ -207,12 +210,14 @@ impl<'a> Session<'a> {
             looked_ns: monotonic_ns(),
             blind: VecDeque::new(),
             incidents: BTreeMap::new(),
+            older: 0,
             shown: 0,
             started: Instant::now(),
             logger,
         };
         session.note_namespaces();
         session.follow_executables();
+        session.enter_older();
         give_memory_back();
         Ok(session)
     }
@@ -229,6 +234,12 @@ impl<'a> Session<'a> {
     #[must_use]
     pub fn population(&self) -> (usize, usize) {
         (self.watch.workers(), self.watch.masters())
+    }
+
+    /// Upstream connections that stood already and are followed from now on.
+    #[must_use]
+    pub fn older_connections(&self) -> usize {
+        self.older
     }
 
     /// One round: read all records, then explain within the time budget.
@@ -425,6 +436,7 @@ impl<'a> Session<'a> {
             Event::Exec { pid } => {
                 let news = self.watch.executed(&mut self.maps, pid)?;
                 self.note_namespaces();
+                self.enter_older();
                 // Who waits for the news may send requests at once.
                 self.follow_executables();
                 complain(&news);
@@ -436,6 +448,13 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Connections of processes that were there before they were watched.
+    fn enter_older(&mut self) {
+        let (entered, problems) = older::enter(&self.ebpf, &mut self.watch);
+        self.older += entered;
+        complain(&problems);
     }
 
     fn follow_executables(&mut self) {
@@ -460,6 +479,7 @@ impl<'a> Session<'a> {
         self.refused.attempt(&attempt.denials);
         if self.watch.get(attempt.worker).is_none() {
             complain(&self.watch.scan(&mut self.maps)?);
+            self.enter_older();
         }
         let Some(worker) = self.watch.get(attempt.worker).cloned() else {
             // Its process was never seen as nginx, or ended long ago.
@@ -539,7 +559,10 @@ impl<'a> Session<'a> {
     fn show(&mut self, mut incident: Incident) -> Result<()> {
         if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
             let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
-            incident.case.facts.said = said.as_ref().map(|(said, _)| said.said());
+            incident.case.facts.said = match &said {
+                Some((said, _)) => Some(said.said()),
+                None => self.uprobes.would_tell(worker.master).then_some(Said::Nothing),
+            };
             narrow::by_request(&mut incident, worker, said.as_ref().and_then(|(_, place)| place.as_ref()));
             if let Some((said, place)) = &said {
                 incident.verdict.evidence.push(said::evidence(said, place.is_some()));

@@ -13,7 +13,13 @@ use crate::{
 /// Leaves of an incident's candidates those that its request can have led to; `place`: where nginx says that the request
 /// is.
 pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Option<&Located>) {
-    let Some(request) = &incident.attribution.request else { return };
+    let Some(request) = &incident.attribution.request else {
+        if incident.case.facts.said.is_some() {
+            incident.verdict = diagnose::diagnose(&incident.case);
+            notes::add(&mut incident.verdict, &incident.case, worker);
+        }
+        return;
+    };
     let case = &mut incident.case;
     let mut narrowed = false;
     if is_open(case) && is_certain(case, worker) {

@@ -15,7 +15,7 @@ use crate::{
     diagnose::Evidence,
     event::{
         Attempt,
-        said::{Identity, REFUSED, Statement},
+        said::{Identity, REFUSED, Said, Statement},
     },
     nginx::Located,
     probes::uprobes::{self, Attached, File, Mode},
@@ -25,12 +25,24 @@ use crate::{
 const KEEP: Duration = Duration::from_secs(10);
 /// Statements that are kept at most.
 const MOST: usize = 16_384;
+/// Statements about one connection that are kept: one that is kept open serves many requests.
+const MOST_OF_ONE: usize = 8;
 
-/// A master, what it runs with, and whether it logs healthy requests.
+/// A master, and what it runs with.
 struct Master {
     pid: u32,
     config: Rc<Snapshot>,
+    /// It logs healthy requests.
     logs_much: bool,
+    /// A log of its is set to a level that leaves out errors.
+    hides_errors: bool,
+}
+
+impl Master {
+    fn new(pid: u32, config: Rc<Snapshot>) -> Self {
+        let (logs_much, hides_errors) = (config.model.logs_much().is_some(), config.model.hides_errors());
+        Self { pid, config, logs_much, hides_errors }
+    }
 }
 
 /// An executable, and the masters that run it.
@@ -78,14 +90,12 @@ impl Uprobes {
             let known = self.executables.iter_mut().flat_map(|e| &mut e.masters).find(|m| m.pid == pid);
             if let Some(known) = known {
                 if !Rc::ptr_eq(&known.config, &config) {
-                    known.logs_much = config.model.logs_much().is_some();
-                    known.config = config;
+                    *known = Master::new(pid, config);
                 }
                 continue;
             }
             let Ok(file) = uprobes::file_of(pid) else { continue };
-            let logs_much = config.model.logs_much().is_some();
-            let master = Master { pid, config, logs_much };
+            let master = Master::new(pid, config);
             match self.executables.iter_mut().find(|executable| executable.file == file) {
                 Some(executable) => executable.masters.push(master),
                 None => self.executables.push(Executable {
@@ -107,6 +117,13 @@ impl Uprobes {
     #[must_use]
     pub(super) fn hear(&self, master: u32) -> bool {
         self.executables.iter().any(|e| e.attached.is_some() && e.masters.iter().any(|m| m.pid == master))
+    }
+
+    /// True if they tell their logs of every failure, and that would be seen.
+    #[must_use]
+    pub(super) fn would_tell(&self, master: u32) -> bool {
+        let tells = |m: &Master| m.pid == master && !m.hides_errors;
+        self.executables.iter().any(|e| e.attached.is_some() && e.masters.iter().any(tells))
     }
 }
 
@@ -146,14 +163,13 @@ impl Executable {
     }
 }
 
-/// A worker, and an attempt of its: socket and beginning.
+/// A worker, and an attempt of its: socket and [`Attempt::name_ns`].
 type Key = (u32, u64, u64);
 
 /// The statements of late.
 #[derive(Default)]
 pub(super) struct Sayings {
-    /// None where two statements about one attempt name different requests.
-    of_attempts: HashMap<Key, Option<Statement>>,
+    of_attempts: HashMap<Key, Vec<Statement>>,
     ages: VecDeque<(Instant, Key)>,
     /// The numbers that requests were given.
     ids: HashMap<Identity, u64>,
@@ -163,27 +179,23 @@ pub(super) struct Sayings {
 impl Sayings {
     /// Notes a statement.
     pub(super) fn note(&mut self, mut statement: Statement, now: Instant) {
-        let Some((socket, start_ns)) = statement.attempt else {
+        let Some((socket, name_ns)) = statement.attempt else {
             return;
         };
         reread(&mut statement);
         read_reason(&mut statement);
-        let key = (statement.worker, socket, start_ns);
+        let key = (statement.worker, socket, name_ns);
         match self.of_attempts.entry(key) {
             Entry::Vacant(place) => {
-                place.insert(Some(statement));
+                place.insert(vec![statement]);
                 self.ages.push_back((now, key));
             }
             Entry::Occupied(mut place) => {
                 let known = place.get_mut();
-                if known.as_ref().is_some_and(|known| known.request != statement.request) {
-                    *known = None;
-                } else if let Some(known) = known
-                    && known.silent
-                    && !statement.silent
-                {
-                    *known = statement;
+                if known.len() >= MOST_OF_ONE {
+                    known.remove(0);
                 }
+                known.push(statement);
             }
         }
         if self.ages.len() > MOST
@@ -193,15 +205,20 @@ impl Sayings {
         }
     }
 
-    /// What nginx said of an attempt. A statement about another address is none about it.
+    /// What nginx said of an attempt: of what is told of its exchange, the most telling. A statement about another address is
+    /// none about it; where those that remain are about different requests, nobody knows which is meant.
     #[must_use]
     pub(super) fn of(&self, attempt: &Attempt) -> Option<&Statement> {
-        self.find((attempt.worker, attempt.socket, attempt.start_ns?), attempt.remote)
+        let since = attempt.talk.as_deref().and_then(|talk| talk.sent_ns).unwrap_or(0);
+        self.find((attempt.worker, attempt.socket, attempt.name_ns), attempt.remote, since)
     }
 
-    fn find(&self, key: Key, remote: SocketAddr) -> Option<&Statement> {
-        let said = self.of_attempts.get(&key)?.as_ref()?;
-        said.peer.is_none_or(|peer| peer == remote).then_some(said)
+    fn find(&self, key: Key, remote: SocketAddr, since_ns: u64) -> Option<&Statement> {
+        let is_its =
+            |said: &&Statement| said.peer.is_none_or(|peer| peer == remote) && said.time_ns >= since_ns;
+        let all = || self.of_attempts.get(&key).into_iter().flatten().filter(is_its);
+        let best = all().min_by_key(|said| (said.said() == Said::Other, said.silent))?;
+        all().all(|other| other.request == best.request).then_some(best)
     }
 
     /// The number of a request, the same for all its attempts; `next` is the one for a new one.
@@ -312,11 +329,41 @@ mod tests {
     fn a_statement_belongs_to_its_attempt_alone() {
         let mut sayings = Sayings::default();
         sayings.note(sample(|_| {}), Instant::now());
-        assert!(sayings.find(KEY, peer()).is_some());
-        assert!(sayings.find(KEY, "127.0.0.1:3001".parse().unwrap()).is_none(), "another server");
+        assert!(sayings.find(KEY, peer(), 0).is_some());
+        assert!(sayings.find(KEY, "127.0.0.1:3001".parse().unwrap(), 0).is_none(), "another server");
         for key in [(78, 6, 4), (77, 7, 4), (77, 6, 5)] {
-            assert!(sayings.find(key, peer()).is_none(), "{key:?}");
+            assert!(sayings.find(key, peer(), 0).is_none(), "{key:?}");
         }
+    }
+
+    #[test]
+    fn a_kept_connection_serves_several() {
+        let mut sayings = Sayings::default();
+        let now = Instant::now();
+        sayings.note(sample(|said| said.time_ns = 10), now);
+        sayings.note(sample(|said| (said.time_ns, said.client_port) = (20, 1)), now);
+        assert!(sayings.find(KEY, peer(), 0).is_none(), "two requests");
+        assert_eq!(sayings.find(KEY, peer(), 15).unwrap().time_ns, 20);
+        for number in 21..60 {
+            sayings.note(sample(|said| (said.time_ns, said.client_port) = (number, 1)), now);
+        }
+        assert_eq!(sayings.of_attempts[&KEY].len(), MOST_OF_ONE);
+    }
+
+    #[test]
+    fn the_most_telling_counts() {
+        let mut sayings = Sayings::default();
+        let now = Instant::now();
+        let closed = |said: &mut tracer_ebpf::said::Said| {
+            let text = b"upstream prematurely closed connection";
+            said.format = [0; tracer_ebpf::said::FORMAT];
+            said.format[..text.len()].copy_from_slice(text);
+            said.lens[0] = text.len() as u16;
+        };
+        sayings.note(sample(|_| {}), now);
+        sayings.note(sample(closed), now);
+        sayings.note(sample(|_| {}), now);
+        assert!(matches!(sayings.find(KEY, peer(), 0).unwrap().said(), Said::Broken { .. }));
     }
 
     #[test]
@@ -325,11 +372,11 @@ mod tests {
         let now = Instant::now();
         sayings.note(sample(|_| {}), now);
         sayings.note(sample(|_| {}), now);
-        assert!(sayings.find(KEY, peer()).is_some(), "the same once more");
+        assert!(sayings.find(KEY, peer(), 0).is_some(), "the same once more");
         sayings.note(sample(|said| said.client_port = 1), now);
-        assert!(sayings.find(KEY, peer()).is_none());
+        assert!(sayings.find(KEY, peer(), 0).is_none());
         sayings.note(sample(|_| {}), now);
-        assert!(sayings.find(KEY, peer()).is_none(), "what was in doubt stays in doubt");
+        assert!(sayings.find(KEY, peer(), 0).is_none(), "what was in doubt stays in doubt");
     }
 
     #[test]
@@ -365,9 +412,9 @@ mod tests {
         let now = Instant::now();
         sayings.note(sample(|_| {}), now);
         sayings.sweep(now + KEEP / 2);
-        assert!(sayings.find(KEY, peer()).is_some());
+        assert!(sayings.find(KEY, peer(), 0).is_some());
         sayings.sweep(now + KEEP);
-        assert!(sayings.find(KEY, peer()).is_none());
+        assert!(sayings.find(KEY, peer(), 0).is_none());
         sayings.note(sample(|said| said.upstream_start_ns = 0), now);
         assert!(sayings.of_attempts.is_empty(), "a statement about no attempt");
     }

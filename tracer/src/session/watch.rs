@@ -56,6 +56,8 @@ pub(super) struct Watch {
     only: Vec<u32>,
     processes: HashMap<u32, Watched>,
     lost: Lost,
+    /// Processes that were there before they were watched.
+    new: Vec<u32>,
 }
 
 /// The workers that ended while their master still ran what they did: it replaces them, without reading its
@@ -86,6 +88,7 @@ impl Watch {
             only,
             processes: HashMap::new(),
             lost: Lost::default(),
+            new: Vec::new(),
         }
     }
 
@@ -141,6 +144,7 @@ impl Watch {
             return Ok(());
         }
         maps.watch(process.pid, master)?;
+        self.new.push(process.pid);
         let (config, exact) = if config.newer_than(process.started).is_empty() {
             (Rc::clone(config), false)
         } else {
@@ -183,6 +187,11 @@ impl Watch {
             Some(own) => (with_names(own), true),
             None => (Rc::clone(config), false),
         }
+    }
+
+    /// The processes that were there before they were watched, each once.
+    pub(super) fn take_new(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.new)
     }
 
     /// A watched process has a new child; the kernel watches it already, unless it was forked before its parent

@@ -33,6 +33,7 @@ pub mod route;
 pub mod ruletext;
 pub mod selinux;
 pub mod sockdiag;
+pub mod standing;
 pub mod sysctl;
 pub mod tcp_state;
 #[cfg(test)]

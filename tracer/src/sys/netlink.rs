@@ -387,6 +387,11 @@ pub(super) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     array_at(bytes, offset).map(u32::from_ne_bytes)
 }
 
+/// A host-order u64 at an offset.
+pub(super) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    array_at(bytes, offset).map(u64::from_ne_bytes)
+}
+
 /// A network-order u32 at an offset.
 pub(super) fn be32_at(bytes: &[u8], offset: usize) -> Option<u32> {
     array_at(bytes, offset).map(u32::from_be_bytes)

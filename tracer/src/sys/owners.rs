@@ -99,6 +99,20 @@ pub fn find(inodes: &[u32], budget: Budget) -> Owners {
     found
 }
 
+/// The sockets of a process: inode and descriptor of each; of its descriptors, the first 65,536 are looked at.
+///
+/// # Errors
+/// If they may not be listed, or the process is gone.
+pub fn sockets_of(pid: u32) -> std::io::Result<Vec<(u32, u32)>> {
+    const MOST: usize = 65_536;
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let one = |entry: fs::DirEntry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((socket_inode(target.as_os_str().as_bytes())?, entry.file_name().to_str()?.parse().ok()?))
+    };
+    Ok(entries.flatten().take(MOST).filter_map(one).collect())
+}
+
 /// True if a process holds a socket; of its descriptors, the first 65,536 are looked at.
 pub fn holds(pid: u32, inode: u32) -> bool {
     const MOST: usize = 65_536;
@@ -136,6 +150,7 @@ mod tests {
         let found = find(&[inode, 0], Budget { time: Duration::from_secs(5), ..Budget::default() });
         assert!(found.complete);
         assert_eq!(found.get(inode).unwrap().pid, std::process::id());
+        assert!(sockets_of(std::process::id()).unwrap().contains(&(inode, u32::try_from(fd).unwrap())));
         assert!(holds(std::process::id(), inode) && !holds(std::process::id(), inode.wrapping_add(1)));
         assert!(found.get(inode).unwrap().exe.is_some());
     }

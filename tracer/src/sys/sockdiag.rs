@@ -10,7 +10,9 @@ pub use super::tcp_state::TcpState;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// linux/inet_diag.h: sizeof(struct inet_diag_msg).
-const MESSAGE: usize = 72;
+pub(super) const MESSAGE: usize = 72;
+/// `1 << (INET_DIAG_INFO - 1)`: with `struct tcp_info`.
+const EXT_INFO: u8 = 1 << 1;
 const REQ_BYTECODE: u16 = 1;
 const DIAG_SKV6ONLY: u16 = 11;
 const BC_D_COND: u8 = 8;
@@ -135,8 +137,7 @@ pub fn listeners(ns: &NetNs) -> Result<Vec<Listener>> {
     let mut socket = open(ns)?;
     let mut found = Vec::new();
     for family in [AF_INET, AF_INET6] {
-        let ask =
-            Ask { action: "list listening sockets", family, states: TcpState::Listen.bit(), filter: None };
+        let ask = Ask::new("list listening sockets", family, TcpState::Listen.bit());
         found
             .extend(dump(&mut socket, &ask, Vec::new, |list, payload| list.extend(parse_listener(payload)))?);
     }
@@ -156,7 +157,7 @@ pub fn count_to(ns: &NetNs, dest: SocketAddr) -> Result<DestinationUse> {
     let families: &[u8] = if dest.is_ipv4() { &[AF_INET, AF_INET6] } else { &[AF_INET6] };
     for &family in families {
         let states_wanted = ALL_STATES & !TcpState::Listen.bit();
-        let ask = Ask { action: "count sockets", family, states: states_wanted, filter: Some(&filter) };
+        let ask = Ask { filter: Some(&filter), ..Ask::new("count sockets", family, states_wanted) };
         let found = dump(
             &mut socket,
             &ask,
@@ -188,7 +189,7 @@ pub fn local_ports_in_use(ns: &NetNs, first: u16, last: u16) -> Result<u32> {
     let mut socket = open(ns)?;
     let mut all = PortSet::default();
     for family in [AF_INET, AF_INET6] {
-        let ask = Ask { action: "count local ports", family, states: ALL_STATES, filter: None };
+        let ask = Ask::new("count local ports", family, ALL_STATES);
         let found = dump(&mut socket, &ask, PortSet::default, |set, payload| {
             if let Some(raw) = parse(payload) {
                 set.insert(raw.local.port());
@@ -210,12 +211,7 @@ pub fn connection(ns: &NetNs, local: SocketAddr, remote: SocketAddr) -> Result<O
     let raw = match answer {
         // ENOENT is "no such socket" as well as "no tcp_diag"; a dump fails for the second alone.
         Err(error) if error.errno() == Some(libc::ENOENT) => {
-            let ask = Ask {
-                action: "look up a socket",
-                family: AF_INET,
-                states: TcpState::Listen.bit(),
-                filter: None,
-            };
+            let ask = Ask::new("look up a socket", AF_INET, TcpState::Listen.bit());
             return dump(&mut socket, &ask, || (), |(), _| ()).map(|()| None);
         }
         other => other?,
@@ -244,20 +240,32 @@ fn open(ns: &NetNs) -> Result<Socket> {
 }
 
 /// What a dump asks for.
-struct Ask<'a> {
+pub(super) struct Ask<'a> {
     action: &'static str,
     family: u8,
     states: u32,
     filter: Option<&'a [u8]>,
+    /// With `struct tcp_info` of each.
+    info: bool,
 }
 
-fn dump<T>(
+impl Ask<'_> {
+    pub(super) fn new(action: &'static str, family: u8, states: u32) -> Self {
+        Self { action, family, states, filter: None, info: false }
+    }
+
+    pub(super) fn with_info(self) -> Self {
+        Self { info: true, ..self }
+    }
+}
+
+pub(super) fn dump<T>(
     socket: &mut Socket,
     ask: &Ask<'_>,
     start: impl Fn() -> T,
     each: impl FnMut(&mut T, &[u8]),
 ) -> Result<T> {
-    let body = request(ask.family, ask.states, ask.filter);
+    let body = request(ask);
     match socket.dump(ask.action, SOCK_DIAG_BY_FAMILY, &body, &start, each) {
         // A kernel without IPv6 has no IPv6 sockets; an IPv4 dump tells whether tcp_diag is there.
         Err(error) if error.errno() == Some(libc::ENOENT) => {
@@ -271,7 +279,7 @@ fn dump<T>(
 }
 
 fn tcp_diag_loaded(socket: &mut Socket) -> bool {
-    let body = request(AF_INET, TcpState::Listen.bit(), None);
+    let body = request(&Ask::new("look for tcp_diag", AF_INET, TcpState::Listen.bit()));
     socket.dump("look for tcp_diag", SOCK_DIAG_BY_FAMILY, &body, || (), |(), _| ()).is_ok()
 }
 
@@ -298,11 +306,14 @@ fn id(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     bytes
 }
 
-fn request(family: u8, states: u32, filter: Option<&[u8]>) -> Body {
-    let mut bytes = header(family, states);
+fn request(ask: &Ask<'_>) -> Body {
+    let mut bytes = header(ask.family, ask.states);
+    if let Some(extensions) = bytes.get_mut(2).filter(|_| ask.info) {
+        *extensions = EXT_INFO;
+    }
     bytes.resize(56, 0);
     let body = Body::new(&bytes);
-    filter.map_or_else(|| Body::new(&bytes), |code| body.attr(REQ_BYTECODE, code))
+    ask.filter.map_or_else(|| Body::new(&bytes), |code| body.attr(REQ_BYTECODE, code))
 }
 
 /// One inet_diag_bc_op with its inet_diag_hostcond: "the peer is `dest`".
@@ -319,19 +330,19 @@ fn destination_filter(dest: SocketAddr) -> Vec<u8> {
 }
 
 /// struct inet_diag_msg, with IPv4-mapped addresses made IPv4 for connections.
-struct Raw {
+pub(super) struct Raw {
     state: u8,
     retransmits: u8,
-    local: SocketAddr,
-    remote: SocketAddr,
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
     interface: u32,
     recv_q: u32,
     send_q: u32,
     uid: u32,
-    inode: u32,
+    pub(super) inode: u32,
 }
 
-fn parse(payload: &[u8]) -> Option<Raw> {
+pub(super) fn parse(payload: &[u8]) -> Option<Raw> {
     let family = netlink::u8_at(payload, 0)?;
     let end = |port, address| {
         let ip = netlink::ip_at(payload, address, family)?;

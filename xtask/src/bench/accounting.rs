@@ -1,6 +1,5 @@
 //! Layer 1, accounting: what the kernel itself counts, per program and connection.
 
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use super::bpf::{Cost, Empty, Hook};
 use super::paced;
 use super::site::Site;
 use super::system;
-use super::watcher::{Program, Summary, Watcher};
+use super::watcher::{Program, Subject, Summary, Watcher};
 use super::{Shape, median};
 
 /// Rate of the paced shapes, requests per second.
@@ -157,7 +156,7 @@ fn empties(programs: &[Program]) -> Result<Vec<Option<Empty>>> {
 
 /// Measures one shape under full load.
 pub(crate) fn steady(
-    program: &Path,
+    program: &Subject,
     site: &Site,
     shape: Shape,
     hooks: &[Hook],
@@ -294,7 +293,7 @@ fn between(before: &Reading, after: &Reading) -> Window {
 }
 
 /// Failing connects at a fixed rate; with `stopped` the reader is halted in the middle.
-pub(crate) fn paced(program: &Path, site: &Site, shape: Shape, stopped: bool) -> Result<PacedResult> {
+pub(crate) fn paced(program: &Subject, site: &Site, shape: Shape, stopped: bool) -> Result<PacedResult> {
     let watcher = Watcher::start(program, site.master(), true)?;
     let edge = Duration::from_secs(1);
     let attempts = paced::failing(shape.path(), PACED_RATE, edge + STOPPED + edge, || {
@@ -334,7 +333,7 @@ pub(crate) struct Starts {
 }
 
 /// Starts why502 `count` times.
-pub(crate) fn starts(program: &Path, site: &Site, count: usize) -> Result<Starts> {
+pub(crate) fn starts(program: &Subject, site: &Site, count: usize) -> Result<Starts> {
     let mut start_ms = Vec::new();
     let mut calls = [Vec::new(), Vec::new()];
     let mut rss = (0, 0);

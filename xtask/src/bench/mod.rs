@@ -22,6 +22,7 @@ use clap::ValueEnum;
 use crate::{process, signals};
 use report::{Report, Targets};
 use site::Site;
+use watcher::Subject;
 
 /// Starts of why502 whose median is reported.
 const STARTS: usize = 10;
@@ -50,6 +51,12 @@ pub(crate) struct Args {
     /// Exit with 1 if a target of the accounting layer is missed.
     #[arg(long)]
     gate: bool,
+    /// A further argument for `why502 trace`. Repeatable.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    why502_arg: Vec<String>,
+    /// Level of nginx's error log: with `error` it writes a line for each failure
+    #[arg(long, value_name = "LEVEL", default_value = "crit", value_parser = ["crit", "error"])]
+    error_log: String,
     /// Measure this why502 instead of building one.
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
@@ -121,7 +128,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     system::private_namespaces()?;
     let _stats = bpf::enable_stats()?;
     let copy = Copy::of(&built)?;
-    let report = measure(args, &copy.file)?;
+    let subject = Subject { file: copy.file.clone(), args: args.why502_arg.clone() };
+    let report = measure(args, &subject)?;
     if let Some(dir) = args.json.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
@@ -133,13 +141,13 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn measure(args: &Args, program: &Path) -> Result<Report> {
-    let site = Site::start()?;
+fn measure(args: &Args, program: &Subject) -> Result<Report> {
+    let site = Site::start(&args.error_log)?;
     let shapes: Vec<Shape> =
         if args.shapes.is_empty() { Shape::value_variants().to_vec() } else { args.shapes.clone() };
     let (windows, seconds, pairs) =
         if args.quick { (2, 1, args.pairs.min(4)) } else { (args.windows, args.seconds, args.pairs) };
-    let mut report = Report::new(program)?;
+    let mut report = Report::new(&program.file)?;
     eprintln!("bench: {STARTS} starts");
     report.starts = Some(accounting::starts(program, &site, STARTS)?);
     let hooks = hooks(program, &site)?;
@@ -166,7 +174,7 @@ fn measure(args: &Args, program: &Path) -> Result<Report> {
 }
 
 /// Where why502's programs are attached.
-fn hooks(program: &Path, site: &Site) -> Result<Vec<bpf::Hook>> {
+fn hooks(program: &Subject, site: &Site) -> Result<Vec<bpf::Hook>> {
     let watcher = watcher::Watcher::start(program, site.master(), false)?;
     let hooks = watcher.programs()?.into_iter().filter_map(|p| p.hook).collect();
     watcher.finish()?;

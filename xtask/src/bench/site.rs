@@ -44,15 +44,15 @@ pub(crate) struct Load {
 
 impl Site {
     /// Starts both and waits until they answer.
-    pub(crate) fn start() -> Result<Self> {
+    pub(crate) fn start(error_log: &str) -> Result<Self> {
         let nginx = process::find_program("nginx").context("no nginx: `cargo xtask setup` installs it")?;
         let wrk = process::find_program("wrk").context(
             "no wrk, which makes the load: `cargo xtask setup` (Debian: apt-get install wrk) installs it",
         )?;
         let dir = std::env::temp_dir().join(format!("why502-bench-{}", std::process::id()));
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let mut back = nginx_at(&nginx, &dir, "back", &back_config())?;
-        let front = match nginx_at(&nginx, &dir, "front", &front_config()) {
+        let mut back = nginx_at(&nginx, &dir, "back", "crit", &back_config())?;
+        let front = match nginx_at(&nginx, &dir, "front", error_log, &front_config()) {
             Ok(front) => front,
             Err(error) => {
                 end_nginx(&mut back);
@@ -142,13 +142,13 @@ fn end_nginx(master: &mut Child) {
     }
 }
 
-fn nginx_at(nginx: &Path, dir: &Path, name: &str, http: &str) -> Result<Child> {
+fn nginx_at(nginx: &Path, dir: &Path, name: &str, error_log: &str, http: &str) -> Result<Child> {
     let mut paths = String::new();
     for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
         paths.push_str(&format!("{kind}_temp_path {}/{name}-{kind};\n", dir.display()));
     }
     let config = format!(
-        "daemon off;\nuser root;\nworker_processes 1;\npid {dir}/{name}.pid;\nerror_log {dir}/{name}.log crit;\n\
+        "daemon off;\nuser root;\nworker_processes 1;\npid {dir}/{name}.pid;\nerror_log {dir}/{name}.log {error_log};\n\
          worker_rlimit_nofile 8192;\nevents {{ worker_connections 4096; }}\nhttp {{\naccess_log off;\n\
          keepalive_requests 1000000000;\nkeepalive_timeout 1h;\n{paths}{http}}}\n",
         dir = dir.display(),

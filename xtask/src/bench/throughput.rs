@@ -1,7 +1,6 @@
 //! Layer 2, throughput: requests a second with and without, in pairs. Reported, never gated: what this
 //! layer can tell apart is shown by its A/A row.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -10,7 +9,7 @@ use serde::Serialize;
 use super::bpf::{Empty, Hook};
 use super::site::Site;
 use super::system;
-use super::watcher::Watcher;
+use super::watcher::{Subject, Watcher};
 use super::{Shape, median};
 
 /// Pairs in which others used more than this are rejected, in CPUs.
@@ -69,7 +68,7 @@ enum Attached {
 
 /// Measures a shape in every mode.
 pub(crate) fn measure(
-    program: &Path,
+    program: &Subject,
     site: &Site,
     shape: Shape,
     hooks: &[Hook],
@@ -116,7 +115,7 @@ pub(crate) fn measure(
     Ok(rows)
 }
 
-fn attach(program: &Path, site: &Site, mode: Mode, hooks: &[Hook]) -> Result<Attached> {
+fn attach(program: &Subject, site: &Site, mode: Mode, hooks: &[Hook]) -> Result<Attached> {
     Ok(match mode {
         Mode::Nothing => Attached::None,
         Mode::Empty => Attached::Empty(hooks.iter().map(Empty::attach).collect::<Result<_>>()?),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -54,6 +54,15 @@ impl Program {
     }
 }
 
+/// The why502 that is measured.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// The program.
+    pub file: PathBuf,
+    /// Further arguments of `trace`.
+    pub args: Vec<String>,
+}
+
 /// A why502 that is watching; dropping it ends it at once.
 #[derive(Debug)]
 pub(crate) struct Watcher {
@@ -65,9 +74,9 @@ pub(crate) struct Watcher {
 
 impl Watcher {
     /// Starts why502 on one nginx and waits until it watches.
-    pub(crate) fn start(program: &Path, master: u32, stats: bool) -> Result<Self> {
-        let mut command = Command::new(program);
-        command.args(["trace", "-o", "json", "-p", &master.to_string()]);
+    pub(crate) fn start(program: &Subject, master: u32, stats: bool) -> Result<Self> {
+        let mut command = Command::new(&program.file);
+        command.args(["trace", "-o", "json", "-p", &master.to_string()]).args(&program.args);
         if stats {
             command.arg("--stats");
         }
@@ -75,7 +84,7 @@ impl Watcher {
         let begin = Instant::now();
         let mut child = system::dies_with_us(&mut command, libc::SIGKILL)
             .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
+            .with_context(|| format!("cannot start {}", program.file.display()))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut watcher = Self { child, start_time: Duration::ZERO, stdout: None };
         let (Some(stdout), Some(stderr)) = (stdout, stderr) else {

@@ -51,6 +51,7 @@ hooks() {
 }
 part doctor hooks
 check
+part older ./faultlab older --why502 ./why502 --slow 15 --tier full
 "#;
 
 /// The same for a guest that starts with SELinux: cases that need it, one after the other, as there is one mode and one set

@@ -41,19 +41,29 @@ pub(super) fn leak(session: &mut Session) -> Result<Counts> {
     run(&faultlab(session, &["leak", "--connects", connects])?, "leak")
 }
 
+pub(super) fn older(session: &mut Session) -> Result<Counts> {
+    run(&faultlab(session, &["older"])?, "older")
+}
+
 pub(super) fn requests(session: &mut Session) -> Result<Counts> {
     let requests = if session.quick { "3000" } else { "20000" };
     run(&faultlab(session, &["requests", "--requests", requests])?, "requests")
 }
 
+/// From kernel evidence alone, and with nginx itself asked, which tells what TLS hides.
 pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
-    let requests = if session.quick { session.chaos.min(2000) } else { session.chaos };
-    run(&faultlab(session, &["chaos", "--requests", &requests.to_string()])?, "chaos")
+    let requests = if session.quick { session.chaos.min(2000) } else { session.chaos }.to_string();
+    let chaos = ["chaos", "--requests", &requests];
+    let mut counts = run(&faultlab(session, &chaos)?, "chaos")?;
+    counts.add(run(faultlab(session, &chaos)?.arg(ASKED), "chaos-uprobes")?);
+    Ok(counts)
 }
+
+/// nginx itself is asked.
+const ASKED: &str = "--why502-arg=--uprobes=on";
 
 /// The same with nginx itself asked, and the cases of which it can tell more.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
-    const ASKED: &str = "--why502-arg=--uprobes=on";
     const TOLD: [&str; 4] = ["--case", "request-", "--case", "stood-tls-certificate"];
     let mut command = faultlab(session, &["--jobs", "4", ASKED])?;
     command.args(TOLD);

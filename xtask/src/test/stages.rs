@@ -42,6 +42,7 @@ pub(super) const STAGES: &[Stage] = &[
     Stage { name: "check", about: "what check finds in every case before its first request", run: live::check, ..LIVE },
     Stage { name: "healthy", about: "very many healthy requests, not a word", run: live::healthy, ..LIVE },
     Stage { name: "leak", about: "very many failed connections, nothing left in the maps", run: live::leak, ..LIVE },
+    Stage { name: "older", about: "connections that stand when why502 starts", run: live::older, ..LIVE },
     Stage { name: "requests", about: "very many requests of many kinds, none taken for another", run: live::requests, ..LIVE },
     Stage { name: "uprobes", about: "the same with nginx itself asked which request it was", run: live::uprobes, ..LIVE },
     Stage { name: "chaos", about: "backends that fail at random: nginx's own logs and the incidents, one to one", run: live::chaos, ..LIVE },

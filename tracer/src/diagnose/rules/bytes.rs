@@ -53,7 +53,9 @@ pub(super) fn client(case: &Case) -> Option<String> {
         ));
     }
     match (case.client_saw, case.attempt.talk.as_deref()) {
-        (Some(status), _) if own => Some(format!("nginx answered its client with {status} in its own name")),
+        (Some(status), _) if own && status >= 500 => {
+            Some(format!("nginx answered its client with {status} in its own name"))
+        }
         (Some(status), _) => Some(format!("the client got {status}")),
         (None, Some(talk)) if talk.answered_bad => {
             Some("nginx answered its client with 502 or 504 in its own name".to_owned())

@@ -21,7 +21,7 @@ const DIED: &str = "its process ended in the same moment, which cannot be seen f
 const REFUSED: &str = "TLS hides what came: a header that nginx refused (invalid-response, header-too-big), or the server's own 502 \
                        (upstream-returned-5xx)";
 
-const SERVED: &str = "the response was whole by then, and nothing failed: TLS hides it";
+const SERVED: &str = "the response was whole by then, and nothing failed: that was not to be seen";
 
 /// True while a TLS handshake was not done: its failures have causes of their own.
 fn in_handshake(talk: &Talk) -> bool {
@@ -114,7 +114,8 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     // On a unix socket the error has one origin: the far end closed with bytes of nginx's unread (unix_release_sock).
     let seen = case.attempt.reset || case.attempt.unix.is_some();
     // Of what came in TLS nobody knows whether it was all.
-    let hidden = talk.got_bytes > 0 && ending::is_hidden(case);
+    let midway = talk.before && talk.sent_ns.is_none();
+    let hidden = (talk.got_bytes > 0 && ending::is_hidden(case)) || (midway && ending::said(case).is_none());
     let proof =
         seen && talk.watched && alive.is_some() && !survives && race::before(case).is_none() && !hidden;
     let rival = match (race::before(case), survives) {
@@ -132,6 +133,7 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         (None, false) => "a firewall or load balancer on the way that resets, or a process that ended there",
     };
     let when = match (talk.got_bytes, ending::head(case)) {
+        _ if talk.before && talk.sent_ns.is_none() => "in an exchange that had begun before why502 watched",
         (0, _) => "before a byte of the response",
         _ if hidden => "when it had sent some of a response, or all of it",
         (_, Head::Whole) => "in the middle of the response",

@@ -49,6 +49,10 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     .because_if(
         "request",
         match (work_us, talk.sent_ns) {
+            (Some(us), _) if talk.before => Some(format!(
+                "it had been at work for {} or less when it ended: the request was sent before why502 watched",
+                words::duration(us)
+            )),
             (Some(us), _) => Some(format!(
                 "it had been at work for {} when it ended: {} of request sent, {} of response read",
                 words::duration(us),

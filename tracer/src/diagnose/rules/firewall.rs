@@ -92,7 +92,8 @@ fn remote(case: &Case) -> Option<Verdict> {
         _ => return None,
     };
     // From this host's own address and no drop of ours seen: some own rule, but that was not witnessed.
-    let proof = proof && (!own || case.reach.drops);
+    // And where no SYN has left, what answers is of another time.
+    let proof = proof && (!own || case.reach.drops) && !case.all_syns_dropped();
     let who = if by_peer {
         format!("the firewall of {}", to.ip())
     } else if own {

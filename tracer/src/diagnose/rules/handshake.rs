@@ -20,7 +20,7 @@ use crate::{
     diagnose::{Cause, Verdict, words},
     event::{
         Talk,
-        said::{OTHER_NAME, Said},
+        said::{During, Fault, OTHER_NAME, Said},
     },
     nginx::InForce,
 };
@@ -281,7 +281,8 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
                 .is_some_and(|ms| ms <= waited_ms + slack(ms) && waited_ms <= ms + 2000.max(ms / 2))
         })
         .max_by_key(|t| t.milliseconds());
-    let answered = case.client_saw == Some(504) && case.attempt.number.is_some();
+    let said = ending::said(case) == Some((Fault::TimedOut, During::Handshake));
+    let answered = said || (case.client_saw == Some(504) && case.attempt.number.is_some());
     if timer.is_none() && !answered {
         return None;
     }
@@ -318,6 +319,7 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
                 "nginx gave up {waited} after its first bytes: {}, which holds for the handshake as well",
                 standing::directive(timer)
             ),
+            None if said => format!("nginx gave up {waited} after its first bytes, by its own word for the time"),
             None => format!(
                 "nginx gave up {waited} after its first bytes and answered 504, which stands for its timer"
             ),

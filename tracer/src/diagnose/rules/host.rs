@@ -21,7 +21,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let neighbour_failed = neighbour.is_some_and(|n| n.failed);
     let neighbour_text =
         neighbour.map(|n| format!("neighbour entry of {} on {}: {}", n.ip, n.device, n.state));
-    let dropped_by_neighbour = a.drop.as_ref().is_some_and(|d| d.saw(DropClass::Neighbour));
+    // An answer that finds no way back is no word on the host.
+    let dropped_by_neighbour = a.drop.as_ref().is_some_and(|d| d.saw(DropClass::Neighbour) && !d.reply);
     let target = neighbour.map_or(a.remote.ip(), |n| n.ip);
     let own = || {
         format!(
@@ -75,7 +76,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         };
         let verdict = Verdict::graded(
             Cause::HostUnreachable,
-            neighbour_failed && dropped_by_neighbour,
+            // A SYN that has left can have been answered.
+            neighbour_failed && dropped_by_neighbour && case.all_syns_dropped(),
             summary,
             "a router or firewall that reports the host as unreachable",
         );

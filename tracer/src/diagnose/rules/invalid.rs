@@ -6,11 +6,11 @@
 use super::{bytes, standing};
 use crate::{
     correlate::{
-        Case,
+        Case, ending,
         talk::{self, Answer, Protocol, fastcgi, http1::FaultKind, http2, memcached, payload},
     },
     diagnose::{Cause, Verdict, words},
-    event::Talk,
+    event::{Talk, said::Fault},
 };
 
 /// What is wrong, and whether every nginx refuses it.
@@ -51,6 +51,33 @@ fn other(talk: &Talk) -> Option<&'static str> {
 }
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
+    by_bytes(case).or_else(|| by_word(case))
+}
+
+/// Where the bytes do not tell, nginx's own word does.
+fn by_word(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    if ending::said(case)?.0 != Fault::Invalid {
+        return None;
+    }
+    let target = words::target(&case.attempt);
+    let verdict =
+        Verdict::proven(Cause::InvalidResponse, format!("{target} sent a response that nginx refuses"))
+            .because("said", "nginx itself tells its log that it refuses the response")
+            .because("response", standing::response(talk))
+            .because_if(
+                "hidden",
+                talk.tls.then_some(
+                    "TLS hides the bytes: what is wrong with them is told by nginx's own text alone",
+                ),
+            );
+    Some(
+        bytes::counts(verdict, case, talk)
+            .fix("mend the program that writes the header: nginx's error log quotes what it did not take"),
+    )
+}
+
+fn by_bytes(case: &Case) -> Option<Verdict> {
     let talk = bytes::exchange(case)?;
     if bytes::alert(talk).is_some() {
         return None;

@@ -11,7 +11,10 @@ use crate::{
         ending::{self, End, Fit, Head, Sent},
     },
     diagnose::{Cause, Verdict, words},
-    event::Talk,
+    event::{
+        Talk,
+        said::{During, Fault},
+    },
 };
 
 /// Which timer ran out, if one did.
@@ -33,6 +36,13 @@ fn closed(case: &Case) -> Option<&Talk> {
 
 fn timer(case: &Case) -> Option<Timer<'_>> {
     let talk = closed(case)?;
+    match ending::said(case) {
+        Some((Fault::TimedOut, During::Request)) => return Some(Timer::Send(ending::send_fit(case))),
+        Some((Fault::TimedOut, During::Header | During::Body)) => {
+            return Some(Timer::Read(ending::read_fit(case)));
+        }
+        _ => {}
+    }
     let sent = ending::sent(talk);
     let read = ending::read_fit(case).filter(|_| sent != Sent::Part);
     let send = ending::send_fit(case).filter(|_| sent != Sent::Whole && talk.got_bytes == 0);
@@ -42,7 +52,7 @@ fn timer(case: &Case) -> Option<Timer<'_>> {
         (None, Some(send)) => Some(Timer::Send(Some(send))),
         (None, None) if !ending::answered_by_timer(case) => None,
         (None, None) if sent == Sent::Part => Some(Timer::Send(None)),
-        (None, None) if sent == Sent::Whole => Some(Timer::Read(None)),
+        (None, None) if sent == Sent::Whole || talk.before => Some(Timer::Read(None)),
         (None, None) => None,
     }
 }
@@ -58,6 +68,13 @@ const CLIENT: &str = "its client left at the same time, and nginx gave up for th
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let talk = closed(case)?;
     match timer(case)? {
+        Timer::Read(fit) if talk.before && talk.sent_ns.is_none() => Some(read(
+            case,
+            talk,
+            fit.as_ref(),
+            false,
+            "the socket took no more of the request (send-timeout)",
+        )),
         Timer::Read(fit) => Some(read(case, talk, fit.as_ref(), certain(case, fit.as_ref()), CLIENT)),
         Timer::Send(fit) => Some(send(case, talk, fit.as_ref(), certain(case, fit.as_ref()), CLIENT)),
         // The socket's buffer holds what the peer does not take: the more is in it, the likelier it is full.
@@ -99,7 +116,9 @@ fn late(case: &Case, talk: &Talk) -> Late {
     match far {
         Some(far) if !far.accepted && talk.unacked == 0 => Late::Accept,
         // php leaves the end of FastCGI's standard input unread while it works.
-        Some(far) if far.unread > 0 && far.unread >= talk.sent_bytes && talk.unacked == 0 => Late::Unread,
+        Some(far) if far.unread > 0 && !talk.before && far.unread >= talk.sent_bytes && talk.unacked == 0 => {
+            Late::Unread
+        }
         _ if talk.unacked > 0 => Late::Path,
         Some(_) => Late::Answer,
         None => Late::Host,

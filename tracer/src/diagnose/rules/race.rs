@@ -18,7 +18,7 @@ use crate::{
 /// written, false if it arrived so soon after that it can have crossed the request. None for all others.
 pub(super) fn before(case: &Case) -> Option<bool> {
     let talk = ending::of(case)?;
-    let kept = talk.requests > 1 || (talk.found && talk.idle_us.is_some());
+    let kept = talk.requests > 1 || (talk.found && !talk.before);
     if !kept || talk.got_bytes > 0 || !matches!(ending::end(case)?, End::Fin | End::Reset | End::Error(_)) {
         return None;
     }
@@ -74,8 +74,9 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     )
     .because("order", order)
     .because("keepalive", format!(
-            "request {} on this connection, idle for {} before; {}",
+            "request {} on this connection{}, idle for {} before; {}",
             talk.requests,
+            if talk.found { " since why502 watches (it is older)" } else { "" },
             idle.as_deref().unwrap_or("an unknown time"),
             standing::response(talk)
         ))

@@ -4,25 +4,29 @@
 
 use super::{bytes, standing};
 use crate::{
-    correlate::{Case, talk},
+    correlate::{Case, ending, talk},
     diagnose::{Cause, Verdict, words},
-    event::Stage,
+    event::{Stage, Talk, said::Said},
     nginx::InForce,
 };
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let talk = case.attempt.talk.as_deref().filter(|_| case.attempt.stage == Stage::Established)?;
-    let read = talk::answer(case).status();
-    let status = read.or(talk.status).filter(|status| (500..=599).contains(status))?;
     if !talk.said_5xx && !talk.answered_bad {
         return None;
     }
+    let read = talk::answer(case).status();
+    let hidden = talk.tls && read.is_none() && talk.status.is_none();
+    let shown = if hidden { passed_on(case, talk) } else { None };
+    let status = read.or(talk.status).or(shown).filter(|status| (500..=599).contains(status))?;
     let target = words::target(&case.attempt);
     let both = talk.status.zip(read).is_none_or(|(kernel, bytes)| kernel == bytes);
     let first = talk.sent_ns.zip(talk.first_read_ns).filter(|(sent, read)| read >= sent);
     let after =
         first.map(|(sent, read)| format!(" {} after the request", words::duration((read - sent) / 1000)));
-    let said = if read.is_some() && !talk.response.is_empty() {
+    let said = if hidden {
+        format!("TLS hides the response; nginx gave its client {status} right after it had read it")
+    } else if read.is_some() && !talk.response.is_empty() {
         format!("its response begins {}", bytes::quoted(&talk.response))
     } else {
         format!("the status in its response is {status}")
@@ -31,7 +35,9 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let next = case.config.iter().flat_map(|c| c.settings.all("next_upstream")).find(|one| one.has(&word));
     let intercept =
         case.config.iter().flat_map(|c| c.settings.all("intercept_errors")).find(|one| InForce::is_on(one));
-    let saw = case.client_saw.map(|client| {
+    let silent = (hidden && case.facts.said == Some(Said::Nothing))
+        .then_some("nginx told its log of no error, which it does whenever such a status is its own");
+    let saw = case.client_saw.filter(|_| !hidden).map(|client| {
         if client == status {
             format!("nginx passed it on: its client got {client}")
         } else {
@@ -41,11 +47,12 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     Some(
         Verdict::graded(
             Cause::UpstreamReturned5xx,
-            both && talk.watched && talk.said_5xx,
+            both && talk.watched && talk.said_5xx && !hidden,
             format!("{target} itself answered {status}{}", meaning(status)),
-            "nginx made that status itself",
+            if hidden && status == 502 { REFUSED } else { "nginx made that status itself" },
         )
         .because("status", format!("{said}{}", after.unwrap_or_default()))
+        .because_if("silence", silent)
         .because_if("request", standing::request(talk))
         .because_if("client", saw)
         .because_if("next", next.map(|one| format!("with such a status nginx asks another server, if there is one: {}", standing::directive(one))))
@@ -58,6 +65,15 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         })
         .fix("no time-out, buffer or firewall is concerned: the request arrived and was answered"),
     )
+}
+
+const REFUSED: &str = "nginx refused what the server sent, and TLS hides that (invalid-response, header-too-big, upstream-closed-early)";
+
+/// The status of a response in TLS, by what nginx passed on. A 502 is as likely nginx's own, unless nginx would have said so.
+fn passed_on(case: &Case, talk: &Talk) -> Option<u16> {
+    let status = talk.answered.or(case.client_saw)?;
+    let own = status == 502 && case.facts.said != Some(Said::Nothing);
+    (!own && ending::said(case).is_none()).then_some(status)
 }
 
 /// What the usual ones stand for (RFC 9110, 15.6).

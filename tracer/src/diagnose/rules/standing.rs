@@ -32,6 +32,14 @@ pub(super) fn fit(fit: &Fit<'_>) -> String {
 /// The request, its time and what the peer's stack has of it.
 pub(super) fn request(talk: &Talk) -> Option<String> {
     talk.sent_ns?;
+    if talk.before {
+        let rest = if talk.unacked > 0 {
+            format!("; {} of it are not acknowledged", bytes(talk.unacked))
+        } else {
+            String::new()
+        };
+        return Some(format!("it was sent before why502 watched{rest}"));
+    }
     let method = ending::method(talk).map(|name| format!("{name}, ")).unwrap_or_default();
     let again = match talk.total_retrans {
         0 => String::new(),

@@ -11,7 +11,7 @@ use crate::{
         talk::{self, Answer, Protocol},
     },
     diagnose::{Cause, Verdict, words},
-    event::Talk,
+    event::{Talk, said::Fault},
     nginx::InForce,
 };
 
@@ -21,6 +21,9 @@ const CACHE: std::ops::RangeInclusive<u64> = 100..=2048;
 
 /// Sizes that nginx is told in practice.
 const SIZES: [u64; 5] = [8 << 10, 16 << 10, 32 << 10, 64 << 10, 128 << 10];
+
+const SMALLER: &str = "or make the header smaller: as a rule it is cookies (each Set-Cookie counts), a long Content-Security-Policy, or \
+                       debug headers";
 
 fn unended(case: &Case, talk: &Talk) -> bool {
     let all = talk.got_bytes as usize <= talk.response.len();
@@ -55,6 +58,46 @@ fn got_all(case: &Case, got: u64) -> bool {
 }
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
+    by_bytes(case).or_else(|| by_word(case))
+}
+
+/// Where the bytes do not tell, nginx's own word does.
+fn by_word(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    if ending::said(case)?.0 != Fault::TooBig {
+        return None;
+    }
+    let target = words::target(&case.attempt);
+    let directive =
+        case.config.iter().flat_map(|c| c.settings.all("buffer_size")).max_by_key(|one| one.bytes());
+    let verdict = Verdict::proven(
+        Cause::HeaderTooBig,
+        match directive {
+            Some(one) => format!(
+                "{target} sent a header that does not fit {} {}",
+                one.name,
+                one.value.as_deref().unwrap_or_default()
+            ),
+            None => format!("{target} sent a header that does not fit nginx's buffer for it"),
+        },
+    )
+    .because("said", "nginx itself tells its log that the header is too big for its buffer")
+    .because_if("buffer", directive.map(standing::directive));
+    let wanted = directive.and_then(InForce::bytes).and_then(|size| SIZES.into_iter().find(|s| *s > size));
+    let name = directive.map_or("proxy_buffer_size", |one| one.name.as_str());
+    let size = wanted.unwrap_or(128 << 10);
+    Some(
+        bytes::counts(verdict, case, talk)
+            .fix(format!(
+                "set {name} {} or more: how long the header is cannot be told, as TLS hides it{}",
+                crate::nginx::directives::size(size),
+                others(case, name, size)
+            ))
+            .fix(SMALLER),
+    )
+}
+
+fn by_bytes(case: &Case) -> Option<Verdict> {
     let talk = bytes::exchange(case)?;
     let spoken = talk::spoken(case)?;
     if talk.tls || matches!(spoken.protocol, Protocol::Stream | Protocol::Memcached) || !unended(case, talk) {
@@ -122,7 +165,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             } else {
                 format!("set {name} {enough}; {place}, or more: how long the header is cannot be told, as the rest had not come{others}")
             })
-            .fix("or make the header smaller: as a rule it is cookies (each Set-Cookie counts), a long Content-Security-Policy, or debug headers"),
+            .fix(SMALLER),
     )
 }
 

@@ -11,9 +11,51 @@ use crate::{
         talk::{self, Answer, Body},
     },
     diagnose::{Cause, Verdict, words},
+    event::said::{During, Fault},
 };
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
+    by_bytes(case).or_else(|| by_word(case))
+}
+
+/// Where the bytes do not tell, nginx's own word does.
+fn by_word(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    if ending::said(case)? != (Fault::ClosedEarly, During::Body) {
+        return None;
+    }
+    let target = words::target(&case.attempt);
+    let end = match ending::end(case)? {
+        End::Reset | End::Error(_) => format!("{target} reset the connection"),
+        End::Fin | End::Closed | End::WorkerEnded => format!("{target} ended the connection"),
+    };
+    let verdict = Verdict::proven(Cause::ResponseTruncated, format!("{end} in the middle of its response"))
+        .because("said", "nginx itself tells its log that the response ended too early")
+        .because("end", format!("{end} before the response was whole, as nginx saw it"))
+        .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
+        .because("client", log(case.client_saw));
+    Some(advise(
+        verdict.because_if("listener", standing::listener(case)).because_if("dnat", words::translation(case)),
+    ))
+}
+
+/// What the access log shows.
+fn log(shown: Option<u16>) -> String {
+    match shown {
+        Some(status) => format!(
+            "the client had the status {status} by then: the access log shows {status}, and the client a body that is cut off"
+        ),
+        None => "the client had the head by then: the access log shows no error, and the client a body that is cut off".to_owned(),
+    }
+}
+
+fn advise(verdict: Verdict) -> Verdict {
+    verdict
+        .fix("see the backend's log for this request: it gave up in the middle of its answer (an exception, a limit on time or memory), or what it reads from did")
+        .fix("no time-out of nginx is concerned; if it is a proxy itself, look at its own upstream")
+}
+
+fn by_bytes(case: &Case) -> Option<Verdict> {
     let talk = bytes::exchange(case)?;
     if talk.answered_bad || talk.tls {
         return None;
@@ -55,11 +97,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         }
         _ => None,
     };
-    let log = match shown {
-        Some(status) => format!("the client had the status {status} by then: the access log shows {status}, and the client a body that is cut off"),
-        None => "the client had the head by then: the access log shows no error, and the client a body that is cut off".to_owned(),
-    };
-    Some(
+    Some(advise(
         Verdict::graded(
             Cause::ResponseTruncated,
             proof,
@@ -77,11 +115,9 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         .because("body", what)
         .because("end", by)
         .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
-        .because("client", log)
+        .because("client", log(shown))
         .because_if("stderr", stderr)
         .because_if("listener", standing::listener(case))
-        .because_if("dnat", words::translation(case))
-        .fix("see the backend's log for this request: it gave up in the middle of its answer (an exception, a limit on time or memory), or what it reads from did")
-        .fix("no time-out of nginx is concerned; if it is a proxy itself, look at its own upstream"),
-    )
+        .because_if("dnat", words::translation(case)),
+    ))
 }

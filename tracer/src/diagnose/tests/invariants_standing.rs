@@ -32,9 +32,11 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         return;
     };
     let ended = talk.fin_ns.is_some() || a.reset || talk.told.is_some() || talk.eof;
+    // nginx itself has said so.
+    let said = ending::said(case).is_some();
     let backend = &case.facts.backend;
     must(!of_standing || !talk.said_5xx, "the server itself answered");
-    must(!of_bytes || !proven || talk.watched, "what nginx read was not seen");
+    must(!of_bytes || !proven || talk.watched || said, "what nginx read was not seen");
     let handshake = talk.tls && !talk.tls_data;
     let open = matches!(
         v.cause,
@@ -48,8 +50,8 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         v.cause,
         Cause::HeaderTooBig | Cause::InvalidResponse | Cause::ResponseTruncated | Cause::PlainToTlsPort
     );
-    must(!plain || (!talk.tls && talk.got_bytes > 0), "no byte of an answer in plain text came");
-    must(v.cause != Cause::ResponseTruncated || ended, "the far end did not end it");
+    must(!plain || (!talk.tls && talk.got_bytes > 0) || said, "no byte of an answer in plain text came");
+    must(v.cause != Cause::ResponseTruncated || ended || said, "the far end did not end it");
     must(v.cause != Cause::TlsToPlainPort || !talk.response.is_empty(), "it said nothing");
     must(
         v.cause != Cause::UpstreamReturned5xx || talk.said_5xx || talk.answered_bad,
@@ -57,7 +59,7 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
     );
     match v.cause {
         Cause::UpstreamDied => {
-            must(ended, "nothing came from the far end");
+            must(ended || said, "nothing came from the far end");
             let death = backend.death.as_ref();
             must(death.is_some_and(|d| d.ending || backend.gone == Some(true)), "no process ended");
             must(
@@ -68,7 +70,7 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         Cause::UpstreamClosedEarly | Cause::UpstreamReset => {
             // In TLS the end can be said in a record.
             let bye = !proven && v.cause == Cause::UpstreamClosedEarly && ending::said_goodbye(case);
-            must(ended || bye, "nothing came from the far end");
+            must(ended || bye || said, "nothing came from the far end");
             must(
                 !proven
                     || (talk.watched

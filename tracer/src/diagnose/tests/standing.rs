@@ -5,7 +5,10 @@ use bytes::Bytes;
 use super::{generate::Dice, *};
 use crate::{
     correlate::backend::{Backend, Far, Holder, Socket, Threads},
-    event::{Death, Sent, Talk, Told},
+    event::{
+        Death, Sent, Talk, Told,
+        said::{During, Fault, Said},
+    },
 };
 
 pub(super) const START: u64 = 5_000_000_000;
@@ -196,6 +199,14 @@ pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
     talk.unacked = dice.pick(&[0, 0, 31, 90_000]);
     talk.sent_bytes = dice.pick(&[0, 31, 31, 90_000]);
     talk.found = dice.one_in(4);
+    talk.before = talk.found && dice.one_in(2);
+    talk.said_error = dice.one_in(8);
+    if dice.one_in(6) {
+        let fault = dice.pick(&[Fault::ClosedEarly, Fault::TimedOut, Fault::TooBig, Fault::Invalid]);
+        let during =
+            dice.pick(&[During::Handshake, During::Request, During::Header, During::Body, During::Unknown]);
+        case.facts.said = Some(dice.pick(&[Said::Broken { fault, during }, Said::Nothing, Said::Other]));
+    }
     talk.tls = dice.one_in(4);
     talk.tls_data = talk.tls && dice.one_in(2);
     if talk.tls {

@@ -29,14 +29,14 @@ const NO_SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 
 impl Build {
     /// nginx speaks that module's protocol, and began so.
-    fn speaks(self, module: Module, first: &'static [u8]) -> Self {
+    pub(super) fn speaks(self, module: Module, first: &'static [u8]) -> Self {
         self.edit(|c| c.config[0].module = module).talk(|t| {
             t.first = *first.first_chunk().unwrap();
             t.request = Bytes::from_static(first);
         })
     }
 
-    fn with(self, key: &'static str, name: &str, value: &str) -> Self {
+    pub(super) fn with(self, key: &'static str, name: &str, value: &str) -> Self {
         self.edit(|c| {
             let settings = std::mem::take(&mut c.config[0].settings);
             c.config[0].settings = settings.with(key, name, value, None);
@@ -44,12 +44,12 @@ impl Build {
     }
 
     /// nginx answered its client with that in its own name, after nothing but failures.
-    fn answered(self, status: u16) -> Self {
+    pub(super) fn answered(self, status: u16) -> Self {
         self.edit(|c| (c.client_saw, c.attempt.number) = (Some(status), Some(1)))
     }
 
     /// nginx is a TLS client and has sent its ClientHello of 188 bytes, and so many bytes more.
-    fn tls(self, more: u32) -> Self {
+    pub(super) fn tls(self, more: u32) -> Self {
         self.edit(|c| c.config[0].settings.tls = Some(true))
             .talk(|t| {
                 t.tls = true;
