@@ -3,10 +3,11 @@
 use crate::net::NetNs;
 use crate::script::{self, Do, Read as What, Script};
 use crate::sys;
+use crate::tls;
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,6 +24,9 @@ pub(crate) struct Backend {
     /// A process for each connection, whose parent lives on; else a thread.
     #[serde(default)]
     pub(crate) fork: bool,
+    /// It speaks TLS (`tls.rs`) on its port of loopback; the script itself is played on the port 10,000 above.
+    #[serde(default)]
+    pub(crate) tls: bool,
     #[serde(default = "backlog")]
     pub(crate) backlog: i32,
     /// What chance begins with.
@@ -63,15 +67,26 @@ pub(crate) fn pid_file(dir: &Path, address: SocketAddr) -> PathBuf {
     dir.join(format!("backend-{}.pid", address.port()))
 }
 
-/// Starts a backend in `ns`, in the folder `dir`, and waits until it listens.
-pub(crate) fn start(ns: &NetNs, backend: &Backend, dir: &Path, bound: Duration) -> Result<Child> {
-    script::parse(&backend.script)?;
-    let address: SocketAddr =
+/// Starts a backend in `ns`, in the folder `dir`, and waits until it listens. Its processes.
+pub(crate) fn start(ns: &NetNs, backend: &Backend, dir: &Path, bound: Duration) -> Result<Vec<Child>> {
+    let mut address: SocketAddr =
         backend.address.parse().with_context(|| format!("backend address `{}`", backend.address))?;
+    if !backend.tls {
+        return Ok(vec![plain(ns, backend, address, dir, bound)?]);
+    }
+    ensure!(address.ip() == Ipv4Addr::LOCALHOST, "TLS is spoken on 127.0.0.1, not on {address}");
+    let port = address.port();
+    address.set_port(port + 10_000);
+    let behind = plain(ns, backend, address, dir, bound)?;
+    Ok(vec![behind, tls::start(ns, dir, port, address.port(), bound)?])
+}
+
+fn plain(ns: &NetNs, backend: &Backend, address: SocketAddr, dir: &Path, bound: Duration) -> Result<Child> {
+    script::parse(&backend.script)?;
     let pid_file = pid_file(dir, address);
     let _ = std::fs::remove_file(&pid_file);
     let mut command = ns.command(std::env::current_exe().context("no path of this program")?);
-    command.arg("backend").arg(&backend.address).arg(&backend.script).arg("--pid-file").arg(&pid_file);
+    command.arg("backend").arg(address.to_string()).arg(&backend.script).arg("--pid-file").arg(&pid_file);
     command.args(["--backlog", &backend.backlog.to_string(), "--seed", &backend.seed.to_string()]);
     if backend.fork {
         command.arg("--fork");

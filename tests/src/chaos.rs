@@ -9,13 +9,14 @@ use crate::nginx::Nginx;
 use crate::report;
 use crate::stress::{self, Options, Scratch};
 use crate::sys;
+use crate::tls;
 use crate::watch::{Start, Watch};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -63,12 +64,13 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     for (index, (port, fork, script)) in scripts::BACKENDS.iter().enumerate() {
         let backend = Backend {
             address: format!("127.0.0.1:{port}"),
+            tls: false,
             script: (*script).to_owned(),
             fork: *fork,
             backlog: 1024,
             seed: load.seed.wrapping_add(index as u64),
         };
-        backends.0.push(backend::start(web, &backend, dir, bound)?);
+        backends.0.extend(backend::start(web, &backend, dir, bound)?);
     }
     prepare(web, dir, &mut backends, bound)?;
     let nginx = Nginx::start(web, &settings(load.workers), dir, bound)?;
@@ -145,28 +147,7 @@ fn prepare(web: &NetNs, dir: &Path, backends: &mut Backends, bound: Duration) ->
             .args(["add table ip t; add chain ip t o { type filter hook output priority 0; }; \
                     add rule ip t o tcp dport 20009 drop"]),
     )?;
-    net::command_ok(
-        web.command("openssl")
-            .current_dir(dir)
-            .args(
-                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -keyout key.pem"
-                    .split(' '),
-            )
-            .args(["-out", "cert.pem", "-subj", "/CN=app.example.com"]),
-    )?;
-    std::fs::write(dir.join("tls.py"), scripts::TLS)?;
-    let child = web
-        .command("/usr/bin/python3")
-        .args(["tls.py", "3011", "3000"])
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(dir.join("tls.out"))?)
-        .spawn()
-        .context("cannot start /usr/bin/python3; install python3")?;
-    backends.0.push(child);
-    let up = || web.run(|| Ok(TcpStream::connect("127.0.0.1:3011")?)).is_ok();
-    ensure!(sys::poll_until(bound, up), "the TLS backend does not listen");
+    backends.0.push(tls::start(web, dir, 3011, 3000, bound)?);
     Ok(())
 }
 

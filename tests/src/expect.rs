@@ -187,6 +187,7 @@ impl Expect {
             told.confidence = Some(Floors { full: sure, kprobe: sure, tracepoint: sure });
             told.evidence_contains.push(says.clone());
             told.cause_any.clear();
+            (told.incidents_min, told.incidents_max) = (None, None);
             (told.full, told.kprobe, told.tracepoint) = (None, None, None);
         }
         told

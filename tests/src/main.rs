@@ -29,6 +29,7 @@ mod scene;
 mod script;
 mod stress;
 mod sys;
+mod tls;
 mod truth;
 mod unix;
 mod watch;

@@ -187,12 +187,13 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     for (port, scene) in ports() {
         let backend = Backend {
             address: format!("127.0.0.1:{port}"),
+            tls: false,
             script: scene.script.to_owned(),
             fork: scene.fork,
             backlog: 128,
             seed: 1,
         };
-        backends.0.push(backend::start(web, &backend, dir, bound)?);
+        backends.0.extend(backend::start(web, &backend, dir, bound)?);
     }
     let nginx = Nginx::start(web, &settings(options.slow), dir, bound)?;
     let mut clients = web.run(|| begin(bound))?;

@@ -233,8 +233,7 @@ impl Scene<'_> {
         if let Some(listen) = &step.listen {
             self.held.push(listen::listen(ns, listen, self.dir, 4, bound)?);
         } else if let Some(backend) = &step.backend {
-            let child = backend::start(ns, backend, self.dir, bound)?;
-            self.background.push(child);
+            self.background.extend(backend::start(ns, backend, self.dir, bound)?);
         } else if let Some(connect) = &step.connect {
             self.held.push(listen::connect(ns, connect)?);
         } else if step.fill_conntrack {

@@ -324,6 +324,21 @@ fn one_of_several_servers_is_a_warning() {
 }
 
 #[test]
+fn a_server_that_cannot_be_reached_is_told_once() {
+    let http = "upstream app { server 127.0.0.1:3002; }
+        server { listen unix:DIR/front.sock;
+            location /a/ { proxy_pass http://app; }
+            location /b/ { proxy_pass https://app; }
+            location /c/ { proxy_pass https://127.0.0.1:3002; proxy_ssl_server_name on; proxy_ssl_name c.test; } }";
+    let Some(site) = Site::start("a_server_that_cannot_be_reached_is_told_once", "", http) else { return };
+    let report = site.check(&quick());
+    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    let found = one(&report, "127.0.0.1:3002");
+    assert_eq!(found.at.iter().filter(|place| place.role == "pass").count(), 3, "{found:#?}");
+    assert!(found.breaks.contains("and 2 other lines gets 502"), "{}", found.breaks);
+}
+
+#[test]
 fn a_name_without_an_address_is_told() {
     let http = "server { listen unix:DIR/front.sock; location / { proxy_pass http://127.0.0.1:3001; } }";
     let Some(site) = Site::start("a_name_without_an_address_is_told", "", http) else { return };

@@ -403,51 +403,6 @@ answer 200 hello
 close
 ";
 
-/// TLS in front of another port: what happens there happens here, RST as well. One thread a connection: two that share it
-/// end the whole interpreter, as nothing there locks OpenSSL's state.
-pub(super) const TLS: &str = r"
-import select, socket, ssl, struct, sys, threading
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain('cert.pem', 'key.pem')
-listener = socket.create_server(('127.0.0.1', int(sys.argv[1])), backlog=512)
-threading.stack_size(256 << 10)
-
-def pump(secure, behind):
-    watched = [secure, behind]
-    while True:
-        ready = [secure] if secure in watched and secure.pending() else select.select(watched, [], [])[0]
-        if secure in ready:
-            if data := secure.recv(16384):
-                behind.sendall(data)
-            else:
-                watched.remove(secure)
-                behind.shutdown(socket.SHUT_WR)
-        if behind in ready:
-            data = behind.recv(16384)
-            if not data:
-                return
-            secure.sendall(data)
-
-def serve(plain):
-    with plain:
-        try:
-            secure = context.wrap_socket(plain, server_side=True)
-        except OSError:
-            return
-        with secure, socket.create_connection(('127.0.0.1', int(sys.argv[2]))) as behind:
-            try:
-                pump(secure, behind)
-                secure.settimeout(2)
-                secure.unwrap()
-            except ConnectionResetError:
-                secure.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
-            except OSError:
-                pass
-
-while True:
-    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-";
-
 /// Places and how often each is asked for.
 const PLACES: &[(&str, u64)] = &[
     ("plain", 24),

@@ -283,7 +283,8 @@ impl Look<'_> {
             // A second connection to the same server adds nothing to the failure of the first.
             let failed =
                 !target.is_plain && !matches!(answer.outcome, Outcome::Connected | Outcome::NotTried);
-            if failed && !self.is_spare_localhost(target) {
+            let whole = if failed { self.whole(number, target, &answer) } else { None };
+            if let Some(target) = whole.as_ref().filter(|target| !self.is_spare_localhost(target)) {
                 let who = refused_by.get(&number);
                 let tried = Tried {
                     attempt: attempt(self.worker, &target.ask, &answer),
@@ -335,6 +336,23 @@ impl Look<'_> {
             let verdict = self.explainer.explain_denial(self.worker.pid, &found, &to);
             self.push(target, verdict, "502");
         }
+    }
+
+    /// A server that cannot be reached, with all that leads to it: what would be said on the connection (TLS, for several
+    /// names) makes no difference. None if another target stands for it.
+    fn whole(&self, number: usize, target: &Target, answer: &Answer) -> Option<Target> {
+        let same = |(_, (other, its)): &(usize, (&Target, &Answer))| {
+            !other.is_plain
+                && (&other.ask.to, other.ask.from) == (&target.ask.to, target.ask.from)
+                && its.outcome == answer.outcome
+        };
+        let all = self.targets.targets.iter().zip(&self.answers).enumerate();
+        let mut all = all.filter(same).peekable();
+        if all.peek().is_none_or(|(first, _)| *first != number) {
+            return None;
+        }
+        let uses = all.flat_map(|(_, (other, _))| other.uses.iter().cloned()).collect();
+        Some(Target { uses, ..target.clone() })
     }
 
     /// The lines that lead to a target.
@@ -397,18 +415,21 @@ impl Look<'_> {
         let model = &self.subject.snapshot.model;
         let alone = |one: &&Use| !self.other_answers(target, one);
         let sure = |one: &&Use| !one.perhaps;
-        let worst = target.uses.iter().filter(sure).find(alone);
+        let worst: Vec<&Use> = target.uses.iter().filter(sure).filter(alone).collect();
         let passes = |one: &Use| -> Vec<String> {
             let lines = one.passes.iter().filter_map(|pass| model.passes.get(*pass));
             lines.map(|pass| at(&model.line(Role::Pass, pass.node))).collect()
         };
-        if let Some(one) = worst {
-            let stream = one
-                .passes
+        if !worst.is_empty() {
+            let stream = worst
                 .iter()
+                .flat_map(|one| &one.passes)
                 .filter_map(|pass| model.passes.get(*pass))
                 .all(|pass| pass.module.layer() == Layer::Stream);
-            let which = list(&passes(one));
+            let mut all: Vec<String> = worst.iter().flat_map(|one| passes(one)).collect();
+            let mut seen = BTreeSet::new();
+            all.retain(|place| seen.insert(place.clone()));
+            let which = list(&all);
             let text = if stream {
                 format!("every connection that comes to {which} is closed: no other server answers")
             } else {
