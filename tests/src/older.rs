@@ -245,7 +245,7 @@ fn ports() -> impl Iterator<Item = (u16, &'static Scene)> {
 
 /// Longer than why502 takes to start.
 fn read_timeout(slow: f64) -> Duration {
-    Duration::from_secs(if slow > 1.0 { 30 } else { 4 })
+    Duration::from_secs(if slow > 1.0 { 20 } else { 4 })
 }
 
 fn settings(slow: f64) -> Settings {

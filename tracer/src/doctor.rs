@@ -91,7 +91,7 @@ fn executables(out: &mut impl Write, loaded: &mut Loaded) -> Result<()> {
         }
         let path = fs::read_link(format!("/proc/{master}/exe")).unwrap_or_default();
         let path = path.display();
-        match uprobes::attach(&mut loaded.ebpf, master, Mode::On) {
+        match uprobes::attach(&mut loaded.ebpf, master, Mode::On, true) {
             Ok(attached) => {
                 let functions = attached.functions.join(", ");
                 written(writeln!(

@@ -35,7 +35,7 @@ pub enum SymbolError {
 /// A function of the executable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Function {
-    /// Where it begins in the file, bytes.
+    /// Where a uprobe goes in the file, bytes: at its beginning, or behind a landing pad (ENDBR64) that stands there.
     pub offset: u64,
     /// A uprobe there costs one trap: the kernel emulates the first instruction. Else it costs two.
     pub cheap: bool,
@@ -77,7 +77,9 @@ pub fn symbols(elf: &[u8]) -> Result<Symbols, SymbolError> {
         let address = functions.get(name).ok_or(SymbolError::Missing(name))?;
         image.function(*address).ok_or(SymbolError::Missing(name))
     };
-    let (upstream, host, start_sec) = layout(&image)?;
+    // Only builds with a cache have it, and a pointer for it before `upstream`.
+    let cache = functions.contains_key("ngx_http_file_cache_create");
+    let (upstream, host, start_sec) = layout(&image, cache)?;
     Ok(Symbols {
         log: function("ngx_log_error_core")?,
         connection_error: function("ngx_connection_error")?,
@@ -140,8 +142,14 @@ impl<'a> Image<'a> {
             let at = address.checked_sub(segment.address).and_then(|at| usize::try_from(at).ok());
             segment.executable && at.is_some_and(|at| at < segment.data.len())
         })?;
-        let offset = segment.offset.checked_add(address - segment.address)?;
-        let cheap = match self.bytes(address, 2)? {
+        // Every call passes what follows it with its arguments untouched, and that the kernel can emulate.
+        const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
+        let first = match self.bytes(address, ENDBR64.len()) {
+            Some(ENDBR64) => address.checked_add(4)?,
+            _ => address,
+        };
+        let offset = segment.offset.checked_add(first - segment.address)?;
+        let cheap = match self.bytes(first, 2)? {
             // push, or push of r8 to r15, or nop (arch/x86/kernel/uprobes.c).
             [0x50..=0x57 | 0x90, _] | [0x41, 0x50..=0x57] => true,
             _ => false,
@@ -199,8 +207,9 @@ fn entries(image: &Image<'_>) -> Entries {
 
 /// The offsets, from entries that agree (src/http/ngx_http_request.h, 1.14 to 1.31):
 /// `… srv_conf, loc_conf, read and write handler, [cache,] upstream, upstream_states, pool, header_in, headers_in {list,
-/// host, …}, …, start_sec, start_msec, method, http_version, request_line, uri, args, exten, unparsed_uri`.
-fn layout(image: &Image<'_>) -> Result<(u32, u32, u32), SymbolError> {
+/// [count,] host, …}, …, start_sec, start_msec, method, http_version, request_line, uri, args, exten, unparsed_uri`, with
+/// `count` since 1.29.8.
+fn layout(image: &Image<'_>, cache: bool) -> Result<(u32, u32, u32), SymbolError> {
     let one = |found: &BTreeSet<(u64, u64)>| match found.iter().copied().collect::<Vec<_>>().as_slice() {
         [only] => Ok(*only),
         [] => Err(SymbolError::Layout("its table of variables was not found")),
@@ -210,7 +219,8 @@ fn layout(image: &Image<'_>) -> Result<(u32, u32, u32), SymbolError> {
     let (uri, args, unparsed, host) = (one(&uri)?, one(&args)?, one(&unparsed)?, one(&host)?);
     let handlers_fit = uri.0 == args.0 && uri.0 == unparsed.0 && host.0 != uri.0;
     let strings_fit = args.1 == uri.1 + 16 && unparsed.1 == uri.1 + 48;
-    let upstream = host.1.checked_sub(88).filter(|upstream| matches!(upstream, 64 | 72));
+    let upstream = if cache { 72 } else { 64 };
+    let upstream = Some(upstream).filter(|upstream| matches!(host.1.checked_sub(*upstream), Some(88 | 96)));
     let start_sec = uri.1.checked_sub(48).filter(|start_sec| *start_sec > host.1);
     match (upstream, start_sec) {
         (Some(upstream), Some(start_sec)) if handlers_fit && strings_fit => {

@@ -39,23 +39,38 @@ struct Row {
     program: &'static str,
     symbol: &'static str,
     function: fn(&Symbols) -> Option<Function>,
-    /// Attached only with [`Mode::On`]: healthy requests call it.
-    hot: bool,
+    when: When,
+}
+
+/// When a function is probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// Always.
+    Always,
+    /// Where a log hides errors: else what it tells is told by the log's own function as well.
+    Hidden,
+    /// Only with [`Mode::On`]: healthy requests call it.
+    Hot,
 }
 
 const ROWS: &[Row] = &[
-    Row { program: "nginx_logs", symbol: "ngx_log_error_core", function: |s| Some(s.log), hot: false },
+    Row {
+        program: "nginx_logs",
+        symbol: "ngx_log_error_core",
+        function: |s| Some(s.log),
+        when: When::Always,
+    },
     Row {
         program: "nginx_connection_error",
         symbol: "ngx_connection_error",
         function: |s| Some(s.connection_error),
-        hot: false,
+        when: When::Hidden,
     },
     Row {
         program: "nginx_frees_peer",
         symbol: "ngx_http_upstream_free_round_robin_peer",
         function: |s| s.free_peer,
-        hot: true,
+        when: When::Hot,
     },
 ];
 
@@ -97,6 +112,8 @@ pub struct Attached {
     /// Those that are left out, and why.
     pub left_out: Vec<String>,
     links: Vec<(&'static str, UProbeLinkId)>,
+    /// Errors that no log shows are told as well.
+    pub hidden: bool,
 }
 
 /// The executable of a process.
@@ -107,11 +124,11 @@ pub fn file_of(pid: u32) -> io::Result<File> {
     fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()))
 }
 
-/// Probes the executable of a process, for all processes that run it.
+/// Probes the executable of a process, for all processes that run it. `hidden`: a log hides errors.
 ///
 /// # Errors
 /// [`UprobeError`]; nothing is attached then.
-pub fn attach(ebpf: &mut Ebpf, pid: u32, mode: Mode) -> Result<Attached, UprobeError> {
+pub fn attach(ebpf: &mut Ebpf, pid: u32, mode: Mode, hidden: bool) -> Result<Attached, UprobeError> {
     // Not its path: that may lead to another file by now, or into another mount namespace.
     let path = format!("/proc/{pid}/exe");
     let elf = proc::read_up_to(&path, MOST)?;
@@ -119,13 +136,20 @@ pub fn attach(ebpf: &mut Ebpf, pid: u32, mode: Mode) -> Result<Attached, UprobeE
     drop(elf);
     let layout =
         Layout { upstream: symbols.upstream, host: symbols.host, start_sec: symbols.start_sec, _pad: 0 };
-    let mut attached = Attached { layout, functions: Vec::new(), left_out: Vec::new(), links: Vec::new() };
-    for row in ROWS.iter().filter(|row| mode == Mode::On || !row.hot) {
+    let hidden = hidden || mode == Mode::On;
+    let mut attached =
+        Attached { layout, functions: Vec::new(), left_out: Vec::new(), links: Vec::new(), hidden };
+    let wanted = |row: &&Row| match row.when {
+        When::Always => true,
+        When::Hidden => hidden,
+        When::Hot => mode == Mode::On,
+    };
+    for row in ROWS.iter().filter(wanted) {
         let Some(function) = (row.function)(&symbols) else {
             attached.left_out.push(format!("{}: not exported", row.symbol));
             continue;
         };
-        if row.hot && !function.cheap {
+        if row.when == When::Hot && !function.cheap {
             attached.left_out.push(format!(
                 "{}: this build begins it with an instruction that the kernel cannot emulate, so that every upstream \
                  connection would cost 20 microseconds",

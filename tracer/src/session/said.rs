@@ -138,8 +138,12 @@ impl Executable {
             return;
         }
         let Some(first) = self.masters.first() else { return };
+        let hidden = self.masters.iter().any(|master| master.hides_errors);
+        if let Some(attached) = self.attached.take_if(|attached| hidden && !attached.hidden) {
+            uprobes::detach(ebpf, attached);
+        }
         if self.attached.is_none() && !self.refused {
-            match uprobes::attach(ebpf, first.pid, mode) {
+            match uprobes::attach(ebpf, first.pid, mode, hidden) {
                 Ok(attached) => {
                     problems.extend(attached.left_out.iter().map(|text| format!("no uprobe on {text}")));
                     self.attached = Some(attached);

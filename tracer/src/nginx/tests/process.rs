@@ -124,3 +124,15 @@ fn titles_of_forks() {
         assert_eq!(conf(title).unwrap(), Path::new(path), "{title}");
     }
 }
+
+/// Each of them tells where a uprobe costs one trap: the current one begins its functions with a landing pad (ENDBR64).
+fn probed_where_the_kernel_emulates(nginx: &Path) {
+    let elf = std::fs::read(nginx).unwrap();
+    let found = crate::nginx::symbols::symbols(&elf).unwrap();
+    for function in [found.log, found.free_peer.unwrap()] {
+        let at = usize::try_from(function.offset).unwrap();
+        assert!(function.cheap, "{:x?}", &elf[at - 4..at + 8]);
+    }
+}
+
+super::live::asks_each_nginx!(probed_where_the_kernel_emulates);
