@@ -193,10 +193,12 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
     };
     // SAFETY: a live map element of plain integers, copied at once.
     let layout = unsafe { *layout };
-    let upstream: u64 = read_user(current + u64::from(layout.upstream));
+    // Its `upstream_states` follow, an ngx_array_t: elements, their number.
+    let [upstream, states]: [u64; 2] = read_user(current + u64::from(layout.upstream));
     if upstream == 0 {
         return;
     }
+    let tries: [u64; 2] = if states == 0 { [0; 2] } else { read_user(states) };
     // Connection, address, its length, name.
     let peer: [u64; 4] = read_user(upstream + PEER);
     if call.connection != 0 && call.connection != peer[0] {
@@ -246,6 +248,7 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
         (*to).id = id;
         (*to).format_at = call.format;
         (*to).number = call.second;
+        (*to).states = tries[1];
         // start_sec, start_msec, method, http_version, request_line.
         let line: [u64; 6] = read_user(main + u64::from(layout.start_sec));
         (*to).began = [line[0], line[1]];

@@ -21,6 +21,19 @@ pub enum Source {
         /// In between it began connections, perhaps for others.
         crowded: bool,
     },
+    /// nginx itself has told its log.
+    Said(Word),
+}
+
+/// What nginx tells its log when it tries nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// "no live upstreams".
+    NoLive,
+    /// "no resolver defined to resolve …".
+    NoResolver,
+    /// "… could not be resolved", with a response code of DNS or ETIMEDOUT.
+    NotResolved(u64),
 }
 
 impl Source {
@@ -29,6 +42,7 @@ impl Source {
     pub fn no_connection(self) -> bool {
         match self {
             Source::Answer { crowded, .. } => !crowded,
+            Source::Said(_) => true,
         }
     }
 
@@ -37,6 +51,16 @@ impl Source {
     pub fn at_once(self) -> bool {
         match self {
             Source::Answer { at_once, .. } => at_once,
+            Source::Said(_) => true,
+        }
+    }
+
+    /// What nginx itself says, if it is asked.
+    #[must_use]
+    pub fn word(self) -> Option<Word> {
+        match self {
+            Source::Answer { .. } => None,
+            Source::Said(word) => Some(word),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::ffi::OsStrExt as _,
     path::PathBuf,
+    time::{Duration, SystemTime},
 };
 
 use tracer_ebpf::said::{self as wire, said_flag};
@@ -215,6 +216,8 @@ pub struct Statement {
     pub action: Vec<u8>,
     /// The text's second argument: a number, or where a string lies in the worker.
     pub number: u64,
+    /// Tries of the request so far, this one of nobody included; more where it was led elsewhere.
+    pub tries: u64,
     /// That string, once it is read; see `session::said`.
     pub reason: Option<String>,
     subject: Words,
@@ -266,9 +269,18 @@ impl Statement {
             action: words(&said.action, action).bytes,
             subject: words(&said.subject, subject),
             number: said.number,
+            tries: said.states,
             reason: None,
             peer_name: words(&said.peer_name, peer_name),
         }
+    }
+
+    /// When the request began, by nginx's clock, which it reads once per round of its loop.
+    #[must_use]
+    pub fn began(&self) -> SystemTime {
+        let [seconds, ms] = self.request.began;
+        let since = Duration::from_secs(seconds).saturating_add(Duration::from_millis(ms.min(999)));
+        SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// What it is about, by its text (src/http/ngx_http_upstream.c, 1.14 to 1.31).

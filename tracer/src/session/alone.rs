@@ -8,24 +8,27 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     rc::{Rc, Weak},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use tracer_ebpf::request::client_flag;
+use tracer_ebpf::request::{BAD_GATEWAY, client_flag};
 
 use super::{Session, clock::wall_clock, complain, config::Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{
         Case, Facts, GaveUp, ending,
-        no_attempt::{self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Place, Reply, Said, Source},
-        request::{Attribution, Head},
+        no_attempt::{
+            self, Choice, Failure, Group, LookUp, NoAttempt, Peer, Place, Reply, Said, Source, Word,
+        },
+        request::{Attribution, Head, Request},
+        said,
     },
     diagnose::{self, Cause},
-    event::{Answered, Attempt, Dns, Stage},
+    event::{self, Answered, Attempt, Dns, Stage, said::Statement},
     nginx::{
-        Candidate, ConfigLine, InForces, Located, REDIRECT, Role, choice::Destination, tree::NodeId, uri,
-        value,
+        Candidate, ConfigLine, InForces, Located, Model, REDIRECT, Role, choice::Destination, tree::NodeId,
+        uri, value,
     },
     report::Incident,
 };
@@ -45,13 +48,28 @@ const KEEP_NS: u64 = 3600 * 1_000_000_000;
 const DEFAULT_MAX_FAILS: u64 = 1;
 const DEFAULT_FAIL_TIMEOUT_S: u64 = 10;
 
+/// How long nginx's own word waits for the kernel side's record of the same answer, which HTTP/1 in clear text has.
+const WORD_WAIT: Duration = Duration::from_millis(300);
+/// How long after its word nginx answers, at most.
+const WORD_NS: u64 = 2_000_000_000;
+
+/// Something that nginx answered by itself.
+#[derive(Debug)]
+struct Pending {
+    answered: Answered,
+    /// What nginx told its log of it.
+    said: Option<Box<Statement>>,
+}
+
 /// Failures of one server, each with the configuration that its worker ran with.
 type Past = VecDeque<(Failure, Weak<Snapshot>)>;
 
 /// What is known so far of servers and names.
 #[derive(Debug, Default)]
 pub(super) struct Alone {
-    pending: VecDeque<Answered>,
+    pending: VecDeque<Pending>,
+    /// nginx's words that no record of an answer has come for yet.
+    words: VecDeque<(Instant, Box<Statement>)>,
     /// By group and address.
     failures: HashMap<(String, Place), Past>,
     replies: VecDeque<Dns>,
@@ -76,7 +94,37 @@ impl Alone {
 
     /// Takes such a record.
     pub(super) fn note(&mut self, answered: Answered) {
-        self.pending.push_back(answered);
+        let its = |(_, said): &(Instant, Box<Statement>)| {
+            said.worker == answered.worker
+                && said.client.is_some_and(|(client, _)| client == answered.client)
+                && (said.time_ns..=said.time_ns + WORD_NS).contains(&answered.time_ns)
+        };
+        let said = self.words.iter().position(its).and_then(|at| self.words.remove(at)).map(|(_, said)| said);
+        self.pending.push_back(Pending { answered, said });
+    }
+
+    /// Takes nginx's own word, if it is that it tried nobody.
+    pub(super) fn said(&mut self, statement: &Statement, now: Instant) {
+        let none = match word_of(&statement.said()) {
+            None => false,
+            // It says that of requests that have tried every server, too.
+            Some(Word::NoLive) => statement.tries <= 1,
+            Some(Word::NoResolver | Word::NotResolved(_)) => true,
+        };
+        if none && !statement.connected && self.words.len() < MOST_PENDING {
+            self.words.push_back((now, Box::new(statement.clone())));
+        }
+    }
+
+    /// Words for which no record has come: their clients speak TLS or HTTP/2.
+    pub(super) fn settle_words(&mut self, now: Instant) {
+        while let Some((_, said)) =
+            self.words.pop_front_if(|(since, _)| now.duration_since(*since) >= WORD_WAIT)
+        {
+            if let Some(answered) = answered_by(&said) {
+                self.pending.push_back(Pending { answered, said: Some(said) });
+            }
+        }
     }
 
     /// Takes what a name server told.
@@ -89,7 +137,7 @@ impl Alone {
 
     /// True if answers wait.
     pub(super) fn any_waits(&self) -> bool {
-        !self.pending.is_empty()
+        !self.pending.is_empty() || !self.words.is_empty()
     }
 
     /// Notes a failure that nginx counts against the server.
@@ -185,23 +233,26 @@ impl Alone {
 impl Session<'_> {
     /// Explains what nginx answered by itself, as far as all attempts before it are explained. True if more is left.
     pub(super) fn explain_alone(&mut self, end: Instant) -> Result<bool> {
+        self.alone.settle_words(Instant::now());
         while let Some(next) = self.alone.pending.front() {
-            let before = self.waiting.front().is_some_and(|held| held.attempt.end_ns <= next.time_ns);
+            let before =
+                self.waiting.front().is_some_and(|held| held.attempt.end_ns <= next.answered.time_ns);
             if before || self.enough() {
                 return Ok(false);
             }
             if Instant::now() >= end {
                 return Ok(true);
             }
-            let Some(answered) = self.alone.pending.pop_front() else { break };
-            if let Some(incident) = self.incident_of(&answered)? {
+            let Some(pending) = self.alone.pending.pop_front() else { break };
+            if let Some(incident) = self.incident_of(&pending)? {
                 self.show(incident)?;
             }
         }
         Ok(false)
     }
 
-    fn incident_of(&mut self, answered: &Answered) -> Result<Option<Incident>> {
+    fn incident_of(&mut self, pending: &Pending) -> Result<Option<Incident>> {
+        let Pending { answered, said } = pending;
         if self.watch.get(answered.worker).is_none() {
             complain(&self.watch.scan(&mut self.maps)?);
         }
@@ -209,12 +260,22 @@ impl Session<'_> {
             self.unread += 1;
             return Ok(None);
         };
-        let attribution = Attribution::of(answered, self.requests.number());
+        let number = self.requests.number();
+        let kernel = Attribution::of(answered, number);
+        let attribution = match said.as_deref().and_then(said::request) {
+            Some(own) if kernel.request.as_ref().is_none_or(|request| request.head.is_none()) => {
+                Attribution {
+                    request: Some(Request { id: number, status: answered.status, ..own }),
+                    note: None,
+                }
+            }
+            Some(_) | None => kernel,
+        };
         let head = attribution.request.as_ref().and_then(|request| request.head.as_ref());
         let Some(head) = head.filter(|head| !head.truncated) else {
             return Ok(None);
         };
-        let Some((no_attempt, candidate)) = self.choice(answered, head, &worker) else {
+        let Some((no_attempt, candidate)) = self.choice(pending, head, &worker) else {
             return Ok(None);
         };
         let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
@@ -246,14 +307,21 @@ impl Session<'_> {
     }
 
     /// What nginx had to choose from for a request; None if that is not told by the configuration.
-    fn choice(&self, answered: &Answered, head: &Head, worker: &Watched) -> Option<(NoAttempt, Candidate)> {
+    fn choice(&self, pending: &Pending, head: &Head, worker: &Watched) -> Option<(NoAttempt, Candidate)> {
+        let Pending { answered, said } = pending;
         let snapshot = &worker.config;
         let model = &snapshot.model;
         let host = head.host.as_deref().unwrap_or_default();
         let target = path_of(&head.target);
-        let located = model.locate(Some(answered.local), Some(host), target);
+        // nginx's own word for the place counts more than what follows from the request.
+        let place = said.as_deref().and_then(|said| super::said::place(said, worker));
+        let located = place.unwrap_or_else(|| model.locate(Some(answered.local), Some(host), target));
         let variable = |name: &str| variable(name, host, target);
-        let (pass, destination) = one_destination(&located, |pass| model.destination(pass, &variable))?;
+        let word = said.as_deref().map(Statement::said);
+        let (pass, destination) = match &word {
+            Some(word) => (*located.passes.first()?, told(model, word)?),
+            None => one_destination(&located, |pass| model.destination(pass, &variable))?,
+        };
         let has = |bit: u32| answered.flags & bit != 0;
         let others = model.other_bad_gateways(&located);
         let place = |line: &ConfigLine| format!("{}:{} ({})", line.file.display(), line.line, line.text);
@@ -272,10 +340,15 @@ impl Session<'_> {
         };
         lines.push(line.clone());
         let no_attempt = NoAttempt {
-            source: Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) },
+            source: match word.as_ref().and_then(word_of) {
+                Some(word) => Source::Said(word),
+                None => {
+                    Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) }
+                }
+            },
             waited_us: answered.time_ns.saturating_sub(answered.request) / 1000,
             certain: (located.exact || only_redirect) && !snapshot.is_guess && worker.runs_as_shown(),
-            others: others.iter().map(place).collect(),
+            others: if word.is_some() { Vec::new() } else { others.iter().map(place).collect() },
             pass: line,
             choice,
         };
@@ -417,6 +490,55 @@ impl Session<'_> {
         };
         Some((Choice::Name(look_up), resolver.into_iter().chain(timeout_line).collect(), name))
     }
+}
+
+/// What nginx says of trying nobody; None if it says something else.
+fn word_of(said: &event::said::Said) -> Option<Word> {
+    match said {
+        event::said::Said::NoLiveUpstreams { .. } => Some(Word::NoLive),
+        event::said::Said::NoResolver { .. } => Some(Word::NoResolver),
+        event::said::Said::NotResolved { state, .. } => Some(Word::NotResolved(*state)),
+        _ => None,
+    }
+}
+
+/// Where that leads: the group, or the name.
+fn told(model: &Model, said: &event::said::Said) -> Option<Destination> {
+    match said {
+        event::said::Said::NoLiveUpstreams { upstream } => {
+            match model.upstreams.iter().position(|known| known.name == *upstream) {
+                Some(index) => Some(Destination::Group(index)),
+                // nginx names the group that it made of a pass by its host and port.
+                None => {
+                    let (host, port) = upstream.rsplit_once(':').unwrap_or((upstream, "80"));
+                    Some(Destination::Host { host: host.to_owned(), port: port.parse().ok()? })
+                }
+            }
+        }
+        event::said::Said::NoResolver { name } | event::said::Said::NotResolved { name, .. } => {
+            Some(Destination::Resolve { name: Some(name.clone()), sure: true })
+        }
+        _ => None,
+    }
+}
+
+/// The answer that a word stands for, where no record tells of it: its client is none of HTTP/1 in clear text.
+fn answered_by(said: &Statement) -> Option<Answered> {
+    let (client, local) = said.client?;
+    // nginx dates its requests by the wall clock.
+    let waited = wall_clock(said.time_ns).duration_since(said.began()).unwrap_or_default();
+    let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(0);
+    Some(Answered {
+        worker: said.worker,
+        request: said.time_ns.saturating_sub(waited_ns),
+        time_ns: said.time_ns,
+        client,
+        local,
+        status: Some(BAD_GATEWAY),
+        flags: client_flag::ALONE,
+        clean: 0,
+        bytes: Vec::new(),
+    })
 }
 
 /// Where all passes of a request lead, with the first of them; None if that differs.

@@ -78,6 +78,8 @@ const BUDGET: Duration = Duration::from_millis(60);
 /// Attempts that may wait to be explained (6 MB); beyond it records stay in the ring buffer, and the kernel
 /// counts what does not fit there.
 const MOST_WAITING: usize = 8192;
+/// Longer than anything waits for the record of an answer.
+const WAIT_FOR_ANSWER: Duration = Duration::from_secs(2);
 /// Explained attempts between two looks into the ring buffer.
 const BATCH: usize = 64;
 
@@ -336,6 +338,7 @@ impl<'a> Session<'a> {
             }
             self.explain(held)?;
         }
+        self.alone.settle_words(Instant::now() + WAIT_FOR_ANSWER);
         while self.explain_alone(Instant::now() + BUDGET)? {}
         for incident in self.requests.all() {
             if self.enough() {
@@ -422,7 +425,10 @@ impl<'a> Session<'a> {
                 self.denials.note(*denial);
             }
             Event::Death(death) => self.gatherer.backends.died(*death),
-            Event::Said(statement) => self.requests.said(*statement, Instant::now()),
+            Event::Said(statement) => {
+                self.alone.said(&statement, Instant::now());
+                self.requests.said(*statement, Instant::now());
+            }
             Event::Dns(dns) => self.alone.heard(*dns),
             Event::Hint { socket, worker, remote } => {
                 if !self.reach.accept_queue {

@@ -53,7 +53,7 @@ part doctor hooks
 check
 part older ./faultlab older --why502 ./why502 --slow 15 --tier full
 part uprobes ./faultlab --why502 ./why502 --cases data --slow 15 --again --jobs 4 --tier full --why502-arg=--uprobes=on \
-    --case request-tls --case request-http2 --case stood-tls-c --case stood-tls-t --case current-tls-
+    --case request-http2 --case stood-tls-c --case stood-tls-t --case current-tls- --case tls-client
 "#;
 
 /// The same for a guest that starts with SELinux: cases that need it, one after the other, as there is one mode and one set

@@ -64,7 +64,18 @@ const ASKED: &str = "--why502-arg=--uprobes=on";
 
 /// The same with nginx itself asked, and the cases of which it can tell more.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
-    const TOLD: [&str; 6] = ["--case", "request-", "--case", "stood-tls-", "--case", "current-tls-"];
+    const TOLD: [&str; 10] = [
+        "--case",
+        "request-",
+        "--case",
+        "stood-tls-",
+        "--case",
+        "current-tls-",
+        "--case",
+        "tls-client",
+        "--case",
+        "resolver-",
+    ];
     let mut command = faultlab(session, &["--jobs", "4", "--again", ASKED])?;
     command.args(TOLD);
     command.arg("--cases").arg(binaries::root().join("tests/data"));

@@ -6,7 +6,7 @@
 use crate::{
     correlate::{
         Case,
-        no_attempt::{Choice, Failure, Group, Peer, Standing},
+        no_attempt::{Choice, Failure, Group, Peer, Standing, Word},
     },
     diagnose::{Cause, Verdict, words},
 };
@@ -19,13 +19,17 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let now = case.attempt.end_ns;
     let standings: Vec<(&Peer, Standing)> =
         group.peers.iter().map(|peer| (peer, group.standing(peer, now))).collect();
-    if standings.is_empty() || standings.iter().any(|(_, standing)| *standing == Standing::Always) {
+    let said = none.source.word() == Some(Word::NoLive);
+    if !said && (standings.is_empty() || standings.iter().any(|(_, standing)| *standing == Standing::Always))
+    {
         return None;
     }
     let unseen = standings.iter().filter(|(_, standing)| *standing == Standing::Unknown).count();
     // A kept connection to a unix socket is not seen: this request may have had one.
     let unix = group.peers.iter().any(|peer| peer.unix.is_some() && !peer.down);
-    if !none.source.no_connection() || (unseen > 0 && (unix || !none.is_certain() || !none.source.at_once()))
+    let open = unseen > 0 && (unix || !none.is_certain() || !none.source.at_once());
+    if none.source.word().is_some_and(|word| word != Word::NoLive)
+        || (!said && (!none.source.no_connection() || open))
     {
         return None;
     }
@@ -34,7 +38,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         Standing::Out { .. } => peer.sure && counted(peer).iter().all(|failure| failure.sure),
         Standing::Unknown | Standing::Always => false,
     };
-    let proof = none.is_certain() && group.known && standings.iter().all(sure);
+    let proof = said || (none.is_certain() && group.known && standings.iter().all(sure));
     let rival = none.doubt().unwrap_or_else(|| match unseen {
         0 if !group.known => "a choice that is not nginx's own".to_owned(),
         0 => "a server of the same name at an address that why502 does not know".to_owned(),
@@ -42,18 +46,20 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
               watched, or after the connection: a time-out, an early end, max_conns)"
             .to_owned(),
     });
-    let summary = if standings.iter().all(|(_, standing)| *standing == Standing::Down) {
+    let summary = if !standings.is_empty() && standings.iter().all(|(_, s)| *s == Standing::Down) {
         format!("every server of {} is marked `down`", group.name)
     } else {
         format!("no server of {} was in service: nginx tried none", group.name)
     };
-    let mut verdict = Verdict::graded(Cause::NoLiveUpstreams, proof, summary, rival).because(
-        "answer",
-        format!(
-            "nginx answered {} after the request and opened no connection",
-            words::duration(none.waited_us)
-        ),
-    );
+    let mut verdict = Verdict::graded(Cause::NoLiveUpstreams, proof, summary, rival)
+        .because(
+            "answer",
+            format!(
+                "nginx answered {} after the request and opened no connection",
+                words::duration(none.waited_us)
+            ),
+        )
+        .because_if("said", said.then_some("nginx itself tells its log: no live upstreams"));
     for (peer, standing) in &standings {
         verdict = verdict.because("server", told(group, peer, *standing, now));
     }
@@ -75,7 +81,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             Standing::Unknown | Standing::Always => verdict,
         };
     }
-    if unseen > 0 {
+    if unseen > 0 || standings.is_empty() {
         verdict = verdict
             .fix("watch on: the failures that take the servers out the next time are incidents of their own");
     }

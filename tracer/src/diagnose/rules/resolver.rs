@@ -6,7 +6,7 @@
 use crate::{
     correlate::{
         Case,
-        no_attempt::{Choice, LookUp, NoAttempt, Reply, Said, code_name},
+        no_attempt::{Choice, LookUp, NoAttempt, Reply, Said, Word, code_name},
     },
     diagnose::{Cause, Verdict, words},
 };
@@ -41,7 +41,11 @@ fn answered(none: &NoAttempt) -> String {
 
 pub(super) fn none(case: &Case) -> Option<Verdict> {
     let (none, look_up) = look_up(case)?;
-    if look_up.resolver.is_some() || !none.source.no_connection() {
+    let said = match none.source.word() {
+        Some(word) if word != Word::NoResolver => return None,
+        word => word.is_some(),
+    };
+    if !said && (look_up.resolver.is_some() || !none.source.no_connection()) {
         return None;
     }
     let pass = place(&none.pass);
@@ -51,11 +55,12 @@ pub(super) fn none(case: &Case) -> Option<Verdict> {
     Some(
         Verdict::graded(
             Cause::NoResolver,
-            none.is_certain() && look_up.sure,
+            said || (none.is_certain() && look_up.sure),
             format!("nginx has no resolver to look up {}", name(look_up)),
             rival,
         )
         .because("answer", answered(none))
+        .because_if("said", said.then_some("nginx itself tells its log: no resolver defined"))
         .because(
             "no-resolver",
             format!(
@@ -70,6 +75,11 @@ pub(super) fn none(case: &Case) -> Option<Verdict> {
 
 pub(super) fn failed(case: &Case) -> Option<Verdict> {
     let (none, look_up) = look_up(case)?;
+    let state = match none.source.word() {
+        Some(Word::NotResolved(state)) => Some(state),
+        Some(_) => return None,
+        None => None,
+    };
     let resolver = look_up.resolver.as_ref()?;
     let timed_out = look_up.timeout_ms.filter(|ms| {
         let waited = none.waited_us / 1000;
@@ -86,7 +96,9 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
     if !none.source.no_connection() && own.is_none() {
         return None;
     }
-    let (proof, summary, rival) = if let Some(reply) = last {
+    let (proof, summary, rival) = if let Some(state) = state {
+        (true, by_word(look_up, state, own), "")
+    } else if let Some(reply) = last {
         // A reply to the question of another request is not this one's.
         let other = look_up.name.is_some() && own.is_none();
         let known = reply.name.as_deref().filter(|_| look_up.name.is_none()).unwrap_or_else(|| name(look_up));
@@ -109,9 +121,9 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
     } else {
         (false, format!("{} could not be resolved", name(look_up)), "a name that is that of a group")
     };
-    let proof = proof && none.is_certain() && look_up.sure;
+    let proof = state.is_some() || (proof && none.is_certain() && look_up.sure);
     // Without any trace of a reply or of the timer, only what leaves nothing else is worth saying.
-    if last.is_none() && timed_out.is_none() && !(none.is_certain() && look_up.sure) {
+    if state.is_none() && last.is_none() && timed_out.is_none() && !(none.is_certain() && look_up.sure) {
         return None;
     }
     let mut verdict = Verdict::graded(
@@ -121,6 +133,7 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
         none.doubt().unwrap_or_else(|| rival.to_owned()),
     )
     .because("answer", answered(none))
+    .because_if("said", state.map(|state| format!("nginx itself tells its log: {}", state_text(state))))
     .because("resolver", format!("{} asks by {}: {}", place(&none.pass), place(resolver), resolver.text))
     .because_if("timeout", timed_out.map(|_| format!("the time fits {}", look_up.timeout_text)));
     for reply in look_up.replies.iter().rev().take(3).rev() {
@@ -134,6 +147,24 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
         verdict = verdict.because("not-seen", "what the name server said cannot be seen on this tier");
     }
     Some(advise(verdict, look_up, resolver, last))
+}
+
+/// What nginx says, with the name server's own reply where that was seen.
+fn by_word(look_up: &LookUp, state: u64, own: Option<&Reply>) -> String {
+    match own {
+        Some(reply) => said(reply, name(look_up)),
+        None => format!("{} could not be resolved: {}", name(look_up), state_text(state)),
+    }
+}
+
+/// The state of a look-up in nginx (NGX_RESOLVE_*, src/core/ngx_resolver.h): a response code, or ETIMEDOUT.
+fn state_text(state: u64) -> String {
+    match u8::try_from(state) {
+        Ok(110) => "no name server answered in time".to_owned(),
+        Ok(3) => "the name does not exist (NXDOMAIN)".to_owned(),
+        Ok(code) if code < 32 => format!("the name server answered {}", code_name(code)),
+        Ok(_) | Err(_) => format!("state {state}"),
+    }
 }
 
 fn is_error(reply: &Reply) -> bool {

@@ -1,7 +1,9 @@
 //! Requests that nginx answered without trying a server.
 
 use super::*;
-use crate::correlate::no_attempt::{Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said, Source};
+use crate::correlate::no_attempt::{
+    Choice, Failure, Group, LookUp, NoAttempt, Peer, Reply, Said, Source, Word,
+};
 use Cause::{NoLiveUpstreams, NoResolver, ResolverFailed, Unexplained};
 use Confidence::{Likely, Proven, Unexplained as No};
 
@@ -184,5 +186,22 @@ fn names() {
         ("too early", look_up(true, 1_000_000, Vec::new()), ResolverFailed, Likely),
         ("too early, and something else", edit(look_up(true, 1_000, Vec::new()), module), Unexplained, No),
         ("silence on a busy worker", edit(silent(), busy), Unexplained, No),
+    ]);
+}
+
+#[test]
+fn nginx_says_it_itself() {
+    let word = |build: Build, word: Word| edit(build, |n| n.source = Source::Said(word));
+    let half = || group(vec![peer(1, &[4000]), peer(2, &[])]);
+    let named = || look_up(true, 900, Vec::new());
+    check(vec![
+        ("what took one out was not seen", word(half(), Word::NoLive), NoLiveUpstreams, Proven),
+        ("the place is in doubt", edit(word(half(), Word::NoLive), elsewhere), NoLiveUpstreams, Proven),
+        ("nobody is known", word(group(Vec::new()), Word::NoLive), NoLiveUpstreams, Proven),
+        ("a group, and another word", word(half(), Word::NoResolver), Unexplained, No),
+        ("no resolver", word(look_up(false, 95, Vec::new()), Word::NoResolver), NoResolver, Proven),
+        ("a code", word(named(), Word::NotResolved(3)), ResolverFailed, Proven),
+        ("silence", word(named(), Word::NotResolved(110)), ResolverFailed, Proven),
+        ("a name, and another word", word(named(), Word::NoLive), Unexplained, No),
     ]);
 }
