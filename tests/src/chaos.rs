@@ -4,6 +4,7 @@
 use crate::backend::{self, Backend, Dice};
 use crate::case::Nginx as Settings;
 use crate::compare::{self, ACCESS, Line, Truth};
+use crate::judge;
 use crate::net::{self, NetNs, World};
 use crate::nginx::Nginx;
 use crate::report;
@@ -38,6 +39,9 @@ pub(crate) struct Load {
     /// What chance begins with
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// nginx logs at `error`, as by default: then `--uprobes=auto` asks it
+    #[arg(long)]
+    quiet_log: bool,
     /// Leave nginx's logs and all incidents in this folder
     #[arg(long, value_name = "DIR")]
     keep: Option<std::path::PathBuf>,
@@ -73,7 +77,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
         backends.0.extend(backend::start(web, &backend, dir, bound)?);
     }
     prepare(web, dir, &mut backends, bound)?;
-    let nginx = Nginx::start(web, &settings(load.workers), dir, bound)?;
+    let nginx = Nginx::start(web, &settings(load), dir, bound)?;
     if let Some(watch) = &watch {
         sys::poll_until(Duration::from_secs(1), || watch.names_process(nginx.pid));
     }
@@ -84,7 +88,10 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     report::say(&format!("{} requests in {seconds:.1} s, {} workers", load.requests, load.workers));
     let incidents = watch.as_ref().map(|watch| {
         stress::stand_still(watch);
-        watch.incidents(&pids)
+        let mut incidents = watch.incidents(&pids);
+        // nginx logs clients that leave at `info`.
+        incidents.retain(|incident| !load.quiet_log || judge::text(incident, "/cause") != "client-aborted");
+        incidents
     });
     Nginx::stop_all(web, bound);
     drop(backends);
@@ -98,11 +105,18 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     }
     let (lines, mut problems) = lines(&errors, &accesses);
     let mut stderr = String::new();
-    let asked = watch.as_ref().is_some_and(|watch| watch.asks(false));
+    let asked = watch.as_ref().is_some_and(|watch| watch.asks(load.quiet_log));
     if let Some(watch) = watch {
         let end = watch.finish(bound);
         problems.extend(end.problems);
         stderr = end.stderr;
+        let number = |name: &str| end.summary.as_ref().and_then(|s| s.pointer(name)?.as_u64()).unwrap_or(0);
+        report::say(&format!(
+            "why502: {} events lost, {} runs of programs skipped by the kernel, {} ends found late",
+            number("/events_lost"),
+            number("/skipped_runs"),
+            number("/found_late")
+        ));
     }
     match incidents {
         Some(incidents) => {
@@ -118,7 +132,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
                 (false, true) => ASKED_FLOORS,
                 (false, false) => FLOORS,
             };
-            problems.extend(judge(&truth, floors));
+            problems.extend(rate(&truth, floors));
         }
         None => tell(&lines),
     }
@@ -151,12 +165,14 @@ fn prepare(web: &NetNs, dir: &Path, backends: &mut Backends, bound: Duration) ->
     Ok(())
 }
 
-fn settings(workers: u32) -> Settings {
+fn settings(load: &Load) -> Settings {
+    let level =
+        if load.quiet_log { "sed -i 's/error.log info/error.log error/' \"$DIR/nginx.conf\"\n" } else { "" };
     Settings {
         conf: format!("log_format chaos '{ACCESS}';\naccess_log chaos.log chaos;\n{}", scripts::CONF),
         stream: String::new(),
         main: "worker_rlimit_nofile 8192;\n".to_owned(),
-        workers,
+        workers: load.workers,
         master: true,
         daemon: false,
         user: "root".to_owned(),
@@ -164,7 +180,7 @@ fn settings(workers: u32) -> Settings {
         listen: NGINX.to_owned(),
         current: false,
         // So that its log's times need no zone.
-        launch: Some("exec env TZ=UTC0 \"$@\"".to_owned()),
+        launch: Some(format!("{level}exec env TZ=UTC0 \"$@\"")),
         seen_at: None,
     }
 }
@@ -203,7 +219,7 @@ const SLOW_FLOORS: (f64, f64) = (80.0, 70.0);
 const ASKED_FLOORS: (f64, f64) = (99.0, 99.0);
 
 /// Tells every miss. What fails the run is a false proof, and less than the floors.
-fn judge(truth: &Truth, floors: (f64, f64)) -> Vec<String> {
+fn rate(truth: &Truth, floors: (f64, f64)) -> Vec<String> {
     for ((class, cause), count) in &truth.table {
         let mark = if class.fits(cause) { ' ' } else { '!' };
         report::say(&format!("{mark} {count:>6} {class:?}: {cause}"));

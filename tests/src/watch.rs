@@ -62,8 +62,8 @@ impl Watch {
     pub(crate) fn asks(&self, auto: bool) -> bool {
         match self.uprobes.as_deref() {
             Some("on") => true,
-            Some("auto") => auto,
-            _ => false,
+            Some("off") => false,
+            _ => auto,
         }
     }
 

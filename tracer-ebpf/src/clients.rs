@@ -207,12 +207,15 @@ pub(crate) fn gave_up(proc: *mut Proc, id: u64, number: u32) {
     }
 }
 
-/// A worker has read from a client. Returns the request that it is at, 0 for none.
-#[inline(always)]
+/// A worker has read from what is no upstream connection. Returns the request that it is at, 0 for none.
+#[inline(never)]
 pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
     let Some(slot) = slot(sk) else {
         return 0;
     };
+    if proc.is_null() {
+        return 0;
+    }
     let copied: u32 = read(sk, setting!(copied_seq));
     let written: u32 = read(sk, setting!(write_seq));
     let known = holds(slot, sk, tgid);
@@ -282,7 +285,7 @@ pub(crate) fn heard(sk: u64, tgid: u32, proc: *mut Proc) -> u64 {
                 }
             }
             if let Some(scratch) = SCRATCH.get_ptr_mut(0) {
-                clean = kernel::string_of(scratch, buf);
+                clean = kernel::string_of(scratch, buf, received);
                 if clean > 0 && (*scratch)[0].is_ascii_uppercase() {
                     flags = client_flag::HTTP;
                     if !follows && asked == buffer {

@@ -313,12 +313,13 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// Remembers that this worker gave up an attempt, so that its next close of a client's socket can be seen.
+/// Remembers that this worker gave up an attempt, so that its next close of a client's socket can be seen. `quiet`: that client
+/// may be the reason, as the server had not ended the connection.
 #[inline(always)]
-pub(crate) fn watch_client(sk: u64, tgid: u32) {
+pub(crate) fn watch_client(sk: u64, tgid: u32, quiet: bool) {
     let now = now_ns();
     let (ran_ns, slept) = progress();
-    let value = GivenUp { sk, end_ns: now, closed_sk: 0, ran_ns, slept };
+    let value = GivenUp { sk, end_ns: now, closed_sk: 0, ran_ns, slept, quiet: u64::from(quiet) };
     if GIVEN_UP.insert(tgid, value, 0).is_ok()
         && let Some(shared) = SHARED.get_ptr_mut(0)
     {

@@ -25,14 +25,14 @@ const MOST_PIECES: u64 = 8;
 
 /// Third, second and first argument of the system call at work, and its number; zeroes where registers do not lie so.
 #[inline(always)]
-fn call() -> [u64; 4] {
+pub(crate) fn call() -> [u64; 4] {
     if setting!(packed_regs) == 0 { [0, 0, 0, u64::MAX] } else { kernel::call() }
 }
 
-/// Where the system call at work reads to, and how much room is there; of several buffers the first.
+/// Where the system call at work ([`call`]) reads to, and how much room is there; of several buffers the first.
 #[inline(always)]
-pub(crate) fn buffer() -> (u64, u64) {
-    let [len, buf, _, nr] = call();
+pub(crate) fn buffer(call: &[u64; 4]) -> (u64, u64) {
+    let [len, buf, _, nr] = *call;
     if nr == u64::from(setting!(nr_recvfrom)) || nr == u64::from(setting!(nr_read)) {
         return (buf, len);
     }
@@ -60,8 +60,8 @@ pub(crate) fn written(size: u32) -> (u64, u32) {
 
 /// Where the last of the `ret` bytes end that the system call at work has read, and how many lie there in a row.
 #[inline(always)]
-fn end_of_read(ret: u64) -> (u64, u64) {
-    let [_, buf, _, nr] = call();
+fn end_of_read(call: &[u64; 4], ret: u64) -> (u64, u64) {
+    let [_, buf, _, nr] = *call;
     if nr != u64::from(setting!(nr_readv)) {
         return (buf.wrapping_add(ret), ret);
     }
@@ -127,14 +127,14 @@ pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
 
 /// Notes whether what was read ends as the last of a response does.
 #[inline(always)]
-pub(crate) fn tail(talk: *mut Talk, ret: u32) {
+pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32) {
     // SAFETY: a live map element.
     unsafe {
         let kind = ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
         if kind == proto::TLS {
             // nginx lets OpenSSL read ahead; where it does not, a record's body is read behind its head.
             if (ret >= ALERT_BYTES || ret == 2) && (*talk).flags & talk_flag::TLS_DATA == 0 {
-                let (end, _) = end_of_read(u64::from(ret));
+                let (end, _) = end_of_read(call, u64::from(ret));
                 let b: [u8; 8] = read_user(end.wrapping_sub(8));
                 if b[1] == TLS_ALERT && b[2] == 3 && b[4] == 0 && b[5] == 2 {
                     (*talk).server_alert = (u16::from(b[6]) << 8) | u16::from(b[7]);
@@ -145,7 +145,7 @@ pub(crate) fn tail(talk: *mut Talk, ret: u32) {
         if kind != proto::HTTP && kind != proto::FASTCGI {
             return;
         }
-        let (end, room) = end_of_read(u64::from(ret));
+        let (end, room) = end_of_read(call, u64::from(ret));
         (*talk).flags &= !(talk_flag::LAST_CHUNK | talk_flag::END_REQUEST);
         if kind == proto::HTTP {
             // What comes in smaller pieces is believed to be the end.
@@ -352,6 +352,27 @@ pub(crate) fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
         (read.wrapping_sub(1), waiting)
     } else {
         (read, waiting - 1)
+    }
+}
+
+/// True if the last response is known to have been whole: by its length, its last chunk or its last record.
+#[inline(always)]
+pub(crate) fn was_whole(sk: u64, talk: *mut Talk) -> bool {
+    // SAFETY: a live map element.
+    let (flags, read) = unsafe { ((*talk).flags, (*talk).first_read_ns) };
+    if read == 0 || flags & talk_flag::TLS != 0 {
+        return false;
+    }
+    match (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
+        proto::FASTCGI => flags & talk_flag::END_REQUEST != 0,
+        proto::HTTP => {
+            let (got, _) = counts(sk, talk, 0);
+            // SAFETY: as above.
+            head_of(sk).is_some_and(|slot| unsafe {
+                (*slot).sk == sk && length::whole(slot, talk, got) == length::WHOLE
+            })
+        }
+        _ => false,
     }
 }
 

@@ -189,11 +189,18 @@ pub(crate) fn buffer_of(nr: u32) -> Option<(u64, u64)> {
     (regs[3] == u64::from(nr)).then_some((regs[1], regs[0]))
 }
 
-/// Copies a string of the current process; how many bytes there are before a NUL, as far as was copied.
+/// Copies a string of the current process, `most` bytes at most (and `N - 1`, a power of two less one); how many there are
+/// before a NUL, as far as was copied.
 #[inline(always)]
-pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64) -> u32 {
+pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64, most: u32) -> u32 {
+    const { assert!(N == 512) };
+    let mut most = u64::from(most).min(N as u64 - 2);
+    // The verifier wants to see the bound in the register that is used.
+    // SAFETY: arithmetic in a register.
+    unsafe { core::arch::asm!("{most} &= 511", most = inlateout(reg) most) };
     // SAFETY: the caller owns N bytes at `to`; the helper writes no more.
-    let length = unsafe { bpf_probe_read_user_str(to.cast(), N as u32, addr as *const core::ffi::c_void) };
+    let length =
+        unsafe { bpf_probe_read_user_str(to.cast(), most as u32 + 1, addr as *const core::ffi::c_void) };
     if length > 0 { length as u32 - 1 } else { 0 }
 }
 

@@ -467,6 +467,8 @@ pub struct GivenUp {
     pub ran_ns: u64,
     /// How often it had gone to sleep by itself.
     pub slept: u64,
+    /// 1 if a client that left may be the reason.
+    pub quiet: u64,
 }
 
 /// A watched process.
@@ -538,6 +540,8 @@ pub struct Shared {
     pub spilled: u64,
     /// Failed attempts whose sockets are not closed yet.
     pub failed_open: u64,
+    /// 1 once a worker has connected to a unix socket.
+    pub standing: u64,
 }
 
 const _: () = {
@@ -552,9 +556,9 @@ const _: () = {
     assert!(size_of::<ProcEvent>() == 40);
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
-    assert!(size_of::<GivenUp>() == 40);
+    assert!(size_of::<GivenUp>() == 48);
     assert!(size_of::<Proc>() == 88);
-    assert!(size_of::<Shared>() == 32);
+    assert!(size_of::<Shared>() == 40);
     assert!(size_of::<Counters>() == 88);
     assert!(last_of(1, 2, 1) == 2 && last_of(3, 1, 1) == 1 && last_of(1, 2, 0) == 1);
 };

@@ -55,6 +55,8 @@ pub mod talk_flag {
     pub const BEFORE: u32 = 1 << 18;
     /// nginx itself has told its log of an error of this connection, and a uprobe has seen it.
     pub const SAID_ERROR: u32 = 1 << 19;
+    /// nginx has looked at the idle connection (MSG_PEEK) and found its end.
+    pub const LOOKED: u32 = 1 << 20;
     /// What nginx speaks, by the first bytes of the connection: see [`proto`](super::proto).
     pub const PROTO: u32 = 7 << 24;
     /// How far [`PROTO`] is from the right.

@@ -88,9 +88,10 @@ pub(crate) struct Trace {
     /// Tell which client's request failed. `off` attaches nothing to what nginx reads and writes.
     #[arg(long, value_enum, default_value_t = Requests::Auto)]
     pub requests: Requests,
-    /// Ask nginx itself, through uprobes on its executable, which request and location a failed attempt belongs to;
-    /// `auto` where it costs healthy requests nothing, `on` at the end of every upstream attempt as well.
-    #[arg(long, value_enum, default_value_t = Uprobes::Off)]
+    /// Ask nginx itself, through uprobes on its executable, what failed and for which request: what TLS and HTTP/2 hide
+    /// from the kernel. `auto` where healthy requests call none of the functions, `on` at the end of every upstream
+    /// attempt as well.
+    #[arg(long, value_enum, default_value_t = Uprobes::Auto)]
     pub uprobes: Uprobes,
     /// Look at no byte of what failed exchanges with upstream servers said, and show none. (Authorization, cookies and the
     /// like are never shown.) Verdicts that rest on bytes are then weaker, or missing.

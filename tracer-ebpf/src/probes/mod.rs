@@ -9,6 +9,7 @@ mod icmp;
 mod listen;
 mod older;
 mod proc;
+mod read;
 mod refused;
 mod request;
 mod reset;

@@ -15,74 +15,52 @@ use crate::{
     clients, conns, emit,
     kernel::{self, read, read_user},
     maps::{EVENTS, PROCS, setting},
-    probes::talk,
+    probes::{talk, unix_talk},
     procs,
 };
 
-/// Fires for every piece that is copied to user space, in the reader's context.
-#[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
-fn client_read(ctx: RawTracePointContext) -> i32 {
-    let sk: u64 = ctx.arg(0);
-    let Some((tgid, proc)) = procs::worker() else {
-        return 0;
-    };
-    talk::settle(proc);
-    let mut now = Turn::NOTHING;
-    if let Some(conn) = conns::find(sk) {
-        // SAFETY: an element of a pre-allocated map, plain integers.
-        let (id, flags) = unsafe { ((*conn).client, (*conn).flags) };
-        if id != 0 {
-            now.id = id;
-            now.sk = sk;
-            now.kind = turn::READ_UPSTREAM;
-            now.retry = u16::from(flags & flag::RETRY != 0 || talk::has(conn, talk_flag::SAID_5XX));
-        }
-    } else {
-        now.id = clients::heard(sk, tgid, proc);
-        if now.id != 0 {
-            now.kind = turn::READ_CLIENT;
-            now.sk = sk;
-        }
-    }
-    // SAFETY: a live map element that only this worker's thread writes.
-    unsafe { (*proc).turn = now };
-    0
-}
+const EAGAIN: i32 = 11;
 
 #[fentry(function = "tcp_sendmsg")]
 fn answer_fentry(ctx: FEntryContext) -> i32 {
-    on_send(ctx.arg(0), 0, ctx.arg::<u64>(2) as u32);
+    if let Some((tgid, proc)) = procs::worker() {
+        let mut sk: u64 = ctx.arg(0);
+        // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+        kernel::forget(&mut sk);
+        on_send(sk, tgid, proc, 0, ctx.arg::<u64>(2) as u32);
+    }
     0
 }
 
 #[kprobe]
 fn answer_kprobe(ctx: ProbeContext) -> u32 {
-    if let (Some(sk), Some(size)) = (ctx.arg(0), ctx.arg::<u64>(2)) {
-        on_send(sk, 0, size as u32);
+    if let (Some(sk), Some(size), Some((tgid, proc))) = (ctx.arg(0), ctx.arg::<u64>(2), procs::worker()) {
+        on_send(sk, tgid, proc, 0, size as u32);
     }
     0
 }
 
 /// `sock_send_length(sk, ret, flags)`, 6.6+: behind the send, of sockets of any kind.
 #[raw_tracepoint(tracepoint = "sock_send_length")]
-fn answer_tracepoint(ctx: RawTracePointContext) -> i32 {
+fn sent(ctx: RawTracePointContext) -> i32 {
     let ret: i32 = ctx.arg(1);
-    if ret > 0 {
-        on_send(ctx.arg(0), ret as u32, ret as u32);
+    if ret != 0
+        && ret != -EAGAIN
+        && let Some((tgid, proc)) = procs::worker()
+    {
+        let sk: u64 = ctx.arg(0);
+        if !unix_talk::on_write(sk, tgid, proc, ret) && ret > 0 {
+            on_send(sk, tgid, proc, ret as u32, ret as u32);
+        }
     }
     0
 }
 
 /// A worker writes `size` bytes, of which `done` are in the socket already.
 #[inline(always)]
-fn on_send(mut sk: u64, done: u32, size: u32) {
-    let Some((tgid, proc)) = procs::worker() else {
-        return;
-    };
-    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
-    kernel::forget(&mut sk);
+fn on_send(sk: u64, tgid: u32, proc: *mut Proc, done: u32, size: u32) {
     if let Some(conn) = conns::find(sk) {
-        talk::wrote(sk, conn, done, size);
+        talk::wrote(sk, conn, proc, done, size);
         return;
     }
     // SAFETY: a live map element that only this worker's thread writes.
@@ -114,9 +92,7 @@ fn on_send(mut sk: u64, done: u32, size: u32) {
 /// The worker writes after it read a request, or after nothing that was seen: to an upstream connection that was kept,
 /// or to a client, perhaps an answer that no server gave.
 #[inline(always)]
-fn unserved(mut sk: u64, tgid: u32, proc: *mut Proc, last: &Turn, done: u32, size: u32) {
-    // As in `answer`.
-    kernel::forget(&mut sk);
+fn unserved(sk: u64, tgid: u32, proc: *mut Proc, last: &Turn, done: u32, size: u32) {
     let Some(slot) = clients::slot(sk) else {
         return;
     };
@@ -174,9 +150,7 @@ fn alone(sk: u64, tgid: u32, done: u32, how: u32) {
 
 /// The worker writes after it closed a failed attempt, or after it read from a server that was tried after one.
 #[inline(never)]
-fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
-    // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
-    kernel::forget(&mut sk);
+fn answer(sk: u64, tgid: u32, done: u32, size: u32) {
     let Some(proc) = PROCS.get_ptr_mut(tgid) else {
         return;
     };
@@ -207,9 +181,7 @@ fn answer(mut sk: u64, tgid: u32, done: u32, size: u32) {
 /// The worker writes what nothing ties to a failed attempt, while an answer is waited for that nginx itself has tied
 /// to one. Returns 1 if it is that answer.
 #[inline(never)]
-fn awaited(mut sk: u64, tgid: u32, done: u32, size: u32) -> u32 {
-    // As in `answer`.
-    kernel::forget(&mut sk);
+fn awaited(sk: u64, tgid: u32, done: u32, size: u32) -> u32 {
     let (Some(proc), Some(slot)) = (PROCS.get_ptr_mut(tgid), clients::slot(sk)) else {
         return 0;
     };

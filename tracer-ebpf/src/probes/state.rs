@@ -18,6 +18,7 @@ use crate::{
 };
 
 // include/net/tcp_states.h
+const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_SENT: i32 = 2;
 const TCP_FIN_WAIT1: i32 = 4;
 const TCP_CLOSE: i32 = 7;
@@ -43,7 +44,7 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
                     None if new == TCP_LAST_ACK => client_closed(sk),
                     None => {
                         own_close(sk);
-                        NOTHING
+                        client_closed(sk)
                     }
                     Some(true) => JUDGE,
                     Some(false) => NOTHING,
@@ -242,7 +243,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
         clients::failed(sk, &conn);
         debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", end.sk_err);
         if end.sk_err == 0 && end.shutdown == 3 {
-            emit::watch_client(sk, tgid);
+            emit::watch_client(sk, tgid, true);
         }
     } else {
         // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
@@ -310,13 +311,13 @@ fn unknown_end(sk: u64, old: i32) -> u32 {
         kernel::forget(&mut end);
         kernel::forget(&mut conn);
         emit::attempt(sk, &conn, &end);
-        emit::watch_client(sk, tgid);
+        emit::watch_client(sk, tgid, true);
     }
     NOTHING
 }
 
-/// The worker closes a connection whose client has left, or whose end was not seen: `LEFT` if that may explain the attempt that
-/// it gave up just before.
+/// The worker closes a connection of a client, as it seems: `LEFT` if that may explain the attempt that it gave up just before, or
+/// come from it.
 #[inline(always)]
 fn client_closed(sk: u64) -> u32 {
     let until = emit::watching_until();
@@ -347,8 +348,14 @@ fn left(sk: u64) {
     kernel::forget(&mut last);
     let now = emit::now_ns();
     // The hooks run before the state changes: CLOSE is that of a socket that is destroyed, as those are that a client reset.
-    let reset = read::<u8>(sk, setting!(skc_state)) == TCP_CLOSE as u8;
+    let state: u8 = read(sk, setting!(skc_state));
+    let reset = state == TCP_CLOSE as u8;
     if !emit::is_same_moment(&last, now) || (reset && last.closed_sk == sk) {
+        return;
+    }
+    if state == TCP_ESTABLISHED || last.quiet == 0 {
+        // nginx has no answer for a client that is there, or was to have one.
+        request::left(sk, tgid);
         return;
     }
     let family: u16 = read(sk, setting!(skc_family));

@@ -3,11 +3,6 @@
 //! Nothing of a healthy exchange leaves the kernel. The filter is wide on purpose, since it must not miss a failure that is
 //! hidden by a retry or an error page: user space reads the bytes and drops what was whole after all.
 
-use aya_ebpf::{
-    EbpfContext as _,
-    macros::{fexit, kprobe, raw_tracepoint},
-    programs::{FExitContext, ProbeContext, RawTracePointContext},
-};
 use tracer_ebpf::{
     Conn, Proc, flag,
     request::{BAD_GATEWAY, GATEWAY_TIMEOUT, Turn, client_flag, turn},
@@ -22,80 +17,6 @@ use crate::{
     procs,
 };
 
-const EAGAIN: i32 = 11;
-const EINTR: i32 = 4;
-
-/// `tcp_recvmsg(sk, msg, len, nonblock, flags, addr_len)` until 5.18, without `nonblock` since, and without `addr_len` by
-/// 6.18: the return value stands behind them.
-#[inline(always)]
-fn returned(ctx: &FExitContext) -> i32 {
-    let at = ctx.as_ptr();
-    let ret: u64;
-    // SAFETY: loads from the context, as in `dns`.
-    unsafe {
-        match setting!(tcp_recv_args) {
-            6 => core::arch::asm!("{ret} = *(u64 *)({at} + 48)", at = in(reg) at, ret = out(reg) ret),
-            5 => core::arch::asm!("{ret} = *(u64 *)({at} + 40)", at = in(reg) at, ret = out(reg) ret),
-            4 => core::arch::asm!("{ret} = *(u64 *)({at} + 32)", at = in(reg) at, ret = out(reg) ret),
-            _ => return -EAGAIN,
-        }
-    }
-    ret as i32
-}
-
-#[fexit(function = "tcp_recvmsg")]
-fn read_fexit(ctx: FExitContext) -> i32 {
-    let ret = returned(&ctx);
-    if ret != -EAGAIN {
-        let mut sk: u64 = ctx.arg(0);
-        // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
-        kernel::forget(&mut sk);
-        on_read(sk, ret);
-    }
-    0
-}
-
-/// `tcp_cleanup_rbuf(sk, copied)`, which tcp_recvmsg calls last with what it is about to return, unless that is an error of its
-/// arguments; once a call where nothing waits. A kretprobe there has as many instances as the machine has CPUs (`init_kretprobe`,
-/// kernel/kprobes.c), and every process of the host that waits for bytes holds one: it misses most reads.
-#[kprobe]
-fn read_kprobe(ctx: ProbeContext) -> u32 {
-    let (Some(sk), Some(copied)) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1)) else {
-        return 0;
-    };
-    if copied == -EAGAIN || procs::worker().is_none() {
-        return 0;
-    }
-    let (nr, ..) = kernel::syscall();
-    if nr == setting!(nr_recvfrom) || nr == setting!(nr_readv) || nr == setting!(nr_read) {
-        on_read(sk, copied);
-    }
-    0
-}
-
-/// `sock_recv_length(sk, ret, flags)`, 6.6+: sockets of any kind; with MSG_PEEK `ret` is 0 or an error.
-#[raw_tracepoint(tracepoint = "sock_recv_length")]
-fn read_tracepoint(ctx: RawTracePointContext) -> i32 {
-    let ret: i32 = ctx.arg(1);
-    if ret != -EAGAIN {
-        on_read(ctx.arg(0), ret);
-    }
-    0
-}
-
-#[inline(always)]
-fn on_read(sk: u64, ret: i32) {
-    if ret == -EINTR {
-        return;
-    }
-    let Some((_, proc)) = procs::worker() else {
-        return;
-    };
-    if let Some(conn) = conns::find(sk) {
-        heard(sk, conn, proc, ret, 0);
-    }
-}
-
 /// The worker has read from an upstream connection, or was told its end. `kind`: `UNIX` of a unix socket, else 0.
 #[inline(never)]
 pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u32) -> u32 {
@@ -103,13 +24,17 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
         return 0;
     }
     let talk = conns::talk_of(conn);
-    let (buf, room) = exchange::buffer();
-    // nginx looks at idle connections with a read of one byte that takes nothing (MSG_PEEK).
-    if room == 1 && ret <= 1 {
-        return 0;
-    }
+    let call = exchange::call();
+    let (buf, room) = exchange::buffer(&call);
     // SAFETY: an element of a pre-allocated map, plain integers; only this socket's events write it.
     unsafe {
+        // nginx looks at idle connections with a read of one byte that takes nothing (MSG_PEEK).
+        if room == 1 && ret <= 1 {
+            if ret <= 0 {
+                (*talk).flags |= talk_flag::LOOKED;
+            }
+            return 0;
+        }
         if ret <= 0 {
             if (*talk).told_ns == 0 {
                 (*talk).told_ns = emit::now_ns();
@@ -135,7 +60,7 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
         }
         let len = (ret as u64).min(room);
         exchange::keep(sk, talk, buf, len as u32, first);
-        exchange::tail(talk, ret as u32);
+        exchange::tail(talk, &call, ret as u32);
         if (*talk).status == 0 {
             let status = match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
                 proto::HTTP => request::status_in((*talk).head),
@@ -193,11 +118,8 @@ unsafe fn said_error(sk: u64, conn: *mut Conn, proc: *mut Proc, kind: u32) {
 
 /// The worker writes to an upstream connection.
 #[inline(never)]
-pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
-    let Some(proc) = PROCS.get_ptr_mut(kernel::tgid()) else {
-        return 0;
-    };
-    if conn.is_null() {
+pub(super) fn wrote(sk: u64, conn: *mut Conn, proc: *mut Proc, done: u32, size: u32) -> u32 {
+    if conn.is_null() || proc.is_null() {
         return 0;
     }
     settle(proc);
@@ -237,18 +159,7 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
         } else {
             (now.wrapping_sub((*talk).read_ns) / 1000).min(u64::from(u32::MAX)) as u32
         };
-        (*talk).requests = (*talk).requests.wrapping_add(1);
-        (*talk).sent_ns = now;
-        (*talk).first_read_ns = 0;
-        (*talk).read_ns = 0;
-        (*talk).told_ns = 0;
-        (*talk).told = 0;
-        (*talk).client_sk = 0;
-        (*talk).head = [0; 2];
-        (*talk).status = 0;
-        (*talk).answered = 0;
-        (*talk).flags &= talk_flag::PROTO | talk_flag::TLS | talk_flag::TLS_DATA | talk_flag::FOUND;
-        (*talk).flags |= talk_flag::WATCHED;
+        next_exchange(talk, now);
         (*talk).buf = buf;
         (*talk).buf_len = len;
         (*talk).first = first;
@@ -313,6 +224,9 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
             unix_talk::close(sk, kind);
             return 1;
         }
+        if kind == 0 && setting!(talk) != 0 && (*conn).flags & flag::RST_IN != 0 {
+            taken_in_vain(sk, conn, proc);
+        }
         let suspicion = exchange::suspicion(sk, conn, kind);
         if suspicion == 0 || suspicion == exchange::PERHAPS {
             let before = (*talk).flags & talk_flag::BEFORE != 0;
@@ -322,7 +236,7 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
                 unix_talk::park(sk, tgid, kind);
                 (*proc).closed_sk = sk | u64::from(kind != 0);
                 if suspicion != 0 {
-                    emit::watch_client(sk, tgid);
+                    emit::watch_client(sk, tgid, true);
                 }
             } else {
                 unix_talk::close(sk, kind);
@@ -333,9 +247,7 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
             exchange::emit(sk, conn, kind, TCP_ESTABLISHED, 3);
             let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
             given_up(proc, conn, tgid);
-            if quiet {
-                emit::watch_client(sk, tgid);
-            }
+            emit::watch_client(sk, tgid, quiet);
         } else {
             // Its own error was told; nginx may try the next server.
             clients::gave_up(proc, (*conn).client, u32::from((*conn).number));
@@ -343,6 +255,56 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         unix_talk::close(sk, kind);
     }
     1
+}
+
+/// nginx asks a kept connection for its error before it writes the next request to it (ngx_http_upstream_test_connect). Where a RST
+/// has arrived that it has not met as long as the connection was idle, it closes it at once: an exchange of which not a byte was
+/// written, and the next server's turn.
+#[inline(never)]
+fn taken_in_vain(sk: u64, conn: *mut Conn, proc: *mut Proc) -> u32 {
+    if conn.is_null() || proc.is_null() {
+        return 0;
+    }
+    let talk = conns::talk_of(conn);
+    // SAFETY: live map elements, as in `heard`.
+    unsafe {
+        let last = (*proc).turn;
+        let takes = last.kind == turn::READ_CLIENT || (last.kind == turn::CLOSED && last.retry != 0);
+        let met = (*talk).flags & (talk_flag::LOOKED | talk_flag::EOF) != 0 || (*talk).told_ns != 0;
+        if !takes || met || !exchange::was_whole(sk, talk) {
+            return 0;
+        }
+        let now = emit::now_ns();
+        (*talk).idle_us = (now.wrapping_sub((*talk).read_ns) / 1000).min(u64::from(u32::MAX)) as u32;
+        retried(conn, &last, true);
+        next_exchange(talk, now);
+        (*talk).write_seq = read(sk, setting!(write_seq));
+        (*talk).copied_seq = read(sk, setting!(copied_seq));
+        (*talk).buf_len = 0;
+        (*talk).first = 0;
+    }
+    1
+}
+
+/// An exchange begins on a connection.
+#[inline(always)]
+unsafe fn next_exchange(talk: *mut Talk, now: u64) {
+    // SAFETY: a live map element, as in `heard`.
+    unsafe {
+        (*talk).requests = (*talk).requests.wrapping_add(1);
+        (*talk).sent_ns = now;
+        (*talk).last_sent_ns = now;
+        (*talk).first_read_ns = 0;
+        (*talk).read_ns = 0;
+        (*talk).told_ns = 0;
+        (*talk).told = 0;
+        (*talk).client_sk = 0;
+        (*talk).head = [0; 2];
+        (*talk).status = 0;
+        (*talk).answered = 0;
+        (*talk).flags &= talk_flag::PROTO | talk_flag::TLS | talk_flag::TLS_DATA | talk_flag::FOUND;
+        (*talk).flags |= talk_flag::WATCHED;
+    }
 }
 
 /// Forgets the connection that this worker closed last.

@@ -21,7 +21,7 @@ use crate::{
     clients, conns,
     emit::{self, count},
     kernel::{self, read, read_user},
-    maps::{STANDING, setting},
+    maps::{SHARED, STANDING, setting},
     probes::{connect::empty, talk, unix, unix_end},
     procs,
 };
@@ -52,40 +52,31 @@ fn unix_read_kretprobe(ctx: RetProbeContext) -> i32 {
     0
 }
 
-/// `sock_recv_length(sk, ret, flags)`, 6.6+: behind the read, of sockets of any kind.
-#[raw_tracepoint(tracepoint = "sock_recv_length")]
-fn unix_read_tracepoint(ctx: RawTracePointContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
-        on_read(ctx.arg(0), tgid, proc, ctx.arg(1), ctx.arg(2));
-    }
-    0
-}
-
 /// `unix_stream_sendmsg(socket, msg, len)`.
 #[fexit(function = "unix_stream_sendmsg")]
 fn unix_write_fexit(ctx: FExitContext) -> i32 {
-    if let Some((tgid, _)) = procs::worker() {
+    if let Some((tgid, proc)) = procs::worker() {
         let mut socket: u64 = ctx.arg(0);
         kernel::forget(&mut socket);
-        on_write(read(socket, setting!(socket_sk)), tgid, ctx.arg(3));
+        on_write(read(socket, setting!(socket_sk)), tgid, proc, ctx.arg(3));
     }
     0
 }
 
 #[kretprobe]
 fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
-    if let Some((tgid, _)) = procs::worker() {
+    if let Some((tgid, proc)) = procs::worker() {
         let (_, fd, _) = kernel::syscall();
-        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, ctx.ret());
+        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, proc, ctx.ret());
     }
     0
 }
 
-/// `sock_send_length(sk, ret, flags)`, 6.6+.
+/// `sock_send_length(sk, ret, flags)`, 6.6+, where `request::sent` is not attached.
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn unix_write_tracepoint(ctx: RawTracePointContext) -> i32 {
-    if let Some((tgid, _)) = procs::worker() {
-        on_write(ctx.arg(0), tgid, ctx.arg(1));
+    if let Some((tgid, proc)) = procs::worker() {
+        on_write(ctx.arg(0), tgid, proc, ctx.arg(1));
     }
     0
 }
@@ -112,7 +103,7 @@ fn unix_close_kprobe(ctx: ProbeContext) -> u32 {
 fn unix_close_tracepoint(ctx: TracePointContext) -> i32 {
     /// 8 bytes of common fields, the system call number (long), then the descriptor.
     const FD: usize = 16;
-    if procs::worker().is_some() {
+    if any() && procs::worker().is_some() {
         // SAFETY: within the record of this tracepoint; the verifier checks the offset.
         let fd = unsafe { core::ptr::read_volatile(ctx.as_ptr().byte_add(FD).cast::<u64>()) };
         let sk = kernel::any_sock_of_fd(fd as u32);
@@ -151,6 +142,10 @@ pub(super) fn begin(sk: u64, addr: u64, proc: *mut Proc) -> u32 {
     let Some(s) = STANDING.get_ptr_mut(sk) else {
         return 0;
     };
+    if let Some(shared) = SHARED.get_ptr_mut(0) {
+        // SAFETY: a live array element; whoever writes writes the same.
+        unsafe { core::ptr::write_volatile(&raw mut (*shared).standing, 1) };
+    }
     let len = kernel::third_arg().saturating_sub(FAMILY).min(NAME as u64);
     // SAFETY: a live map element.
     unsafe {
@@ -204,15 +199,26 @@ pub(super) fn park(sk: u64, tgid: u32, kind: u32) {
     }
 }
 
-/// A worker's read returned.
+/// True if there may be any: what spares others the look into the table.
 #[inline(always)]
-fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) {
-    if ret == -EAGAIN || flags & MSG_PEEK != 0 {
-        return;
+fn any() -> bool {
+    // SAFETY: an integer of an array element.
+    SHARED.get_ptr(0).is_some_and(|s| unsafe { core::ptr::read_volatile(&raw const (*s).standing) } != 0)
+}
+
+/// A worker's read returned. False if this is no connection to a unix socket that is followed.
+#[inline(always)]
+pub(super) fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) -> bool {
+    if !any() {
+        return false;
     }
-    if let Some(s) = STANDING.get_ptr_mut(sk) {
+    let Some(s) = STANDING.get_ptr_mut(sk) else {
+        return false;
+    };
+    if ret != -EAGAIN && flags & MSG_PEEK == 0 {
         heard(s, sk, tgid, proc, ret);
     }
+    true
 }
 
 #[inline(never)]
@@ -240,20 +246,24 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
     }
 }
 
-/// A worker's write returned.
+/// A worker's write returned. False if this is no connection to a unix socket that is followed.
 #[inline(always)]
-fn on_write(sk: u64, tgid: u32, ret: i32) {
-    if ret == -EAGAIN || ret == 0 {
-        return;
+pub(super) fn on_write(sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> bool {
+    if !any() {
+        return false;
     }
-    if let Some(s) = STANDING.get_ptr_mut(sk) {
-        wrote(s, sk, tgid, ret);
+    let Some(s) = STANDING.get_ptr_mut(sk) else {
+        return false;
+    };
+    if ret != -EAGAIN && ret != 0 {
+        wrote(s, sk, tgid, proc, ret);
     }
+    true
 }
 
 #[inline(never)]
-fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
-    if s.is_null() {
+fn wrote(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32 {
+    if s.is_null() || proc.is_null() {
         return 0;
     }
     // SAFETY: as in `heard`.
@@ -267,7 +277,7 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
             return 0;
         }
         let began = (*s).talk.sent_ns;
-        talk::wrote(sk, s.cast(), ret as u32, ret as u32);
+        talk::wrote(sk, s.cast(), proc, ret as u32, ret as u32);
         if (*s).talk.sent_ns != began {
             (*s).talk.flags |= talk_flag::UNIX;
             (*s).talk.write_seq = 0;
@@ -281,6 +291,9 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
 /// A unix socket's last descriptor is closed.
 #[inline(always)]
 fn on_release(sk: u64) {
+    if !any() {
+        return;
+    }
     if STANDING.get_ptr_mut(sk).is_some() {
         if talk::closing(sk, talk_flag::UNIX) == 0 {
             let _ = STANDING.remove(sk);

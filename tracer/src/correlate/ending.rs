@@ -101,7 +101,8 @@ pub fn said(case: &Case) -> Option<(Fault, During)> {
     let fits = match fault {
         Fault::TooBig | Fault::Invalid => read && a.app_closed && !a.exiting,
         Fault::ClosedEarly => ended || (talk.tls && read) || !talk.watched,
-        Fault::TimedOut => a.app_closed && !a.exiting && !ended,
+        // A FIN or a RST that arrives behind the timer is not read any more.
+        Fault::TimedOut => a.app_closed && !a.exiting && !told,
     };
     fits.then_some((fault, during))
 }

@@ -70,6 +70,8 @@ impl Source {
 pub struct NoAttempt {
     /// How that is known.
     pub source: Source,
+    /// Servers that nginx had tried for the request before, where it says so itself.
+    pub tried: u64,
     /// From the request's first byte to its answer, microseconds.
     pub waited_us: u64,
     /// The request surely came to this pass.

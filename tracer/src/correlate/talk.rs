@@ -337,6 +337,12 @@ fn is_dropped_on_purpose(case: &Case, head: &http1::Head) -> bool {
         || (status >= 400 && any("next_upstream", &|one| one.has(&word)))
 }
 
+/// True if all of the response had come, by what it says of its own length.
+#[must_use]
+pub fn is_whole(case: &Case) -> bool {
+    body(case, &answer(case)) == Body::Whole
+}
+
 /// False for a connection that only looked suspicious to the kernel side, whose filter is deliberately wide: its response was
 /// whole, and nginx passed it on; or nothing tells a failure from that. Then there is no incident. To be asked again when
 /// the status of the answer to the client is known.
@@ -375,7 +381,10 @@ pub fn is_failure(case: &Case) -> bool {
     }
     let answer = answer(case);
     match body(case, &answer) {
-        Body::Whole => answered && !has_5xx(talk, &answer),
+        // nginx reads on behind a response that it has whole, now and then, and logs the RST that it meets there.
+        Body::Whole => {
+            talk.told == Some(Told::Error(libc::ECONNRESET)) || (answered && !has_5xx(talk, &answer))
+        }
         Body::Short(..) | Body::NoLastChunk | Body::NoEnd => {
             let by_nginx = ending::end(case) == Some(End::Closed);
             !(by_nginx && matches!(&answer, Answer::Head(head) if is_dropped_on_purpose(case, head)))

@@ -6,7 +6,7 @@
 //! and 20 MB). The system's own mounts are not touched.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::CString,
     fs,
     io::{self, Read as _},
@@ -205,6 +205,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
     let mut ebpf = open_object(&settings, options)?;
     set_jumps(&mut ebpf)?;
     load_callable(&mut ebpf)?;
+    let mut attached = HashSet::new();
     let mut probes = Vec::with_capacity(PROBES.len());
     // The state probe, the first row, goes last: no record begins before all its evidence can be had.
     for probe in PROBES.iter().cycle().skip(1).take(PROBES.len()) {
@@ -216,7 +217,10 @@ fn load_here(options: &Options) -> Result<Loaded> {
                 Some(why) => State::NotNeeded(why),
                 None => {
                     let ways = probe.ways(tier);
-                    match attach_first(&mut ebpf, probe.name, ways, functions.as_ref(), &settings, &known) {
+                    let types = functions.as_ref();
+                    let state =
+                        attach_first(&mut ebpf, probe.name, ways, types, &settings, &known, &mut attached);
+                    match state {
                         Ok(state) => state,
                         Err(error) if probe.required => return Err(error),
                         Err(error) => State::Missing(error.to_string()),
@@ -252,7 +256,7 @@ fn unneeded(probe: &Probe, attach: Attach, done: &[Status], known: &dyn Fn(&str)
     None
 }
 
-/// Attaches the first way that the kernel takes; the error is that of the last.
+/// Attaches the first way that the kernel takes; the error is that of the last. `attached`: the programs that are.
 fn attach_first(
     ebpf: &mut Ebpf,
     probe: &str,
@@ -260,6 +264,7 @@ fn attach_first(
     functions: Option<&AyaBtf>,
     settings: &Settings,
     known: &dyn Fn(&str) -> bool,
+    attached: &mut HashSet<&'static str>,
 ) -> Result<State> {
     let mut last = None;
     for way in ways {
@@ -274,7 +279,10 @@ fn attach_first(
             Attach::FExit("__secure_computing") => settings.seccomp_args <= 1,
             _ => true,
         };
-        let result = if matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f)) {
+        let result = if attached.contains(way.program) {
+            // Another row's program tells this as well.
+            Ok(())
+        } else if matches!(attach, Attach::FEntry(f) | Attach::FExit(f) if !known(f)) {
             Err(anyhow!("this kernel has no function {}", attach.target()))
         } else if !understood {
             Err(anyhow!("{} has arguments that are not known here", attach.target()))
@@ -285,7 +293,10 @@ fn attach_first(
         };
         match result {
             Ok(()) if probe == denials::SECCOMP => return Ok(State::Ready(attach.label())),
-            Ok(()) => return Ok(State::Attached(attach.label())),
+            Ok(()) => {
+                attached.insert(way.program);
+                return Ok(State::Attached(attach.label()));
+            }
             Err(error) => last = Some(error),
         }
     }

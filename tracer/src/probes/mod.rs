@@ -128,7 +128,6 @@ const ALL: &[Tier] = &[Tier::Full, Tier::Kprobe, Tier::Tracepoint];
 const FULL: &[Tier] = &[Tier::Full];
 const KPROBE: &[Tier] = &[Tier::Kprobe];
 const TRACEPOINT: &[Tier] = &[Tier::Tracepoint];
-const NOT_FULL: &[Tier] = &[Tier::Kprobe, Tier::Tracepoint];
 
 const fn everywhere(program: &'static str, tracepoint: &'static str) -> Variant {
     Variant { tiers: ALL, program, attach: Attach::RawTracepoint(tracepoint) }
@@ -138,7 +137,8 @@ const fn on(tiers: &'static [Tier], program: &'static str, attach: Attach) -> Va
     Variant { tiers, program, attach }
 }
 
-/// Every hook of the program, in the order of attaching; but the first, which begins the records, comes last.
+/// Every hook of the program, in the order of attaching; but the first, which begins the records, comes last. One program may
+/// serve several rows: it is attached once.
 pub const PROBES: &[Probe] =
     &joined::<{ CONNECTIONS.len() + denials::ROWS.len() }>(&[CONNECTIONS, denials::ROWS]);
 
@@ -280,7 +280,7 @@ const CONNECTIONS: &[Probe] = &[
             on(TRACEPOINT, "socket_tracepoint", Attach::Tracepoint("syscalls", "sys_exit_socket")),
         ],
     },
-    // Before `answer`, which takes what the worker did last.
+    // Before `answer`, which takes what the worker did last: where that is another program.
     Probe {
         name: "unix-write",
         tells: "what nginx writes to unix sockets",
@@ -288,7 +288,8 @@ const CONNECTIONS: &[Probe] = &[
         required: false,
         variants: &[
             on(FULL, "unix_write_fexit", Attach::FExit("unix_stream_sendmsg")),
-            on(NOT_FULL, "unix_write_tracepoint", Attach::RawTracepoint("sock_send_length")),
+            on(KPROBE, "unix_write_tracepoint", Attach::RawTracepoint("sock_send_length")),
+            on(TRACEPOINT, "sent", Attach::RawTracepoint("sock_send_length")),
             on(KPROBE, "unix_write_kretprobe", Attach::KRetProbe("unix_stream_sendmsg")),
         ],
     },
@@ -298,8 +299,8 @@ const CONNECTIONS: &[Probe] = &[
         lost: "failures of connections to unix sockets that stand: time-outs, early ends, broken answers",
         required: false,
         variants: &[
+            everywhere("received", "sock_recv_length"),
             on(FULL, "unix_read_fexit", Attach::FExit("unix_stream_recvmsg")),
-            on(NOT_FULL, "unix_read_tracepoint", Attach::RawTracepoint("sock_recv_length")),
             on(KPROBE, "unix_read_kretprobe", Attach::KRetProbe("unix_stream_recvmsg")),
         ],
     },
@@ -319,7 +320,12 @@ const CONNECTIONS: &[Probe] = &[
         tells: "which client's request an attempt serves",
         lost: "the request that failed",
         required: false,
-        variants: &[everywhere("client_read", "tcp_rcv_space_adjust")],
+        variants: &[
+            everywhere("received", "sock_recv_length"),
+            on(FULL, "read_fexit", Attach::FExit("tcp_recvmsg")),
+            on(KPROBE, "read_kprobe", Attach::KProbe("tcp_cleanup_rbuf")),
+            everywhere("client_read", "tcp_rcv_space_adjust"),
+        ],
     },
     Probe {
         name: "answer",
@@ -329,7 +335,7 @@ const CONNECTIONS: &[Probe] = &[
         variants: &[
             on(FULL, "answer_fentry", Attach::FEntry("tcp_sendmsg")),
             on(KPROBE, "answer_kprobe", Attach::KProbe("tcp_sendmsg")),
-            on(TRACEPOINT, "answer_tracepoint", Attach::RawTracepoint("sock_send_length")),
+            on(TRACEPOINT, "sent", Attach::RawTracepoint("sock_send_length")),
         ],
     },
     Probe {
@@ -338,7 +344,7 @@ const CONNECTIONS: &[Probe] = &[
         lost: "failures of connections that stand: only those without a single byte from the server are found, and not proven",
         required: false,
         variants: &[
-            everywhere("read_tracepoint", "sock_recv_length"),
+            everywhere("received", "sock_recv_length"),
             on(FULL, "read_fexit", Attach::FExit("tcp_recvmsg")),
             on(KPROBE, "read_kprobe", Attach::KProbe("tcp_cleanup_rbuf")),
         ],
@@ -397,16 +403,18 @@ const CONNECTIONS: &[Probe] = &[
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
 
     use super::*;
 
     #[test]
-    fn names_and_programs_are_unique() {
+    fn names_are_unique_and_a_program_goes_to_one_place() {
         let names: HashSet<_> = PROBES.iter().map(|p| p.name).collect();
         assert_eq!(names.len(), PROBES.len());
-        let programs: Vec<_> = PROBES.iter().flat_map(|p| p.variants).map(|v| v.program).collect();
-        assert_eq!(programs.iter().collect::<HashSet<_>>().len(), programs.len());
+        let mut places = HashMap::new();
+        for way in PROBES.iter().flat_map(|p| p.variants) {
+            assert_eq!(*places.entry(way.program).or_insert(way.attach), way.attach, "{}", way.program);
+        }
     }
 
     #[test]

@@ -144,6 +144,11 @@ fn bounded(target: &str) -> String {
     }
 }
 
+/// True if nginx had tried servers for the request before it found no other.
+fn tried_some(i: &Incident) -> bool {
+    i.case.facts.no_attempt.as_ref().is_some_and(|none| none.tried > 0)
+}
+
 /// How the attempt failed, in a few words.
 fn how(i: &Incident) -> String {
     let a = &i.case.attempt;
@@ -153,6 +158,7 @@ fn how(i: &Incident) -> String {
         Stage::Connect | Stage::SynSent => "connect failed",
         Stage::Established if i.verdict.cause == Cause::UpstreamReturned5xx => "answered with an error",
         Stage::Established => "connection failed",
+        Stage::Untried if tried_some(i) => "no further server was tried",
         Stage::Untried => "no server was tried",
     };
     let errno = a.errno().map(|e| format!("  {}", words::errno(e))).unwrap_or_default();
@@ -196,6 +202,7 @@ fn ambiguity(i: &Incident) -> Option<String> {
 
 fn upstream(i: &Incident) -> String {
     let unknown = match i.case.attempt.stage {
+        Stage::Untried if tried_some(i) => "(no further server was tried)",
         Stage::Untried => "(no server was tried)",
         Stage::Bind => "(not known: bind() failed first)",
         Stage::Socket | Stage::Connect | Stage::SynSent | Stage::Established => {

@@ -105,13 +105,7 @@ impl Alone {
 
     /// Takes nginx's own word, if it is that it tried nobody.
     pub(super) fn said(&mut self, statement: &Statement, now: Instant) {
-        let none = match word_of(&statement.said()) {
-            None => false,
-            // It says that of requests that have tried every server, too.
-            Some(Word::NoLive) => statement.tries <= 1,
-            Some(Word::NoResolver | Word::NotResolved(_)) => true,
-        };
-        if none && !statement.connected && self.words.len() < MOST_PENDING {
+        if word_of(&statement.said()).is_some() && !statement.connected && self.words.len() < MOST_PENDING {
             self.words.push_back((now, Box::new(statement.clone())));
         }
     }
@@ -346,6 +340,8 @@ impl Session<'_> {
                     Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) }
                 }
             },
+            // The one that it looks for counts as one.
+            tried: said.as_deref().map_or(0, |said| said.tries.saturating_sub(1)),
             waited_us: answered.time_ns.saturating_sub(answered.request) / 1000,
             certain: (located.exact || only_redirect) && !snapshot.is_guess && worker.runs_as_shown(),
             others: if word.is_some() { Vec::new() } else { others.iter().map(place).collect() },

@@ -47,20 +47,22 @@ pub(super) fn older(session: &mut Session) -> Result<Counts> {
 
 pub(super) fn requests(session: &mut Session) -> Result<Counts> {
     let requests = if session.quick { "3000" } else { "20000" };
-    run(&faultlab(session, &["requests", "--requests", requests])?, "requests")
+    run(&faultlab(session, &["requests", "--requests", requests, ALONE])?, "requests")
 }
 
 /// From kernel evidence alone, and with nginx itself asked, which tells what TLS hides.
 pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
     let requests = if session.quick { session.chaos.min(2000) } else { session.chaos }.to_string();
     let chaos = ["chaos", "--requests", &requests];
-    let mut counts = run(&faultlab(session, &chaos)?, "chaos")?;
-    counts.add(run(faultlab(session, &chaos)?.arg(ASKED), "chaos-uprobes")?);
+    let mut counts = run(faultlab(session, &chaos)?.arg(ALONE), "chaos")?;
+    counts.add(run(faultlab(session, &chaos)?.args([AUTO, "--quiet-log"]), "chaos-uprobes")?);
     Ok(counts)
 }
 
-/// nginx itself is asked.
+/// nginx itself is asked: always, where it costs nothing, and never.
 const ASKED: &str = "--why502-arg=--uprobes=on";
+const AUTO: &str = "--why502-arg=--uprobes=auto";
+const ALONE: &str = "--why502-arg=--uprobes=off";
 
 /// The same with nginx itself asked, and the cases of which it can tell more.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {

@@ -9,6 +9,7 @@ use crate::{
         Case,
         backend::Far,
         ending::{self, End, Head},
+        talk,
     },
     diagnose::{Cause, Verdict, words},
     event::Talk,
@@ -132,10 +133,12 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         (None, false) if case.facts.backend.here == Some(true) => DIED,
         (None, false) => "a firewall or load balancer on the way that resets, or a process that ended there",
     };
+    let whole = talk::is_whole(case);
     let when = match (talk.got_bytes, ending::head(case)) {
         _ if talk.before && talk.sent_ns.is_none() => "in an exchange that had begun before why502 watched",
         (0, _) => "before a byte of the response",
         _ if hidden => "when it had sent some of a response, or all of it",
+        _ if whole => "behind its whole response, of which nothing was lost",
         (_, Head::Whole) => "in the middle of the response",
         (_, _) => "before the response's header was whole",
     };
@@ -153,7 +156,11 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         .because_if("unread", unread(case))
         .because_if("listener", standing::listener(case))
         .because_if("dnat", words::translation(case))
-        .fix("see the backend's log: a server that closes without having read the whole request resets as well (a limit on the body's size, a worker that gives up)")
+        .fix(if whole {
+            "no request failed by it: nginx logs it and opens a new connection for the next one; a server resets instead of closing if bytes of nginx's are unread, or with SO_LINGER at 0"
+        } else {
+            "see the backend's log: a server that closes without having read the whole request resets as well (a limit on the body's size, a worker that gives up)"
+        })
         .fix("if nothing is there, look at what lies between: capture at the backend and see who sends the RST"),
     )
 }

@@ -28,10 +28,12 @@ enum Timer<'a> {
 /// nginx closed the connection, and neither an end, nor an error, nor its handshake explains that.
 fn closed(case: &Case) -> Option<&Talk> {
     let talk = ending::of(case)?;
+    // What came behind its timer changes nothing.
+    let late = ending::said(case).is_some_and(|(fault, _)| fault == Fault::TimedOut);
     // nginx reads until nothing is left: what it left of a header, it did not want.
     let refused = talk.unread > 0 && !talk.tls && ending::head(case) != Head::Whole;
-    let other = ending::end(case)? != End::Closed || (talk.tls && !talk.tls_data) || talk.whole || refused;
-    (!other && talk.fin_ns.is_none() && talk.watched).then_some(talk)
+    let other = ending::end(case)? != End::Closed || (talk.tls && !talk.tls_data) || talk.whole;
+    (!other && talk.watched && (late || (talk.fin_ns.is_none() && !refused))).then_some(talk)
 }
 
 fn timer(case: &Case) -> Option<Timer<'_>> {
@@ -225,7 +227,8 @@ fn client_text(case: &Case) -> Option<String> {
 pub(super) fn client(case: &Case) -> Option<Verdict> {
     let talk = ending::of(case)?;
     case.client_gone?;
-    let by_nginx = ending::end(case)? == End::Closed && talk.fin_ns.is_none() && !talk.whole;
+    let ended = talk.fin_ns.is_some() || case.attempt.reset;
+    let by_nginx = ending::end(case)? == End::Closed && !ended && !talk.whole;
     if !by_nginx
         || case.client_saw.is_some_and(|status| status >= 500)
         || timer(case).is_some()

@@ -1,4 +1,5 @@
-//! `no-live-upstreams`: every server of the group was out of service, so nginx tried none.
+//! `no-live-upstreams`: every server of the group was out of service, so nginx tried none; or, by its own word alone, none of
+//! those that it had not tried for the request before.
 //!
 //! Look-alikes: a 502 that the configuration or a module makes (`return`, a cached one), and the request whose own
 //! attempts took the servers out, which is told by those.
@@ -48,20 +49,29 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     });
     let summary = if !standings.is_empty() && standings.iter().all(|(_, s)| *s == Standing::Down) {
         format!("every server of {} is marked `down`", group.name)
+    } else if none.tried > 0 {
+        format!("no other server of {} was in service when an attempt had failed", group.name)
     } else {
         format!("no server of {} was in service: nginx tried none", group.name)
     };
-    let mut verdict = Verdict::graded(Cause::NoLiveUpstreams, proof, summary, rival)
-        .because(
-            "answer",
-            format!(
-                "nginx answered {} after the request and opened no connection",
-                words::duration(none.waited_us)
-            ),
+    let waited = words::duration(none.waited_us);
+    let answer = if none.tried == 0 {
+        format!("nginx answered {waited} after the request and opened no connection")
+    } else {
+        format!(
+            "nginx answered {waited} after the request, after {} of its own that failed",
+            attempts(none.tried)
         )
+    };
+    let mut verdict = Verdict::graded(Cause::NoLiveUpstreams, proof, summary, rival)
+        .because("answer", answer)
         .because_if("said", said.then_some("nginx itself tells its log: no live upstreams"));
     for (peer, standing) in &standings {
-        verdict = verdict.because("server", told(group, peer, *standing, now));
+        let text = match standing {
+            Standing::Always if none.tried > 0 => format!("{} was tried for this request", name(peer)),
+            _ => told(group, peer, *standing, now),
+        };
+        verdict = verdict.because("server", text);
     }
     for (peer, standing) in &standings {
         let place = format!("{}:{}", peer.line.file.display(), peer.line.line);
@@ -102,8 +112,17 @@ fn at(peer: &Peer) -> String {
     }
 }
 
+/// The same with its line.
+fn name(peer: &Peer) -> String {
+    format!("{} ({}:{})", at(peer), peer.line.file.display(), peer.line.line)
+}
+
+fn attempts(count: u64) -> String {
+    if count == 1 { "an attempt".to_owned() } else { format!("{count} attempts") }
+}
+
 fn told(group: &Group, peer: &Peer, standing: Standing, now: u64) -> String {
-    let who = format!("{} ({}:{})", at(peer), peer.line.file.display(), peer.line.line);
+    let who = name(peer);
     let rule = format!("max_fails={} fail_timeout={}s", peer.max_fails, peer.fail_timeout_s);
     match standing {
         Standing::Down => format!("{who} is marked `down`"),

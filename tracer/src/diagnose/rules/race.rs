@@ -46,7 +46,15 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let (ended, sent) = (ending::far_end_ns(case)?, talk.sent_ns?);
     let idle = talk.idle_us.map(words::duration);
     let what = if talk.fin_ns.is_some() { standing::fin_word(case) } else { "its RST" };
-    let order = if ended > sent && before {
+    // nginx asks the socket for its error first.
+    let unsent = talk.sent_bytes == 0 && talk.unacked == 0;
+    let order = if unsent && before {
+        format!(
+            "{what} came {} before nginx took the connection for the request, of which it wrote not a byte: it tries the \
+             next server, whatever the method",
+            words::duration((sent - ended) / 1000)
+        )
+    } else if ended > sent && before {
         format!(
             "{} lay unread at the far end when it was closed: all that nginx had sent",
             standing::bytes(talk.sent_bytes)

@@ -1,7 +1,10 @@
 //! What holds for every case of a connection that stood.
 
 use super::{invariants::Must, *};
-use crate::correlate::ending;
+use crate::{
+    correlate::ending,
+    event::said::{Fault, Said},
+};
 
 pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
     let a = &case.attempt;
@@ -94,7 +97,9 @@ pub(super) fn hold(case: &Case, v: &Verdict, must: &mut Must<'_>) {
         }
         Cause::ReadTimeout | Cause::SendTimeout => {
             must(a.app_closed && !a.exiting, "nginx did not close it, or its worker ended");
-            must(talk.fin_ns.is_none() && talk.told.is_none() && !a.reset, "the far end ended it");
+            let late = matches!(case.facts.said, Some(Said::Broken { fault: Fault::TimedOut, .. }));
+            let silent = talk.fin_ns.is_none() && !a.reset;
+            must((late || silent) && talk.told.is_none(), "the far end ended it");
             must(!talk.tls || talk.tls_data, "the handshake was not done");
             must(
                 v.cause != Cause::SendTimeout

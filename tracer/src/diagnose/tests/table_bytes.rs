@@ -435,7 +435,8 @@ fn the_gate() {
     let mut wrong = String::new();
     for (name, build, want) in [
         ("whole", of(WHOLE).fin(fin), false),
-        ("whole, then reset", of(WHOLE).rst(fin), false),
+        ("whole, then reset, and nginx met that", of(WHOLE).rst(fin), true),
+        ("whole, then reset, and nginx did not", of(WHOLE).rst(fin).talk(|t| t.told = None), false),
         ("whole with bytes to spare", of(WHOLE).talk(|t| t.unread = 7), false),
         ("whole, and nginx said 502", of(WHOLE).answered(502), true),
         ("cut off", of(CUT).fin(fin), true),

@@ -92,6 +92,44 @@ fn what_tls_hides_nginx_says() {
             Read,
             Proven,
         ),
+        (
+            "its timer, and what the server sent in that moment stayed unread",
+            stood(NEAR)
+                .secret()
+                .sealed(255)
+                .talk(|t| (t.unread, t.fin_ns) = (24, Some(SENT + 1000 * MS)))
+                .ends_ms(1001)
+                .said(Fault::TimedOut, During::Header),
+            Read,
+            Proven,
+        ),
+        (
+            "its timer, and nginx's farewell met a server that was gone",
+            stood(NEAR)
+                .secret()
+                .sealed(510)
+                .edit(|c| {
+                    (c.attempt.reset, c.attempt.reset_ns) = (true, SENT + 1001 * MS);
+                    c.attempt.sk_err = libc::ECONNRESET;
+                })
+                .ends_ms(1001)
+                .said(Fault::TimedOut, During::Header),
+            Read,
+            Proven,
+        ),
+        (
+            "the same, and the server's process ended as well",
+            stood(NEAR)
+                .secret()
+                .talk(|t| t.fin_ns = Some(SENT + 1000 * MS))
+                .closer(SENT + 1000 * MS, true, |d| {
+                    (d.ending, d.status) = (true, Some(3));
+                })
+                .ends_ms(1001)
+                .said(Fault::TimedOut, During::Header),
+            Read,
+            Proven,
+        ),
         ("its timer, in the body", bye().ends_ms(1003).said(Fault::TimedOut, During::Body), Read, Proven),
         (
             "its timer, for the request",

@@ -18,6 +18,7 @@ fn untried(choice: Choice, waited_us: u64) -> Build {
         c.attempt.start_ns = Some(c.attempt.end_ns - waited_us * 1000);
         c.facts.no_attempt = Some(Box::new(NoAttempt {
             source: Source::Answer { at_once: true, crowded: false },
+            tried: 0,
             waited_us,
             certain: true,
             others: Vec::new(),
@@ -197,6 +198,12 @@ fn nginx_says_it_itself() {
     check(vec![
         ("what took one out was not seen", word(half(), Word::NoLive), NoLiveUpstreams, Proven),
         ("the place is in doubt", edit(word(half(), Word::NoLive), elsewhere), NoLiveUpstreams, Proven),
+        (
+            "one was tried, and the other one is out",
+            edit(word(half(), Word::NoLive), |n| n.tried = 1),
+            NoLiveUpstreams,
+            Proven,
+        ),
         ("nobody is known", word(group(Vec::new()), Word::NoLive), NoLiveUpstreams, Proven),
         ("a group, and another word", word(half(), Word::NoResolver), Unexplained, No),
         ("no resolver", word(look_up(false, 95, Vec::new()), Word::NoResolver), NoResolver, Proven),

@@ -1,0 +1,167 @@
+//! What nginx's workers read: from upstream connections (`talk`, `unix_talk`) and from clients (`clients`).
+//!
+//! One program where one hook tells of every read, as each further one costs as much as what it finds out.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{fexit, kprobe, raw_tracepoint},
+    programs::{FExitContext, ProbeContext, RawTracePointContext},
+};
+use tracer_ebpf::{
+    Conn, Proc, flag,
+    request::{Turn, turn},
+    talk::talk_flag,
+};
+
+use crate::{
+    clients, conns, kernel,
+    maps::setting,
+    probes::{talk, unix_talk},
+    procs,
+};
+
+const EAGAIN: i32 = 11;
+const EINTR: i32 = 4;
+
+/// `sock_recv_length(sk, ret, flags)`, 6.6+: behind the read, of sockets of any kind; with MSG_PEEK `ret` is 0 or an error.
+#[raw_tracepoint(tracepoint = "sock_recv_length")]
+fn received(ctx: RawTracePointContext) -> i32 {
+    let ret: i32 = ctx.arg(1);
+    if ret != -EAGAIN
+        && let Some((tgid, proc)) = procs::worker()
+    {
+        let sk: u64 = ctx.arg(0);
+        if let Some(conn) = conns::find(sk) {
+            from_upstream(sk, conn, proc, ret);
+        } else if !unix_talk::on_read(sk, tgid, proc, ret, ctx.arg(2)) && ret > 0 {
+            from_client(sk, tgid, proc);
+        }
+    }
+    0
+}
+
+/// `tcp_recvmsg(sk, msg, len, nonblock, flags, addr_len)` until 5.18, without `nonblock` since, and without `addr_len` by
+/// 6.18: the return value stands behind them.
+#[inline(always)]
+fn returned(ctx: &FExitContext) -> i32 {
+    let at = ctx.as_ptr();
+    let ret: u64;
+    // SAFETY: loads from the context, as in `dns`.
+    unsafe {
+        match setting!(tcp_recv_args) {
+            6 => core::arch::asm!("{ret} = *(u64 *)({at} + 48)", at = in(reg) at, ret = out(reg) ret),
+            5 => core::arch::asm!("{ret} = *(u64 *)({at} + 40)", at = in(reg) at, ret = out(reg) ret),
+            4 => core::arch::asm!("{ret} = *(u64 *)({at} + 32)", at = in(reg) at, ret = out(reg) ret),
+            _ => return -EAGAIN,
+        }
+    }
+    ret as i32
+}
+
+#[fexit(function = "tcp_recvmsg")]
+fn read_fexit(ctx: FExitContext) -> i32 {
+    let ret = returned(&ctx);
+    if ret != -EAGAIN
+        && let Some((tgid, proc)) = procs::worker()
+    {
+        let mut sk: u64 = ctx.arg(0);
+        // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
+        kernel::forget(&mut sk);
+        on_read(sk, tgid, proc, ret);
+    }
+    0
+}
+
+/// `tcp_cleanup_rbuf(sk, copied)`, which tcp_recvmsg calls last with what it is about to return, unless that is an error of its
+/// arguments; once a call where nothing waits. A kretprobe there has as many instances as the machine has CPUs (`init_kretprobe`,
+/// kernel/kprobes.c), and every process of the host that waits for bytes holds one: it misses most reads.
+#[kprobe]
+fn read_kprobe(ctx: ProbeContext) -> u32 {
+    let (Some(sk), Some(copied)) = (ctx.arg::<u64>(0), ctx.arg::<i32>(1)) else {
+        return 0;
+    };
+    if copied == -EAGAIN {
+        return 0;
+    }
+    if let Some((tgid, proc)) = procs::worker() {
+        let (nr, ..) = kernel::syscall();
+        if nr == setting!(nr_recvfrom) || nr == setting!(nr_readv) || nr == setting!(nr_read) {
+            on_read(sk, tgid, proc, copied);
+        }
+    }
+    0
+}
+
+/// Fires for every piece that is copied to user space, in the reader's context: where nothing else tells of reads.
+#[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
+fn client_read(ctx: RawTracePointContext) -> i32 {
+    if let Some((tgid, proc)) = procs::worker() {
+        let sk: u64 = ctx.arg(0);
+        if let Some(conn) = conns::find(sk) {
+            reads(sk, conn, proc);
+        } else {
+            from_client(sk, tgid, proc);
+        }
+    }
+    0
+}
+
+/// A worker's read from a socket of TCP returned.
+#[inline(always)]
+fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32) {
+    if let Some(conn) = conns::find(sk) {
+        from_upstream(sk, conn, proc, ret);
+    } else if ret > 0 {
+        from_client(sk, tgid, proc);
+    }
+}
+
+#[inline(always)]
+fn from_upstream(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) {
+    if ret == -EINTR {
+        return;
+    }
+    if ret > 0 {
+        reads(sk, conn, proc);
+    }
+    talk::heard(sk, conn, proc, ret, 0);
+}
+
+/// What the worker does next belongs to what it reads now.
+#[inline(always)]
+fn reads(sk: u64, conn: *mut Conn, proc: *mut Proc) {
+    talk::settle(proc);
+    let mut now = Turn::NOTHING;
+    // SAFETY: live map elements, plain integers; only this worker's thread writes them.
+    unsafe {
+        let (id, flags) = ((*conn).client, (*conn).flags);
+        if id != 0 {
+            now.id = id;
+            now.sk = sk;
+            now.kind = turn::READ_UPSTREAM;
+            now.retry = u16::from(flags & flag::RETRY != 0 || talk::has(conn, talk_flag::SAID_5XX));
+        }
+        (*proc).turn = now;
+    }
+}
+
+/// Not an upstream connection: a client, unless it is something else altogether.
+#[inline(always)]
+fn from_client(sk: u64, tgid: u32, proc: *mut Proc) {
+    let known = clients::slot(sk).is_some_and(|slot| {
+        // SAFETY: an integer of a live array element.
+        unsafe { (*slot).sk == sk }
+    });
+    if !known && !kernel::is_tcp(sk) {
+        return;
+    }
+    talk::settle(proc);
+    let mut now = Turn::NOTHING;
+    now.id = clients::heard(sk, tgid, proc);
+    if now.id != 0 {
+        now.kind = turn::READ_CLIENT;
+        now.sk = sk;
+    }
+    // SAFETY: a live map element that only this worker's thread writes.
+    unsafe { (*proc).turn = now };
+}
