@@ -369,7 +369,10 @@ pub fn is_failure(case: &Case) -> bool {
         return true;
     }
     if talk.tls {
-        // Tickets and close_notify are left unread by healthy ones, and kept ones are closed some time.
+        // Tickets and close_notify are left unread by healthy ones, and kept ones are closed some time. A farewell (SSL_shutdown)
+        // can meet a RST behind a response that was whole: nginx tells its log of no error then.
+        let served = talk.got_bytes > 0 && case.client_saw.is_some_and(|status| status < 500);
+        let told = told && !(served && case.facts.said == Some(Said::Nothing));
         return told || answered || ending::head(case) == Seen::Nothing || was_given_up(case);
     }
     if talk.got_bytes == 0 {

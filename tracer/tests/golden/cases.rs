@@ -413,6 +413,7 @@ fn untried() -> Vec<Sample> {
     let servers = || upstream.servers.iter().map(|server| model.line(Role::Server, server.node));
     let line = model.line(Role::Pass, pass.node);
     let none = |choice, waited_us| NoAttempt {
+        tried: 0,
         source: no_attempt::Source::Answer { at_once: true, crowded: false },
         waited_us,
         certain: true,

@@ -66,20 +66,18 @@ const ALONE: &str = "--why502-arg=--uprobes=off";
 
 /// The same with nginx itself asked, and the cases of which it can tell more.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
-    const TOLD: [&str; 10] = [
-        "--case",
+    const TOLD: [&str; 8] = [
         "request-",
-        "--case",
         "stood-tls-",
-        "--case",
         "current-tls-",
-        "--case",
         "tls-client",
-        "--case",
-        "resolver-",
+        "resolver-nxdomain",
+        "resolver-refused",
+        "resolver-servfail",
+        "resolver-silent",
     ];
     let mut command = faultlab(session, &["--jobs", "4", "--again", ASKED])?;
-    command.args(TOLD);
+    command.args(TOLD.iter().flat_map(|name| ["--case", name]));
     command.arg("--cases").arg(binaries::root().join("tests/data"));
     let mut counts = run(&command, "uprobes")?;
     let requests = if session.quick { "3000" } else { "20000" };

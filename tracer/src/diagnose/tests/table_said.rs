@@ -214,6 +214,15 @@ fn what_is_said_makes_a_failure() {
         case.facts.said = Some(said.clone());
         assert_eq!(is_failure(&case), expect, "{said:?}");
     }
+    let reset = || stood(NEAR).secret().sealed(400).rst(SENT + 3 * MS);
+    for (what, build, expect) in [
+        ("served, then reset, and nginx is not heard", reset().saw(200), true),
+        ("the same, and nginx tells its log nothing", reset().saw(200).word(Said::Nothing), false),
+        ("nobody was served", reset().word(Said::Nothing), true),
+        ("served with an error", reset().saw(502).word(Said::Nothing), true),
+    ] {
+        assert_eq!(is_failure(&build.0), expect, "{what}");
+    }
 }
 
 #[test]
