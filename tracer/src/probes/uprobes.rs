@@ -75,10 +75,9 @@ const ROWS: &[Row] = &[
 ];
 
 /// What they tell, for `doctor`.
-pub const TELLS: &str = "the request, server and location of a failed attempt, for clients of any protocol";
+pub const TELLS: &str = "what failed inside TLS, and the request, server and location of a failed attempt, for clients of any protocol";
 /// What is missing without them.
-pub const LOST: &str =
-    "requests of TLS and HTTP/2 clients, those that nginx delays, and which of several locations it was";
+pub const LOST: &str = "requests of TLS and HTTP/2 clients, those that nginx delays, which of several locations it was, and what TLS to a server hides";
 
 /// Why there are none.
 #[derive(Debug, Error)]
