@@ -34,6 +34,19 @@ pub(crate) struct Backend {
     pub(crate) seed: u64,
 }
 
+/// Processes of backends; they are killed with it.
+#[derive(Default)]
+pub(crate) struct Backends(pub(crate) Vec<Child>);
+
+impl Drop for Backends {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 const fn backlog() -> i32 {
     128
 }

@@ -265,6 +265,26 @@ pub(crate) struct Nginx {
     pub(crate) listen: String,
 }
 
+impl Nginx {
+    /// The installed nginx with `conf` inside `http { }`, one worker, run by root.
+    pub(crate) fn plain(conf: String, listen: &str) -> Self {
+        Self {
+            conf,
+            stream: String::new(),
+            main: String::new(),
+            workers: one(),
+            master: yes(),
+            daemon: false,
+            user: root(),
+            etc_hosts: None,
+            current: false,
+            launch: None,
+            seen_at: None,
+            listen: listen.to_owned(),
+        }
+    }
+}
+
 fn one() -> u32 {
     1
 }

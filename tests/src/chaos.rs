@@ -1,7 +1,7 @@
 //! The chaos run: many requests side by side to backends that fail at random in all known ways, and every failure that
 //! nginx logs has exactly one incident, and the reverse. See `compare.rs`.
 
-use crate::backend::{self, Backend, Dice};
+use crate::backend::{self, Backend, Backends, Dice};
 use crate::case::Nginx as Settings;
 use crate::compare::{self, ACCESS, Line, Truth};
 use crate::judge;
@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -64,7 +63,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     let world = World::create(&BTreeMap::new())?;
     let web = &world.web;
     // A signal that ends a backend before its time is no part of this.
-    let mut backends = Backends(Vec::new());
+    let mut backends = Backends::default();
     for (index, (port, fork, script)) in scripts::BACKENDS.iter().enumerate() {
         let backend = Backend {
             address: format!("127.0.0.1:{port}"),
@@ -137,17 +136,6 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
         None => tell(&lines),
     }
     Ok(stress::verdict(&problems, &stderr))
-}
-
-struct Backends(Vec<Child>);
-
-impl Drop for Backends {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 /// What is neither nginx nor a script: ports, a rule that drops, a certificate and TLS in front of the plain backend.

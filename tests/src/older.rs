@@ -1,7 +1,7 @@
 //! Connections that are older than why502: each stands in a state of its own when it starts, and what becomes of them
 //! afterwards is told as if it had been there from the beginning, or not at all, but never wrongly.
 
-use crate::backend::{self, Backend};
+use crate::backend::{self, Backend, Backends};
 use crate::case::Nginx as Settings;
 use crate::client;
 use crate::judge::text;
@@ -16,7 +16,6 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::Child;
 use std::time::Duration;
 
 const NGINX: &str = "127.0.0.1:8080";
@@ -183,7 +182,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     std::fs::create_dir_all(dir.join("tmp"))?;
     let world = World::create(&BTreeMap::new())?;
     let web = &world.web;
-    let mut backends = Ended(Vec::new());
+    let mut backends = Backends::default();
     for (port, scene) in ports() {
         let backend = Backend {
             address: format!("127.0.0.1:{port}"),
@@ -228,17 +227,6 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     Ok(stress::verdict(&problems, &end.stderr))
 }
 
-struct Ended(Vec<Child>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 fn ports() -> impl Iterator<Item = (u16, &'static Scene)> {
     (FIRST_PORT..).zip(SCENES)
 }
@@ -267,20 +255,7 @@ fn settings(slow: f64) -> Settings {
         locations += &format!("    location /{name}/ {{ {pass} }}\n");
     }
     conf += &format!("server {{\n    listen {NGINX};\n{locations}}}\n");
-    Settings {
-        conf,
-        stream: String::new(),
-        main: String::new(),
-        workers: 2,
-        master: true,
-        daemon: false,
-        user: "root".to_owned(),
-        etc_hosts: None,
-        listen: NGINX.to_owned(),
-        current: false,
-        launch: None,
-        seen_at: None,
-    }
+    Settings { workers: 2, ..Settings::plain(conf, NGINX) }
 }
 
 struct Client {

@@ -72,8 +72,13 @@ pub(crate) fn outcome(outcome: &Outcome) {
 
 /// The last lines of a run.
 pub(crate) fn totals(outcomes: &[Outcome], tier: &str, problems: &[String]) {
+    for outcome in outcomes {
+        if let Some(first) = outcome.failures.first() {
+            say(&format!("failed: {}: {}", outcome.name, first.lines().next().unwrap_or_default()));
+        }
+    }
     for problem in problems {
-        say(&format!("FAIL why502 itself: {problem}"));
+        say(&format!("failed: why502 itself: {problem}"));
     }
     let mut score = Score::default();
     for outcome in outcomes {
@@ -87,7 +92,7 @@ pub(crate) fn totals(outcomes: &[Outcome], tier: &str, problems: &[String]) {
         ));
     }
     if score.loses_requests() {
-        say("FAIL requests: too many that had to be known are null");
+        say("failed: requests: too many that had to be known are null");
     }
     let passed = outcomes.iter().filter(|o| o.passed()).count();
     let skipped = outcomes.iter().filter(|o| o.skipped.is_some()).count();

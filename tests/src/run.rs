@@ -195,7 +195,7 @@ fn play_again(cases: &[Case], done: &mut [(Outcome, Seen)], setup: &Setup<'_>) {
             }
         }
         if let Some(good) = last {
-            report::say(&format!("again {:<43} failed beside others, passed {PLAYS} times alone", case.name));
+            report::say(&format!("again: {}: failed beside others, passed {PLAYS} times alone", case.name));
             *played = good;
         }
     }

@@ -91,7 +91,7 @@ pub(crate) fn healthy(options: &Options, requests: u64) -> Result<bool> {
 
 pub(crate) fn verdict(problems: &[String], stderr: &str) -> bool {
     for problem in problems {
-        report::say(&format!("FAIL {problem}"));
+        report::say(&format!("failed: {problem}"));
     }
     if !problems.is_empty() {
         report::note(&format!("why502's stderr:\n{stderr}"));
@@ -160,18 +160,8 @@ fn scene(
     };
     let held = if backend { Some(listen::listen(web, &listen, Path::new("."), 4, bound)?) } else { None };
     let settings = Settings {
-        conf: conf.to_owned(),
-        stream: String::new(),
         main: "error_log /dev/null crit;\n".to_owned(),
-        workers: 1,
-        master: true,
-        daemon: false,
-        user: "root".to_owned(),
-        etc_hosts: None,
-        current: false,
-        launch: None,
-        seen_at: None,
-        listen: NGINX.to_owned(),
+        ..Settings::plain(conf.to_owned(), NGINX)
     };
     std::fs::create_dir_all(dir.join("tmp")).with_context(|| format!("cannot create {}", dir.display()))?;
     let nginx = Nginx::start(web, &settings, dir, bound)?;

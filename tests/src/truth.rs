@@ -176,18 +176,9 @@ pub(crate) fn run(options: &Options, requests: u64, workers: u32) -> Result<bool
          add rule ip t o tcp dport 20009 drop"]),
     )?;
     let settings = Settings {
-        conf: CONF.to_owned(),
-        stream: String::new(),
         main: "error_log /dev/null crit;\n".to_owned(),
         workers,
-        master: true,
-        daemon: false,
-        user: "root".to_owned(),
-        etc_hosts: None,
-        listen: NGINX.to_owned(),
-        current: false,
-        launch: None,
-        seen_at: None,
+        ..Settings::plain(CONF.to_owned(), NGINX)
     };
     std::fs::create_dir_all(scratch.0.join("tmp"))?;
     let nginx = Nginx::start(web, &settings, &scratch.0, bound)?;

@@ -6,6 +6,7 @@ mod cargo;
 mod counts;
 mod guests;
 mod live;
+mod remarks;
 mod stages;
 mod stream;
 
@@ -176,6 +177,9 @@ fn finish(done: &[Done], time: Duration) -> ExitCode {
     for stage in done {
         println!("{}", line(stage));
         total.add(stage.counts);
+    }
+    for remark in remarks::take() {
+        println!("{remark}");
     }
     println!("{total}");
     if total.failed == 0 && !signals::interrupted() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -11,7 +11,7 @@ pub mod words;
 
 pub use cause::Cause;
 
-use crate::correlate::Case;
+use crate::correlate::{Case, ending};
 
 /// How sure a verdict is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,7 +141,15 @@ pub use rules::RULES;
 /// Explains one failed attempt.
 #[must_use]
 pub fn diagnose(case: &Case) -> Verdict {
-    settle(case, RULES.iter().filter_map(|rule| (rule.check)(case)).collect())
+    let verdict = settle(case, RULES.iter().filter_map(|rule| (rule.check)(case)).collect());
+    let hidden = verdict.cause == Cause::TlsCertificateRejected || ending::is_hidden(case);
+    if hidden && verdict.confidence != Confidence::Proven && case.facts.said.is_none() {
+        return verdict.fix_with(
+            "nginx knows what TLS hides: have why502 ask it from now on (`why502 doctor` says whether this nginx can be asked)",
+            "why502 --uprobes on",
+        );
+    }
+    verdict
 }
 
 fn settle(case: &Case, mut verdicts: Vec<Verdict>) -> Verdict {

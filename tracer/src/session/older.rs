@@ -249,16 +249,7 @@ mod tests {
 
     #[test]
     fn whose_connection_it_is() {
-        let listener = |local: &str| Listener {
-            local: local.parse().unwrap(),
-            inode: 1,
-            recv_q: 0,
-            send_q: 1,
-            uid: 0,
-            v6only: false,
-            reuseport: false,
-            bound_if: None,
-        };
+        let listener = |local: &str| Listener::at(local.parse().unwrap());
         let one = standing(1, 1, 1, 1);
         for (local, accepted) in [
             ("0.0.0.0:40000", true),

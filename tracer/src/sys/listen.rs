@@ -193,17 +193,7 @@ mod tests {
     use crate::sys::testing;
 
     fn listener(local: &str) -> Listener {
-        let local = local.parse().unwrap();
-        Listener {
-            local,
-            inode: 1,
-            recv_q: 0,
-            send_q: 1,
-            uid: 0,
-            v6only: false,
-            reuseport: false,
-            bound_if: None,
-        }
+        Listener::at(local.parse().unwrap())
     }
 
     #[test]

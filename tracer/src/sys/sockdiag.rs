@@ -41,6 +41,21 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// One at an address, with an empty queue.
+    #[cfg(test)]
+    pub(crate) fn at(local: SocketAddr) -> Self {
+        Self {
+            local,
+            inode: 1,
+            recv_q: 0,
+            send_q: 1,
+            uid: 0,
+            v6only: false,
+            reuseport: false,
+            bound_if: None,
+        }
+    }
+
     /// Whether the kernel drops the next SYN (`sk_acceptq_is_full`: the queue may hold one more than the limit).
     pub fn queue_full(&self) -> bool {
         self.recv_q > self.send_q

@@ -20,17 +20,7 @@ fn address(text: &str) -> SocketAddr {
 }
 
 fn listener(local: &str) -> Listener {
-    let local = address(local);
-    Listener {
-        local,
-        inode: 1,
-        recv_q: 0,
-        send_q: 1,
-        uid: 0,
-        v6only: false,
-        reuseport: false,
-        bound_if: None,
-    }
+    Listener::at(address(local))
 }
 
 #[test]

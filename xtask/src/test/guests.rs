@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use super::counts::{self, Counts};
 use super::live::is_news;
-use super::{Session, stream};
+use super::{Session, remarks, stream};
 use crate::lab::{self, GuestRun, Job, Kernel, Lsm, Stream};
 use crate::{binaries, process, signals};
 
@@ -148,6 +148,7 @@ fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
         Ok(guest) => guest,
         // It ends with the console.
         Err(error) => {
+            remarks::note(&format!("kernel {name}"), &format!("failed: {error}"));
             let text = format!("FAIL kernel {name}: {error:#}\n");
             return Outcome { counts: Counts::one_failed(), text };
         }
@@ -223,10 +224,14 @@ fn judge(name: &str, guest: &GuestRun) -> Outcome {
                 part = Part::default();
             }
             Some(begun) => part = Part { name: begun.to_owned(), ..Part::default() },
-            None => part.line(line),
+            None => {
+                remarks::note(&format!("kernel {name}, {}", part.name), line);
+                part.line(line);
+            }
         }
     }
     if !part.name.is_empty() {
+        remarks::note(&format!("kernel {name}, {}", part.name), "failed: did not end");
         text += &format!("FAIL kernel {name}, {}: did not end\n", part.name);
         total.add(Counts::one_failed());
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::remarks;
 use crate::{binaries, process};
 
 /// Where the whole output of stages is kept: beside what cargo builds.
@@ -48,6 +49,7 @@ pub(super) fn run(
             let line = line.context("cannot read a program's output")?;
             let line = String::from_utf8_lossy(&line);
             writeln!(log, "{line}").with_context(|| format!("cannot write {}", path.display()))?;
+            remarks::note(name, &line);
             if on_line(&line) {
                 println!("{line}");
             }

@@ -277,3 +277,16 @@ fn a_read_error_is_told_of_an_older_one_whatever_it_was_at() {
     let case = stood(NEAR).older(false).talk(|t| t.told = Some(Told::Error(libc::ECONNRESET))).0;
     assert!(is_failure(&case));
 }
+
+#[test]
+fn who_could_be_asked_is_named() {
+    let asks = |build: &Build| {
+        let fix = diagnose(&build.0).fix;
+        fix.iter().any(|one| one.command.as_deref() == Some("why502 --uprobes on"))
+    };
+    let refused = || stood(NEAR).secret().sealed(900).then(502).saw(502);
+    assert!(asks(&refused()));
+    assert!(!asks(&refused().word(Said::Nothing)), "it was asked");
+    assert!(!asks(&refused().said(Fault::TooBig, During::Header)), "it told");
+    assert!(!asks(&stood(NEAR).fin(SENT + MS)), "nothing was hidden");
+}
