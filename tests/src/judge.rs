@@ -1,7 +1,5 @@
 //! The rules of judgement: what why502 said, against what the case expects. Pure.
 
-use crate::case::Request;
-use crate::client::HOST;
 use crate::expect::{Confidence, Each, Expect, RequestExpect, WithoutRequest};
 use crate::nginx::Line;
 use crate::rules;
@@ -196,68 +194,12 @@ fn reasons(incident: &Value) -> String {
 }
 
 /// How much must be known of the requests.
-fn wanted(expect: &Expect, tier: &str, watched: bool) -> RequestExpect {
+pub(crate) fn wanted(expect: &Expect, tier: &str, watched: bool) -> RequestExpect {
     if watched {
         expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request)
     } else {
         RequestExpect::Unknown
     }
-}
-
-/// What is said of the request, against the requests of the case.
-pub(crate) fn requests(
-    expect: &Expect,
-    tier: &str,
-    watched: bool,
-    uprobes: bool,
-    sent: &[Request],
-    incidents: &[Value],
-    markers: &BTreeMap<String, Line>,
-) -> Vec<String> {
-    let told = expect.uprobes.as_ref().filter(|_| uprobes);
-    let wanted = told.map_or_else(|| wanted(expect, tier, watched), |told| told.request);
-    let mut failures = Vec::new();
-    for incident in counted(expect, incidents) {
-        if let Some(wanted) = told.and_then(|told| told.lines.as_ref()) {
-            failures.extend(all(wanted, incident, markers));
-            failures.extend(only(wanted, incident, markers));
-        }
-        let target = text(incident, "/request/target");
-        let client = text(incident, "/request/client");
-        let fits = match wanted {
-            RequestExpect::Any => true,
-            // One whose link is missing is counted; it says so.
-            RequestExpect::Known => !target.is_empty() || !text(incident, "/request/note").is_empty(),
-            RequestExpect::Client => target.is_empty() && !client.is_empty(),
-            RequestExpect::Unknown => target.is_empty() && client.is_empty(),
-        };
-        if !fits {
-            let said = incident.get("request").map(Value::to_string).unwrap_or_default();
-            failures.push(format!("the request must be {wanted:?}: {said}"));
-        }
-        if target.is_empty() {
-            continue;
-        }
-        let saw = incident.pointer("/attempt/client_saw").and_then(Value::as_u64);
-        // nginx names a request whose answer nobody may have seen: its status is null, and the note says so.
-        let of_nginx = kinds(&["nginx-said".to_owned()], &[], &[incident]).is_empty();
-        let unseen = of_nginx && saw.is_none() && !text(incident, "/request/note").is_empty();
-        let by_step = text(incident, "/request/method") == "GET"
-            && text(incident, "/request/host") == HOST
-            && told.is_some_and(|told| told.sent.iter().any(|t| t == target));
-        let is_it = |request: &Request| {
-            request.method == text(incident, "/request/method")
-                && (1..=request.count).any(|number| request.target(number) == target)
-                && text(incident, "/request/host") == HOST
-                && (unseen || request.expect_status.is_none() || request.expect_status.map(u64::from) == saw)
-                && (request.abort.is_none() || request.abort_after.is_some() || saw.is_none())
-        };
-        if !(by_step || sent.iter().any(is_it)) || client.is_empty() {
-            let said = incident.get("request").map(Value::to_string).unwrap_or_default();
-            failures.push(format!("WRONG REQUEST: {said}, client_saw {saw:?}"));
-        }
-    }
-    failures
 }
 
 fn address(expect: &Expect, incident: &Value, failures: &mut Vec<String>) {
@@ -291,7 +233,7 @@ fn lines(expect: &Expect, counted: &[&Value], markers: &BTreeMap<String, Line>, 
 }
 
 /// The lines that an incident names and that have none of these markers. A default has no line.
-fn only(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
+pub(crate) fn only(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
     let config = incident.get("config").and_then(Value::as_array);
     let of = |entry: &Value| Some((text(entry, "/file").into(), entry.get("line")?.as_u64()?));
     let lines = config.into_iter().flatten().filter_map(of);
@@ -304,7 +246,7 @@ fn only(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -
 }
 
 /// The markers whose line the incident does not name.
-fn all(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
+pub(crate) fn all(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) -> Vec<String> {
     let named =
         |marker: &&String| markers.get(*marker).is_some_and(|(file, line)| names_line(incident, file, *line));
     let missing = wanted.iter().filter(|marker| !named(marker));
@@ -312,7 +254,7 @@ fn all(wanted: &[String], incident: &Value, markers: &BTreeMap<String, Line>) ->
 }
 
 /// Kinds of evidence that are missing, and those that must not be there.
-fn kinds(wanted: &[String], never: &[String], incidents: &[&Value]) -> Vec<String> {
+pub(crate) fn kinds(wanted: &[String], never: &[String], incidents: &[&Value]) -> Vec<String> {
     let found: Vec<String> = incidents.iter().map(|i| entries(i, "evidence", "/kind")).collect();
     let has = |kind: &str| found.iter().any(|kinds| kinds.lines().any(|k| k == kind));
     let missing = wanted.iter().filter(|kind| !has(kind)).map(|kind| format!("no evidence of kind `{kind}`"));
@@ -411,11 +353,12 @@ fn range(min: usize, max: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::requests;
     use serde_json::json;
 
-    fn expect(more: &str) -> Expect {
+    pub(crate) fn expect(more: &str) -> Expect {
         let text = format!(
             "cause = 'fd-limit'\ncause_any = ['bind-failed']\nnever = ['connect-timeout-*']\n\
              confidence = {{ full = 'proven', kprobe = 'proven', tracepoint = 'likely' }}\n{more}"
@@ -423,7 +366,7 @@ mod tests {
         toml::from_str(&text).unwrap()
     }
 
-    fn said(cause: &str, confidence: &str) -> Value {
+    pub(crate) fn said(cause: &str, confidence: &str) -> Value {
         json!({"cause": cause, "confidence": confidence, "summary": "EMFILE at 7",
                "upstream": {"address": "127.0.0.1:3000"},
                "config": [{"file": "/x/nginx.conf", "line": 4}],
@@ -487,31 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_their_own() {
-        let sent: Vec<Request> = vec![
-            toml::from_str("path = '/a'\nexpect_status = 502").unwrap(),
-            toml::from_str("path = '/b{n}'\ncount = 2").unwrap(),
-        ];
-        let of = |more: &str, target: &str, saw: u16| {
-            let mut said = said("fd-limit", "proven");
-            said["request"] =
-                json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
-            said["attempt"] = json!({"client_saw": saw});
-            requests(&expect(more), "full", true, false, &sent, &[said], &BTreeMap::new())
-        };
-        assert!(of("", "/a", 502).is_empty() && of("request = 'known'", "/b2", 200).is_empty());
-        for (more, target, saw) in
-            [("", "/a", 200), ("", "/c", 502), ("", "/b3", 502), ("request = 'client'", "/a", 502)]
-        {
-            assert_eq!(of(more, target, saw).len(), 1, "{more} {target} {saw}");
-        }
-        let known = expect("request = 'known'");
-        let said = [said("fd-limit", "proven")];
-        let nothing = requests(&known, "full", true, false, &sent, &said, &BTreeMap::new());
-        assert!(nothing[0].contains("must be Known"), "{nothing:?}");
-    }
-
-    #[test]
     fn where_requests_are_not_watched() {
         assert!(watched("full", (5, 10)) && watched("tracepoint", (6, 6)) && !watched("tracepoint", (6, 1)));
         let more = "request = 'known'\nlines = ['no']\nwithout_request = { lines = ['server'] }\n\
@@ -533,8 +451,9 @@ mod tests {
         assert_eq!(judge(&expect(more), "full", true, &[known], &markers).0.len(), 3);
         let of = |known, lost| Score { known, lost, ..Score::default() }.loses_requests();
         assert!(!of(0, 1) && of(0, 2) && !of(38, 2) && !of(95, 5) && of(95, 7));
+        let none = BTreeMap::new();
         assert!(
-            requests(&expect(more), "tracepoint", false, false, &[], &incidents, &BTreeMap::new()).is_empty()
+            requests::judge(&expect(more), "tracepoint", false, false, &[], &incidents, &none).is_empty()
         );
     }
 

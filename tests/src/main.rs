@@ -23,6 +23,7 @@ mod packet;
 mod refuse;
 mod remote;
 mod report;
+mod requests;
 mod rules;
 mod run;
 mod scene;

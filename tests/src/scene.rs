@@ -14,6 +14,7 @@ use crate::net::{self, World};
 use crate::nginx::{self, Line, Nginx};
 use crate::remote::Responder;
 use crate::report::Outcome;
+use crate::requests;
 use crate::sys;
 use crate::watch::Watch;
 use anyhow::{Context, Result, bail, ensure};
@@ -169,12 +170,11 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
     if let Some(watch) = setup.watch {
         outcome.incidents = watch.incidents(&seen.pids);
         let watched = judge::watched(&watch.tier, sys::kernel());
-        let told = watched && case.expect.uprobes.as_ref().is_some_and(|uprobes| watch.asks(uprobes.auto));
-        let expect = if told { case.expect.told() } else { case.expect.clone() };
+        let (expect, told) = expected(case, watch);
         let (failures, score) =
             judge::judge(&expect, &watch.tier, watched, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
-        outcome.failures.extend(judge::requests(
+        outcome.failures.extend(requests::judge(
             &expect,
             &watch.tier,
             watched,
@@ -192,6 +192,13 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
         outcome.failures.extend(warned);
     }
     Ok(())
+}
+
+/// What is expected in this run, and whether nginx itself is asked.
+fn expected(case: &Case, watch: &Watch) -> (Expect, bool) {
+    let watched = judge::watched(&watch.tier, sys::kernel());
+    let told = watched && case.expect.uprobes.as_ref().is_some_and(|uprobes| watch.asks(uprobes.auto));
+    (if told { case.expect.told() } else { case.expect.clone() }, told)
 }
 
 impl Scene<'_> {
@@ -369,11 +376,12 @@ impl Scene<'_> {
     fn settle(&self, outcome: &mut Outcome, seen: &mut Seen) {
         self.see(seen);
         let Some(watch) = self.setup.watch else { return };
-        let (min, max) = self.case.expect.incidents(&watch.tier);
+        let (expect, _) = expected(self.case, watch);
+        let (min, max) = expect.incidents(&watch.tier);
         let mut count = || {
             self.see(seen);
             let incidents: Vec<Value> = watch.incidents(&seen.pids);
-            judge::counted(&self.case.expect, &incidents).len()
+            judge::counted(&expect, &incidents).len()
         };
         let start = Instant::now();
         if sys::poll_until(self.setup.bound(3.0), || count() >= min) {

@@ -7,6 +7,7 @@
 // As aya-ebpf itself: inline assembly for BPF is not stable.
 #![feature(asm_experimental_arch)]
 
+mod begins;
 mod clients;
 mod conns;
 mod emit;

@@ -71,6 +71,8 @@ pub struct Said {
     pub id: u64,
     /// Where the text is in the worker.
     pub format_at: u64,
+    /// Where the words of what nginx was doing are in the worker.
+    pub action_at: u64,
     /// The text's second argument.
     pub number: u64,
     /// Elements of `ngx_http_request_t.upstream_states`: one for each try, that of trying nobody included; more where the request
@@ -110,7 +112,7 @@ pub struct Said {
 
 const _: () = {
     assert!(size_of::<Layout>() == 16);
-    assert!(size_of::<Said>() == 16 + 11 * 8 + 32 + 4 + 16 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE);
+    assert!(size_of::<Said>() == 16 + 12 * 8 + 32 + 4 + 16 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE);
     assert!(FORMAT.is_power_of_two() && FILE.is_power_of_two());
     assert!(NAME.is_power_of_two() && LINE.is_power_of_two());
 };

@@ -247,6 +247,7 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
         (*to).request = main;
         (*to).id = id;
         (*to).format_at = call.format;
+        (*to).action_at = read_user(place.action);
         (*to).number = call.second;
         (*to).states = tries[1];
         // start_sec, start_msec, method, http_version, request_line.
@@ -259,7 +260,7 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
             (*to).peer = [0; 28];
         }
         (*to).lens[0] = c_text::<FORMAT>(&raw mut (*to).format, call.format);
-        (*to).lens[7] = c_text::<ACTION>(&raw mut (*to).action, read_user(place.action));
+        (*to).lens[7] = c_text::<ACTION>(&raw mut (*to).action, (*to).action_at);
         // The first configuration of each kind is the core module's.
         let [servers, locations]: [u64; 2] = read_user(current + 32);
         let server: u64 = read_user(servers);

@@ -10,7 +10,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    clients, conns, emit, exchange,
+    begins, clients, conns, emit, exchange,
     kernel::{self, read, read_user},
     maps::{PROCS, setting},
     probes::{request, unix_talk},
@@ -144,7 +144,7 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, proc: *mut Proc, done: u32, size: 
         }
         let mut first = begin[0];
         kernel::forget(&mut first);
-        let begins = exchange::begins(talk, first, size, fresh);
+        let begins = begins::begins(talk, first, size, fresh);
         // The first request in TLS is not another: the handshake before it was its own.
         retried(conn, &last, begins && (found || (!fresh && (!tls || (*talk).requests >= 2))));
         if !begins {
@@ -441,8 +441,10 @@ pub(super) fn passed_on(client: u64, tgid: u32, upstream: u64, id: u64, size: u3
         (*talk).client_sk = client;
         (*talk).flags |= talk_flag::CLIENT;
         (*talk).answered = answer;
-        // The server's status is in TLS; nginx closes before it answers in its own name.
-        if answer >= 500 && (*talk).flags & (talk_flag::TLS | talk_flag::SAID_5XX) == talk_flag::TLS {
+        // The server's status is in TLS; nginx closes before it answers in its own name, which a program that the kernel skipped
+        // has not seen.
+        let hidden = (*talk).flags & (talk_flag::TLS | talk_flag::SAID_5XX) == talk_flag::TLS;
+        if answer >= 500 && hidden && is_held(upstream) {
             (*talk).flags |= talk_flag::SAID_5XX;
             let kind = (*talk).flags & talk_flag::UNIX;
             exchange::emit(upstream, conn, talk_flag::SAID_5XX | kind, 0, 0);
@@ -452,6 +454,12 @@ pub(super) fn passed_on(client: u64, tgid: u32, upstream: u64, id: u64, size: u3
         }
     }
     0
+}
+
+/// True while a process holds the socket: one that is closed is an orphan (sock_orphan, include/net/sock.h).
+#[inline(always)]
+fn is_held(sk: u64) -> bool {
+    !kernel::has(setting!(sk_socket)) || read::<u64>(sk, setting!(sk_socket)) != 0
 }
 
 /// The end of a connection came from outside: a RST, or retransmissions that ran out. nginx has yet to notice.

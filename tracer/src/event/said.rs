@@ -214,6 +214,8 @@ pub struct Statement {
     pub format_at: u64,
     /// What nginx was doing, in its words; empty if that could not be read.
     pub action: Vec<u8>,
+    /// Where they lie in the worker; 0 if there are none.
+    pub action_at: u64,
     /// The text's second argument: a number, or where a string lies in the worker.
     pub number: u64,
     /// Tries of the request so far, this one of nobody included; more where it was led elsewhere.
@@ -267,6 +269,7 @@ impl Statement {
             format: words(&said.format, format).bytes,
             format_at: said.format_at,
             action: words(&said.action, action).bytes,
+            action_at: said.action_at,
             subject: words(&said.subject, subject),
             number: said.number,
             tries: said.states,

@@ -5,11 +5,13 @@
 
 mod alone;
 mod backends;
+mod choice;
 mod clock;
 mod config;
 mod denials;
 mod doubts;
 mod evidence;
+mod explain;
 mod facts;
 mod far_unix;
 mod filters;
@@ -45,22 +47,22 @@ pub use config::Snapshot;
 pub use tried::{Explainer, Foreseen, Tried, attempt as made_attempt, unix_name};
 
 use crate::{
-    correlate::{Case, Reach, request::Attribution, talk},
-    diagnose::{self, Cause},
-    event::{self, Attempt, Event, Stage, said::Said},
+    correlate::Reach,
+    diagnose::Cause,
+    event::{self, Attempt, Event, Stage},
     probes::{
         Tier, ask,
         denials::SECCOMP,
         load::{Loaded, give_memory_back},
         uprobes::Mode,
     },
-    report::{Incident, ProgramCost, Report, Summary, innocence},
-    sys::{proc, process},
+    report::{ProgramCost, Report, Summary, innocence},
 };
 use alone::Alone;
-use clock::{monotonic_ns, wall_clock};
+use clock::monotonic_ns;
 use denials::Denials;
 use evidence::reach;
+use explain::needs_company;
 use facts::Gatherer;
 use filters::Filters;
 use maps::Maps;
@@ -425,7 +427,8 @@ impl<'a> Session<'a> {
                 self.denials.note(*denial);
             }
             Event::Death(death) => self.gatherer.backends.died(*death),
-            Event::Said(statement) => {
+            Event::Said(mut statement) => {
+                said::complete(&mut statement);
                 self.alone.said(&statement, Instant::now());
                 self.requests.said(*statement, Instant::now());
             }
@@ -479,129 +482,6 @@ impl<'a> Session<'a> {
             self.gatherer.note_namespace(inum, pid);
         }
     }
-
-    fn explain(&mut self, held: Held) -> Result<()> {
-        let Held { mut attempt, client_gone, .. } = held;
-        self.refused.attempt(&attempt.denials);
-        if self.watch.get(attempt.worker).is_none() {
-            complain(&self.watch.scan(&mut self.maps)?);
-            self.enter_older();
-        }
-        let Some(worker) = self.watch.get(attempt.worker).cloned() else {
-            // Its process was never seen as nginx, or ended long ago.
-            self.unread += 1;
-            return Ok(());
-        };
-        if matches!(attempt.stage, Stage::Bind | Stage::Socket) && !serves(attempt.worker) {
-            // A master that cannot bind a listen socket is no upstream failure.
-            return Ok(());
-        }
-        if attempt.unix.is_some() && unix::is_foreign(&attempt, &worker) {
-            return Ok(());
-        }
-        self.add_late_evidence(&mut attempt);
-        let mut reach = self.reach;
-        attempt.deduce_reset(reach.icmp);
-        if attempt.lost_its_error() {
-            attempt.deduce_give_up(self.gatherer.syn_retries(&attempt));
-        }
-        // An error that nginx had read before the record was made left a trace only where ICMP is seen.
-        attempt.evidence_gap |=
-            self.was_blind(&attempt) || (attempt.missed_end && !attempt.reset && !reach.icmp);
-        if attempt.evidence_gap {
-            reach.drops = false;
-            reach.accept_queue = false;
-        }
-        let facts = self.gatherer.gather(&attempt, reach);
-        let (config, bind_lines) = match attempt.stage {
-            Stage::Socket | Stage::Untried => (Vec::new(), Vec::new()),
-            Stage::Bind => (Vec::new(), narrow::bind_lines(&worker.config, attempt.remote.ip(), None)),
-            Stage::Connect | Stage::SynSent | Stage::Established => {
-                (worker.config.candidates_of(&attempt), Vec::new())
-            }
-        };
-        let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let mut case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
-        self.gatherer.backends.note_idle(&mut case);
-        if !talk::is_failure(&case) {
-            return Ok(());
-        }
-        complain(self.traces.arm(&mut self.gatherer, &case).as_slice());
-        let mut verdict = diagnose::diagnose(&case);
-        self.alone.failed(&case, verdict.cause, &worker);
-        notes::add(&mut verdict, &case, &worker);
-        let incident = Incident {
-            time,
-            mono_ns,
-            case,
-            verdict,
-            container: worker.container.clone(),
-            bind_lines,
-            attribution: Attribution::default(),
-        };
-        let heard = self.uprobes.hear(worker.master);
-        match self.requests.attribute(incident, heard, Instant::now()) {
-            Some(incident) => self.show(incident),
-            None => Ok(()),
-        }
-    }
-
-    /// Shows the incidents that wait for their request no longer. True if no more are wanted.
-    fn show_settled(&mut self) -> Result<bool> {
-        for incident in self.requests.settled(Instant::now()) {
-            if self.enough() {
-                break;
-            }
-            self.show(incident)?;
-        }
-        Ok(self.enough())
-    }
-
-    /// True if no more incidents are wanted.
-    fn enough(&self) -> bool {
-        self.filter.count.is_some_and(|count| self.shown >= count)
-    }
-
-    fn show(&mut self, mut incident: Incident) -> Result<()> {
-        if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
-            let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
-            incident.case.facts.said = match &said {
-                Some((said, _)) => Some(said.said()),
-                None => self.uprobes.would_tell(worker.master).then_some(Said::Nothing),
-            };
-            narrow::by_request(&mut incident, worker, said.as_ref().and_then(|(_, place)| place.as_ref()));
-            if let Some((said, place)) = &said {
-                incident.verdict.evidence.push(said::evidence(said, place.is_some()));
-            }
-        }
-        // What nginx told its client can settle that nothing was wrong.
-        let wanted = self.filter.causes.is_empty() || self.filter.causes.contains(&incident.verdict.cause);
-        if !wanted || !talk::is_failure(&incident.case) {
-            return Ok(());
-        }
-        *self.incidents.entry(incident.verdict.cause).or_default() += 1;
-        self.shown += 1;
-        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
-    }
-}
-
-/// An attempt that nginx gave up waits for the note that its client had left; one that the far end closed, for what
-/// becomes of the process that did it.
-fn needs_company(attempt: &Attempt) -> bool {
-    match attempt.stage {
-        Stage::SynSent => attempt.app_closed,
-        // So does one that its server, perhaps, ended by dying; the answer of a server that goes on waits for nobody.
-        Stage::Established => attempt.talk.as_ref().is_some_and(|talk| !talk.said_5xx),
-        Stage::Socket | Stage::Bind | Stage::Connect | Stage::Untried => false,
-    }
-}
-
-/// True if the process makes upstream connections, by its title now; a process that is gone counts as one.
-fn serves(pid: u32) -> bool {
-    let Ok(title) = proc::read_up_to(format!("/proc/{pid}/cmdline"), 4096) else {
-        return true;
-    };
-    title.is_empty() || process::role_of(&title).serves()
 }
 
 fn costs(ebpf: &Ebpf) -> Vec<ProgramCost> {

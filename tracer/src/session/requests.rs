@@ -88,8 +88,11 @@ impl Requests {
         }
     }
 
-    /// The number of a request that is told of at once.
-    pub(super) fn number(&mut self) -> u64 {
+    /// The number of a request that is told of at once: that of its attempts, where nginx itself names it.
+    pub(super) fn number(&mut self, said: Option<&Statement>, now: Instant) -> u64 {
+        if let Some(said) = said {
+            return self.sayings.id(said.request, &mut self.next, now);
+        }
         self.next += 1;
         self.next - 1
     }

@@ -182,12 +182,10 @@ pub(super) struct Sayings {
 
 impl Sayings {
     /// Notes a statement.
-    pub(super) fn note(&mut self, mut statement: Statement, now: Instant) {
+    pub(super) fn note(&mut self, statement: Statement, now: Instant) {
         let Some((socket, name_ns)) = statement.attempt else {
             return;
         };
-        reread(&mut statement);
-        read_reason(&mut statement);
         let key = (statement.worker, socket, name_ns);
         match self.of_attempts.entry(key) {
             Entry::Vacant(place) => {
@@ -255,17 +253,22 @@ impl Sayings {
     }
 }
 
-/// A text that the kernel side could not read, as nothing of its page had been used in that worker yet: it lies in the
-/// program's constants.
-fn reread(statement: &mut Statement) {
-    if statement.format.is_empty()
-        && let Some(text) = constant(statement.worker, statement.format_at)
+/// Reads what the kernel side could not, before anybody looks at it: texts of which nothing of their page had been used in that
+/// worker yet, and why a certificate was refused. They lie in the constants of the program and its libraries.
+pub(super) fn complete(statement: &mut Statement) {
+    for (text, at) in
+        [(&mut statement.format, statement.format_at), (&mut statement.action, statement.action_at)]
     {
-        statement.format = text;
+        if text.is_empty()
+            && let Some(found) = constant(statement.worker, at)
+        {
+            *text = found;
+        }
     }
+    read_reason(statement);
 }
 
-/// Why a certificate was refused: the library's own words, among its constants.
+/// Why a certificate was refused, in the library's own words.
 fn read_reason(statement: &mut Statement) {
     if statement.format == REFUSED
         && let Some(text) = constant(statement.worker, statement.number)
@@ -397,6 +400,26 @@ mod tests {
         assert_eq!(sayings.id(first, &mut next, now), 1);
         assert_eq!(others.map(|other| sayings.id(other, &mut next, now)), [2, 3, 4, 5]);
         assert_eq!(sayings.id(first, &mut next, now), 1);
+    }
+
+    #[test]
+    fn what_the_kernel_side_could_not_read() {
+        const TEXT: &[u8] = b"no resolver defined to resolve %V\0";
+        const ACTION: &[u8] = b"reading upstream\0";
+        let blank = |said: &mut tracer_ebpf::said::Said| {
+            (said.tgid, said.format_at, said.action_at) =
+                (std::process::id(), TEXT.as_ptr() as u64, ACTION.as_ptr() as u64);
+            (said.lens[0], said.lens[7]) = (0, 0);
+        };
+        let mut statement = sample(blank);
+        assert_eq!(statement.said(), Said::Other);
+        complete(&mut statement);
+        assert!(matches!(statement.said(), Said::NoResolver { .. }));
+        assert_eq!(statement.action, b"reading upstream");
+        let mut known = sample(|said| said.tgid = std::process::id());
+        let before = known.format.clone();
+        complete(&mut known);
+        assert_eq!(known.format, before, "what was read stays");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 
 use tracer_ebpf::unix::LIBC;
 
-use super::{clock::wall_clock, facts, serves, watch::Watched};
+use super::{clock::wall_clock, explain::serves, facts, watch::Watched};
 use crate::{
     correlate::unix::{Bound, Component, Elsewhere, End, Near, PoolLine, Refusal, Type, UnixFact, Wanted},
     event::{Attempt, UnixName},
