@@ -66,6 +66,9 @@ pub enum InvocationError {
     /// An option that nginx does not know.
     #[error("unknown option \"{0}\" on the command line; is this nginx?")]
     UnknownOption(String),
+    /// A title with a zero inside: nginx is writing it over its arguments, some of which still stand behind it.
+    #[error("the title was read while nginx wrote it: try again")]
+    Torn,
     /// A worker or helper: only the master's title holds the arguments.
     #[error("this is a worker or a helper process; the arguments are in its master's command line")]
     NotMaster,
@@ -105,6 +108,9 @@ struct Options {
 pub fn invocation(cmdline: &[u8], defaults: &Defaults, cwd: &Path) -> Result<Invocation, InvocationError> {
     let options = match (title(cmdline), role(cmdline)) {
         (Some(title), Some(ProcessRole::Master)) => {
+            if title.contains(&0) {
+                return Err(InvocationError::Torn);
+            }
             let arguments = title.strip_prefix(b"master process").unwrap_or_default();
             title_options(unbracketed(arguments.trim_ascii_start()))?
         }

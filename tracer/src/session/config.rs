@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+mod title;
+
 use crate::{
     event::{Attempt, Stage, UnixName},
     nginx::{
@@ -23,7 +25,7 @@ use crate::{
         binary::{self, Build},
         dump::Dump,
         glob,
-        invocation::{self, Invocation},
+        invocation::Invocation,
         running::{self, Place},
         value::Address,
     },
@@ -38,7 +40,6 @@ const MAX_ENTRIES: usize = 100_000;
 const MAX_EXE: u64 = 64 << 20;
 /// How long a name is looked up; nginx itself resolved it when it started.
 const DNS_LIMIT: Duration = Duration::from_secs(2);
-
 /// The configuration as it was on disk when the snapshot was made.
 #[derive(Debug, Default)]
 pub struct Snapshot {
@@ -200,10 +201,10 @@ impl Snapshot {
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_else(|_| PathBuf::from("/"));
         let started = match known {
             Some(known) => known.clone(),
-            None => invocation::invocation(&master.title, &defaults, &cwd)
+            None => title::invocation_of(master, &defaults, &cwd, title::LIMIT)
                 .map_err(|e| format!("cannot tell which configuration nginx (pid {pid}) runs with: {e}"))?,
         };
-        let cut_off = known.is_none() && is_cut_off(master);
+        let cut_off = known.is_none() && title::is_cut_off(master);
         let made = SystemTime::now();
         let files = ProcessFiles::from(root);
         let source = Source { main: &started.conf_path, globals: started.globals.as_deref() };
@@ -494,15 +495,6 @@ impl Snapshot {
 
 /// A process's start is known to some 10 ms, a file's change to a clock tick.
 const CLOCK_SLACK: Duration = Duration::from_millis(100);
-
-/// Whether the title may lack arguments, so that the configuration file may be another.
-fn is_cut_off(master: &Process) -> bool {
-    let read = |what: &str, most: usize| proc::read_up_to(format!("/proc/{}/{what}", master.pid), most);
-    // Not the title of `master`, which lacks final blanks: one may be the last thing that fitted.
-    let (Ok(stat), Ok(title)) = (read("stat", 4096), read("cmdline", 64 << 10)) else { return false };
-    proc::title_room(&stat)
-        .is_some_and(|(arguments, environment)| invocation::may_be_cut_off(&title, arguments, environment))
-}
 
 fn platform(version: Option<Version>) -> Platform {
     // SAFETY: sysconf takes no pointers.

@@ -235,7 +235,11 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
-fn read_title(pid: u32) -> io::Result<Vec<u8>> {
+/// Its title or arguments, without the padding.
+///
+/// # Errors
+/// If the process is gone, or may not be looked at.
+pub fn read_title(pid: u32) -> io::Result<Vec<u8>> {
     let mut title = proc::read_up_to(format!("/proc/{pid}/cmdline"), MOST_TITLE)?;
     // nginx overwrites its arguments and pads with NULs, or blanks where SETPROCTITLE_PAD says so.
     let length = title.iter().rposition(|&byte| byte != 0 && byte != b' ').map_or(0, |last| last + 1);

@@ -45,6 +45,11 @@ fn command_lines() {
         invocation::invocation(line.as_bytes(), &Defaults::default(), Path::new("/")).unwrap_err()
     };
     assert_eq!(refuse("nginx: worker process"), InvocationError::NotMaster);
+    for torn in
+        ["nginx: master process /usr/s\0-c\0nginx.conf\0", "nginx: master process nginx -p /o\0-c\0n.conf"]
+    {
+        assert_eq!(refuse(torn), InvocationError::Torn, "{torn:?}");
+    }
     assert_eq!(refuse("nginx: master process nginx -c"), InvocationError::Truncated('c'));
     assert_eq!(refuse("nginx\0-c\0"), InvocationError::Truncated('c'));
     assert!(matches!(refuse("nginx\0run\0"), InvocationError::UnknownOption(_)));

@@ -1,5 +1,6 @@
+use super::title::tests::Titled;
 use super::*;
-use crate::sys::process::{Credentials, ExeId, Role};
+use crate::nginx::{binary::Defaults, invocation};
 
 #[test]
 fn reads_a_hosts_file() {
@@ -129,28 +130,13 @@ fn a_known_command_line_is_not_read_from_the_title_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("nginx.conf");
     std::fs::write(&path, "events {}\n").unwrap();
-    let pid = std::process::id();
-    let master = Process {
-        pid,
-        ppid: 1,
-        ns_pids: vec![pid],
-        exe: "/usr/sbin/nginx".into(),
-        exe_deleted: false,
-        exe_id: ExeId { dev: 0, ino: 0 },
-        // Cut off behind -c.
-        title: b"nginx: master process nginx -c".to_vec(),
-        role: Role::Master,
-        start_ticks: 0,
-        started: SystemTime::now(),
-        credentials: Credentials::default(),
-        netns: None,
-        root_differs: false,
-        mounts_differ: false,
-        container: None,
-    };
+    // Cut off behind -c.
+    let process = Titled::new("nginx: master process nginx -c");
+    let master = process.master(b"nginx: master process nginx -c");
+    let pid = master.pid;
     let started = invocation::invocation(
         format!("nginx\0-c\0{}\0", path.display()).as_bytes(),
-        &binary::Defaults::default(),
+        &Defaults::default(),
         Path::new("/"),
     );
     let known = Snapshot { pid, started: started.ok(), ..Snapshot::default() };
