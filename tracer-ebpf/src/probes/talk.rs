@@ -245,7 +245,9 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         }
         if suspicion != talk_flag::SAID_5XX {
             exchange::emit(sk, conn, kind, TCP_ESTABLISHED, 3);
-            let quiet = (*conn).flags & flag::RST_IN == 0 && (*talk).fin_ns == 0;
+            // An end that nginx has not read is none of its reasons.
+            let unread = setting!(talk) != 0 && (*talk).told_ns == 0 && (*talk).flags & talk_flag::EOF == 0;
+            let quiet = (*conn).flags & flag::RST_IN == 0 && ((*talk).fin_ns == 0 || unread);
             given_up(proc, conn, tgid);
             emit::watch_client(sk, tgid, quiet);
         } else {

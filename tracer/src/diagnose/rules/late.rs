@@ -227,7 +227,8 @@ fn client_text(case: &Case) -> Option<String> {
 pub(super) fn client(case: &Case) -> Option<Verdict> {
     let talk = ending::of(case)?;
     case.client_gone?;
-    let ended = talk.fin_ns.is_some() || case.attempt.reset;
+    // An end that nginx has not read is none of its reasons, where reads are seen.
+    let ended = (talk.fin_ns.is_some() && !talk.watched) || case.attempt.reset;
     let by_nginx = ending::end(case)? == End::Closed && !ended && !talk.whole;
     if !by_nginx
         || case.client_saw.is_some_and(|status| status >= 500)
@@ -250,12 +251,21 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
     let verdict = Verdict::graded(
         Cause::ClientAborted,
         shortest.is_some() && talk.watched && !refused,
-        format!("the client left before {} had answered", words::target(&case.attempt)),
+        if talk.unread > 0 {
+            format!("the client left before nginx had read the answer of {}", words::target(&case.attempt))
+        } else {
+            format!("the client left before {} had answered", words::target(&case.attempt))
+        },
         "nginx gave up for a reason that why502 did not see, and the client left at the same time",
     )
     .because_if("time", before)
     .because_if("request", standing::request(talk))
-    .because("response", standing::response(talk));
+    .because("response", standing::response(talk))
+    .because_if(
+        "unread",
+        (talk.unread > 0)
+            .then(|| format!("{} had arrived, which nginx had not read", standing::bytes(talk.unread))),
+    );
     Some(
         backend(verdict, case).fix(
             "nothing failed here: if it happens often, see why the answer takes longer than clients wait",

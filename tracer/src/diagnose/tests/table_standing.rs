@@ -195,6 +195,21 @@ fn timers() {
         ("the client left, and was told 504", late().client_gone(false).saw(504), Read, Proven),
         ("the client left long before", stood(NEAR).ends_ms(300).client_gone(false), ClientAborted, Proven),
         (
+            "the client left, and an answer with its end lay unread",
+            stood(NEAR)
+                .ends_ms(300)
+                .client_gone(false)
+                .talk(|t| (t.fin_ns, t.unread) = (Some(SENT + 299 * MS), 144)),
+            ClientAborted,
+            Proven,
+        ),
+        (
+            "the same, and nginx had read the end",
+            stood(NEAR).ends_ms(300).client_gone(false).fin(SENT + 299 * MS),
+            Early,
+            Likely,
+        ),
+        (
             "the client left, no time-out is known",
             stood(NEAR).ends_ms(300).client_gone(true).edit(|c| c.config.clear()),
             ClientAborted,
