@@ -309,17 +309,32 @@ impl Statement {
         }
     }
 
-    /// Its text for people, as far as it has no arguments.
+    /// Its text for people, with an ellipsis for each argument that stands among its words, and without those behind them.
     #[must_use]
     pub fn text(&self) -> Option<String> {
         if let Said::Certificate { reason: Some(reason) } = self.said() {
             return Some(format!("upstream SSL certificate: {reason}"));
         }
         let text = std::str::from_utf8(&self.format).ok()?;
-        let text = text.split('%').next().unwrap_or_default().trim_end();
-        let plain = !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
-        plain.then(|| text.to_owned())
+        let plain = text.chars().all(|c| c.is_ascii_graphic() || c == ' ');
+        Some(words_of(text)).filter(|text| plain && !text.is_empty())
     }
+}
+
+/// The words of a text for ngx_vslprintf.
+fn words_of(format: &str) -> String {
+    let mut pieces = format.split('%');
+    let mut text = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let after = piece.trim_start_matches(|c: char| c.is_ascii_digit() || ".*uxXm".contains(c));
+        // The letter of the argument's type.
+        let after = after.get(1..).unwrap_or_default();
+        if !after.starts_with(' ') {
+            break;
+        }
+        text = text + "…" + after;
+    }
+    text.trim_end_matches([' ', ':', '"', '(']).to_owned()
 }
 
 /// A `struct sockaddr` of either family; None for others, and for none.

@@ -79,6 +79,22 @@ fn reads_a_statement() {
 }
 
 #[test]
+fn texts_for_people() {
+    for (format, expect) in [
+        ("connect() failed", "connect() failed"),
+        ("connect() to %V failed", "connect() to … failed"),
+        ("%V could not be resolved (%i: %s)", "… could not be resolved"),
+        ("no resolver defined to resolve %V", "no resolver defined to resolve"),
+        ("upstream sent invalid header: \"%*s\\x%02xd...\"", "upstream sent invalid header"),
+        ("upstream sent more data than specified in \"Content-Length\" header", "upstream sent more data than specified in \"Content-Length\" header"),
+        ("%", ""),
+        ("100% é", "100"),
+    ] {
+        assert_eq!(words_of(format), expect, "{format}");
+    }
+}
+
+#[test]
 fn knows_the_failures_without_a_socket() {
     let about = |format: &[u8], subject: &[u8], number| {
         let mut said = wire();
