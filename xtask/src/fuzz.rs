@@ -121,7 +121,8 @@ fn command(programs: &Path, target: &Target) -> Result<Command> {
         bail!("{} holds no seeds", seeds(target).display());
     }
     let mut fuzz = Command::new(programs.join(target.name));
-    fuzz.args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]);
+    // By the clock on the wall, of which a crowded machine takes its share.
+    fuzz.args(["-timeout=100", "-rss_limit_mb=1024", "-print_final_stats=1"]);
     fuzz.arg(format!("-max_len={}", target.most));
     fuzz.arg(format!("-artifact_prefix={}/{}-", root().join("target/fuzz").display(), target.name));
     let dictionary = root().join(FOLDER).join(format!("{}.dict", target.name));
