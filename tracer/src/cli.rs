@@ -124,6 +124,10 @@ pub(crate) struct Trace {
     /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
     #[arg(long)]
     pub stats: bool,
+    /// Write every record that the kernel sends to this file, as it came, behind its length (four bytes, little-endian): for
+    /// the tests of the decoder.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub dump_records: Option<PathBuf>,
     #[command(flatten)]
     pub kernel: Kernel,
 }

@@ -140,6 +140,7 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
         count: options.count,
         stats: options.stats,
         trace_rules: options.trace_rules,
+        dump_records: options.dump_records.clone(),
         uprobes: Some(match options.uprobes {
             Uprobes::Auto => Mode::Auto,
             Uprobes::On => Mode::On,

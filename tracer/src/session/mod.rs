@@ -10,6 +10,7 @@ mod clock;
 mod config;
 mod denials;
 mod doubts;
+mod dump;
 mod evidence;
 mod explain;
 mod facts;
@@ -37,6 +38,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io::{self, Write},
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -65,6 +67,7 @@ use crate::{
 use alone::Alone;
 use clock::monotonic_ns;
 use denials::Denials;
+use dump::Dump;
 use evidence::reach;
 use explain::needs_company;
 use facts::Gatherer;
@@ -104,6 +107,8 @@ pub struct Filter {
     pub stats: bool,
     /// The kernel is asked to name the rules that drop.
     pub trace_rules: bool,
+    /// Where every record goes as it came, for the tests of the decoder.
+    pub dump_records: Option<PathBuf>,
     /// Which functions of nginx are probed (default: none); none where requests are not watched.
     pub uprobes: Option<Mode>,
 }
@@ -149,6 +154,7 @@ pub struct Session<'a> {
     shown: u64,
     started: Instant,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    dump: Option<Dump>,
 }
 
 /// What a round of the loop found.
@@ -192,6 +198,7 @@ impl<'a> Session<'a> {
         } else {
             None
         };
+        let dump = filter.dump_records.as_deref().map(Dump::create).transpose()?;
         let mut maps = Maps::take(&mut ebpf)?;
         let mut watch = Watch::new(filter.pids.clone());
         complain(&watch.scan(&mut maps)?);
@@ -234,6 +241,7 @@ impl<'a> Session<'a> {
             shown: 0,
             started: Instant::now(),
             logger,
+            dump,
         };
         session.note_namespaces();
         session.follow_executables();
@@ -425,6 +433,9 @@ impl<'a> Session<'a> {
             let bytes = Bytes::copy_from_slice(&record);
             drop(record);
             self.rest.read();
+            if let Some(dump) = &mut self.dump {
+                dump.add(&bytes)?;
+            }
             match event::decode(&bytes) {
                 Ok(event) => self.take(event)?,
                 Err(error) => {

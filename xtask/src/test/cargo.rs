@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::counts::{self, Counts};
 use super::{Session, stream};
-use crate::{binaries, process};
+use crate::{binaries, fuzz, process};
 
 /// Every package of the host; the BPF object has a target of its own.
 const HOST: [&str; 3] = ["--workspace", "--exclude", "tracer-ebpf"];
@@ -41,6 +41,21 @@ pub(super) fn unit(_: &mut Session) -> Result<Counts> {
         is_news(line)
     })?;
     Ok(counts.with_status(status.success()))
+}
+
+/// Every fuzz target from its seeds, the same inputs each time.
+pub(super) fn fuzz(_: &mut Session) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for (name, result) in fuzz::short()? {
+        match result {
+            Ok(()) => counts.add(Counts::one_passed()),
+            Err(error) => {
+                println!("failed: {name}: {error:#}");
+                counts.add(Counts::one_failed());
+            }
+        }
+    }
+    Ok(counts)
 }
 
 pub(super) fn build(session: &mut Session) -> Result<Counts> {
