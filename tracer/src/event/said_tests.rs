@@ -86,7 +86,10 @@ fn texts_for_people() {
         ("%V could not be resolved (%i: %s)", "… could not be resolved"),
         ("no resolver defined to resolve %V", "no resolver defined to resolve"),
         ("upstream sent invalid header: \"%*s\\x%02xd...\"", "upstream sent invalid header"),
-        ("upstream sent more data than specified in \"Content-Length\" header", "upstream sent more data than specified in \"Content-Length\" header"),
+        (
+            "upstream sent more data than specified in \"Content-Length\" header",
+            "upstream sent more data than specified in \"Content-Length\" header",
+        ),
         ("%", ""),
         ("100% é", "100"),
     ] {
