@@ -234,8 +234,9 @@ unsafe fn evidence(a: *mut Attempt, seen: &Seen, conn: &Conn) {
         if let Some(ev) = seen.entry {
             copy::<{ size_of::<Evidence>() / 8 }>(to.cast(), ev.cast());
             let start_ns = conn.start_ns;
+            let own = (*a).netns;
             let taken = |bit: u32, netns: u32| {
-                if is_own(&seen.key.daddr, netns, (*a).netns) { bit } else { flag::EVIDENCE_GAP }
+                if is_own(&seen.key.daddr, netns, own) { bit } else { flag::EVIDENCE_GAP }
             };
             if (*to).drop_last_ns != 0 && (*to).drop_last_ns >= start_ns {
                 (*a).flags |= taken(flag::DROP, (*to).drop_netns);

@@ -10,7 +10,7 @@ pub const fn is_loopback(addr: &Addr) -> bool {
     let high = u64::from_be_bytes([a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]]);
     let low = u64::from_be_bytes([a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]]);
     // ::1, and ::ffff:127.x.y.z.
-    high == 0 && (low == 1 || low >> 24 == 0xffff_7f)
+    high == 0 && (low == 1 || low >> 24 == 0xff_ff7f)
 }
 
 /// True if what was seen of a flow to `daddr` in the network namespace `seen` (0 unknown) belongs to the connection of the
