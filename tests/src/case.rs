@@ -4,6 +4,7 @@ use crate::backend::Backend;
 use crate::check::CheckExpect;
 use crate::expect::{CAUSES, Expect, TIERS};
 use crate::script;
+use crate::timing::Timing;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ pub(crate) struct Case {
     /// One of the smaller set that `--core` runs, for slow guests.
     #[serde(default)]
     pub(crate) core: bool,
+    /// It hangs on time: `cargo xtask test --thorough` alone plays it, and measures how often it passes.
+    pub(crate) timing: Option<Timing>,
     /// The causes that this case resembles and is not.
     #[serde(default)]
     pub(crate) look_alike_of: Vec<String>,
@@ -412,8 +415,18 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
     for cause in named {
         ensure!(CAUSES.contains(&cause.as_str()), "unknown cause `{cause}`; the names are in src/expect.rs");
     }
+    ensure!(
+        !tolerates_unexplained(e),
+        "`unexplained` is allowed by the hook that is missing: [expect.tracepoint] unexplained_without = [\"HOOK\"]"
+    );
     if let Some(check) = &case.check {
         check.is_whole()?;
+    }
+    if let Some(timing) = &case.timing {
+        ensure!(
+            timing.why.split(' ').count() > 3,
+            "timing: say in a sentence what of the case hangs on time"
+        );
     }
     for tier in &case.tiers {
         ensure!(TIERS.contains(&tier.as_str()), "unknown tier `{tier}`; use one of {TIERS:?}");
@@ -467,6 +480,11 @@ pub(crate) fn parse(text: &str) -> Result<Case> {
     Ok(case)
 }
 
+/// Whether `unexplained` is tolerated on the tracepoint tier whatever hooks there are.
+fn tolerates_unexplained(expect: &Expect) -> bool {
+    expect.tracepoint.iter().flat_map(|tier| &tier.cause_any).any(|cause| cause == "unexplained")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -508,6 +526,12 @@ mod tests {
             ("fd-limit", "fd-limits", "unknown cause"),
             ("about", "abuot", "abuot"),
             ("[expect]", "[[step]]\n[expect]", "exactly one of"),
+            (
+                "[expect]",
+                "[expect]\ntracepoint = { cause_any = ['unexplained'] }",
+                "by the hook that is missing",
+            ),
+            ("[nginx]", "timing = { why = 'slow' }\n[nginx]", "in a sentence"),
             ("[expect]", "[[step]]\nin='x'\nrun='y'\n[expect]", "add [hosts.x]"),
             ("[expect]", "[[step]]\nat='after-first-request'\nrun='y'\n[expect]", "second [[request]]"),
             ("[nginx]", "[nginx]\ncurrent = true", "nginx-current"),

@@ -1,6 +1,7 @@
 //! What a case expects of why502: the `[expect]` part of `case.toml`.
 
 use serde::Deserialize;
+use std::collections::BTreeSet;
 
 /// The three sets of hooks, see design.md.
 pub(crate) const TIERS: [&str; 3] = ["full", "kprobe", "tracepoint"];
@@ -194,6 +195,23 @@ impl Expect {
     }
 }
 
+impl Expect {
+    /// What is expected where these hooks are missing: what only they tell may stay unexplained.
+    pub(crate) fn without(mut self, tier: &str, missing: &BTreeSet<String>) -> Self {
+        let of_tier = match tier {
+            "full" => &mut self.full,
+            "kprobe" => &mut self.kprobe,
+            _ => &mut self.tracepoint,
+        };
+        if let Some(of_tier) = of_tier
+            && of_tier.unexplained_without.iter().any(|hook| missing.contains(hook))
+        {
+            of_tier.cause_any.push("unexplained".to_owned());
+        }
+        self
+    }
+}
+
 /// What nginx itself tells.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -243,6 +261,9 @@ pub(crate) struct TierExpect {
     /// Added to the tolerated causes.
     #[serde(default)]
     pub(crate) cause_any: Vec<String>,
+    /// `unexplained` is tolerated where one of these hooks of why502 is missing (names of `why502 doctor`).
+    #[serde(default)]
+    pub(crate) unexplained_without: Vec<String>,
     pub(crate) at_most: Option<Confidence>,
     pub(crate) incidents_min: Option<usize>,
     pub(crate) incidents_max: Option<usize>,

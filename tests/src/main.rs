@@ -11,6 +11,7 @@ mod compare;
 mod conntrack;
 mod dns;
 mod expect;
+mod hooks;
 mod judge;
 mod late;
 mod listen;
@@ -30,6 +31,7 @@ mod scene;
 mod script;
 mod stress;
 mod sys;
+mod timing;
 mod tls;
 mod truth;
 mod unix;
@@ -127,6 +129,16 @@ enum Which {
     Expecting,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// Cases that hang on time and those that do not
+    Any,
+    /// None that hangs on time on this kind of machine
+    Leave,
+    /// Those alone
+    Only,
+}
+
 #[derive(Debug, Args)]
 struct ProgramArgs {
     /// The why502 to judge
@@ -169,9 +181,12 @@ struct CasesArgs {
     /// How long to look for incidents that should not come
     #[arg(long, default_value_t = 300, value_name = "MS")]
     settle_ms: u64,
-    /// Play cases that failed twice more, alone; they pass if both do. Not after a wrong verdict, nor if they are many
-    #[arg(long)]
-    again: bool,
+    /// Which cases, by whether their outcome hangs on time here (`timing` in case.toml)
+    #[arg(long, value_enum, default_value_t = Choice::Any, value_name = "WHICH")]
+    timing: Choice,
+    /// Play those that hang on time so often, and tell how often each passed
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    plays: u32,
     /// Print everything about passing cases too
     #[arg(long, short)]
     verbose: bool,
@@ -219,7 +234,8 @@ fn try_main() -> Result<bool> {
                 slow: slow(&cli.program)?,
                 settle: Duration::from_millis(cli.cases.settle_ms),
                 verbose: cli.cases.verbose,
-                again: cli.cases.again,
+                timing: cli.cases.timing,
+                plays: cli.cases.plays,
                 json: cli.cases.json,
                 junit: cli.cases.junit,
                 program: program(cli.program)?,

@@ -1,6 +1,7 @@
 //! Everything the lab prints, and its machine-readable files.
 
 use crate::judge::{self, Score};
+use crate::timing::Rate;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -18,6 +19,8 @@ pub(crate) struct Outcome {
     /// What `why502 check` found.
     pub(crate) findings: Vec<Value>,
     pub(crate) score: Score,
+    /// How often it passed, if it was played for that.
+    pub(crate) rate: Option<Rate>,
     pub(crate) time: Duration,
     /// Everything that helps after a failure.
     pub(crate) dump: String,
@@ -73,6 +76,12 @@ pub(crate) fn outcome(outcome: &Outcome) {
 /// The last lines of a run.
 pub(crate) fn totals(outcomes: &[Outcome], tier: &str, problems: &[String]) {
     for outcome in outcomes {
+        if let Some(Rate { passed, played }) = outcome.rate {
+            say(&format!("rate: {} {passed}/{played}", outcome.name));
+        }
+        if let Some(excuse) = outcome.skipped.as_ref().filter(|why| why.starts_with("excused: ")) {
+            say(&format!("skip {:<44} {excuse}", outcome.name));
+        }
         if let Some(first) = outcome.failures.first() {
             say(&format!("failed: {}: {}", outcome.name, first.lines().next().unwrap_or_default()));
         }
@@ -113,7 +122,7 @@ pub(crate) fn json_file(
         .iter()
         .map(|o| {
             json!({"name": o.name, "passed": o.passed(), "skipped": o.skipped, "failures": o.failures,
-                   "seconds": o.time.as_secs_f64(), "incidents": o.incidents, "findings": o.findings})
+                   "rate": o.rate.map(|rate| [rate.passed, rate.played]), "seconds": o.time.as_secs_f64(), "incidents": o.incidents, "findings": o.findings})
         })
         .collect();
     let all = json!({"tier": tier, "cases": cases, "summary": summary});

@@ -1,8 +1,8 @@
 //! A run of the lab: the cases one after the other or side by side, under one why502.
 
-use crate::Which;
 use crate::case::{self, Case};
 use crate::check::CheckExpect;
+use crate::hooks::Hooks;
 use crate::judge::Score;
 use crate::late;
 use crate::look;
@@ -10,7 +10,9 @@ use crate::needs;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
 use crate::sys;
+use crate::timing;
 use crate::watch::{End, Program, Start, Watch};
+use crate::{Choice, Which};
 use anyhow::{Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,8 +31,10 @@ pub(crate) struct Options {
     pub(crate) slow: f64,
     pub(crate) settle: Duration,
     pub(crate) verbose: bool,
-    /// Play what failed again, alone.
-    pub(crate) again: bool,
+    /// Which cases, by what hangs on time.
+    pub(crate) timing: Choice,
+    /// How often those are played.
+    pub(crate) plays: u32,
     pub(crate) json: Option<PathBuf>,
     pub(crate) junit: Option<PathBuf>,
     /// None: the lab itself is tested, without why502.
@@ -56,6 +60,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         cases.retain(|c| options.names.iter().any(|name| c.name.contains(name.as_str())));
     }
     cases.retain(|c| c.core || !options.core);
+    let hangs = |case: &Case| case.timing.as_ref().is_some_and(|timing| timing.matters(options.slow > 1.0));
+    cases.retain(|case| options.timing == Choice::Any || hangs(case) == (options.timing == Choice::Only));
     if options.check == Some(Which::Expecting) {
         cases.retain(|c| c.check.as_ref().is_some_and(CheckExpect::expects));
     }
@@ -81,10 +87,10 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         settle: options.settle.mul_f64(options.slow.min(3.0)),
         verbose: options.verbose,
     };
-    let mut done = play_all(&cases, options.jobs, &setup);
-    if options.again {
-        play_again(&cases, &mut done, &setup);
+    if let Some(watch) = &watch {
+        hooks_exist(&watch.hooks, &cases)?;
     }
+    let mut done = play_all(&cases, options.jobs, options.plays, &setup);
     done.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     let tier = watch.as_ref().map(|w| w.tier.clone()).unwrap_or_default();
     let mut problems = Vec::new();
@@ -101,7 +107,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if sys::interrupted() {
         problems.push("interrupted".to_owned());
     }
-    let outcomes: Vec<Outcome> = done.into_iter().map(|(outcome, _)| outcome).collect();
+    let mut outcomes: Vec<Outcome> = done.into_iter().map(|(outcome, _)| outcome).collect();
+    timing::excuse(&mut outcomes, timing::unseen(summary.as_ref()));
     finish(&outcomes, &tier, &problems, options, summary.as_ref())
 }
 
@@ -142,7 +149,23 @@ fn refused(cases: &[Case], options: &Options, why: &str) -> Result<bool> {
     finish(&outcomes, "", &[], options, None)
 }
 
-fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, Seen)> {
+/// A typing error in a case must not become a hook that is always missing.
+fn hooks_exist(hooks: &Hooks, cases: &[Case]) -> Result<()> {
+    if *hooks == Hooks::default() {
+        return Ok(());
+    }
+    for case in cases {
+        for name in case.expect.tracepoint.iter().flat_map(|tier| &tier.unexplained_without) {
+            ensure!(hooks.knows(name), "{}: why502 has no hook `{name}`: see why502 doctor", case.name);
+        }
+    }
+    Ok(())
+}
+
+/// One case with what its plays must be looked at for once more.
+type Played = (Outcome, Vec<Seen>);
+
+fn play_all(cases: &[Case], jobs: usize, plays: u32, setup: &Setup<'_>) -> Vec<Played> {
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     let machine = RwLock::new(());
@@ -159,10 +182,8 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
                     } else {
                         _beside = machine.read().unwrap_or_else(PoisonError::into_inner);
                     }
-                    let played = scene::run(case, setup);
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                    report::outcome(&played.0);
-                    done.push(played);
+                    let played = play(case, plays, setup);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push(played);
                 }
             });
         }
@@ -170,42 +191,30 @@ fn play_all(cases: &[Case], jobs: usize, setup: &Setup<'_>) -> Vec<(Outcome, See
     done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Plays cases that failed twice more, alone: in an emulated guest, cases side by side starve each other, and with them nginx's
-/// timers and the order of things. One that passes both times has passed, and the run says so. A wrong verdict stays one, and
-/// a run that needs this often has failed.
-fn play_again(cases: &[Case], done: &mut [(Outcome, Seen)], setup: &Setup<'_>) {
-    const PLAYS: usize = 2;
-    let failed = |outcome: &Outcome| {
-        !outcome.failures.is_empty() && outcome.score.false_proven == 0 && outcome.score.wrong == 0
-    };
-    let count = done.iter().filter(|(outcome, _)| failed(outcome)).count();
-    if count > 1 + cases.len() / 50 {
-        report::say(&format!("again: {count} failed cases are too many to be chance"));
-        return;
-    }
-    for played in done.iter_mut().filter(|(outcome, _)| failed(outcome)) {
-        let Some(case) = cases.iter().find(|case| case.name == played.0.name) else { continue };
-        let mut last = None;
-        for _ in 0..PLAYS {
-            let (outcome, seen) = scene::run(case, setup);
-            report::outcome(&outcome);
-            last = outcome.passed().then_some((outcome, seen));
-            if last.is_none() {
-                break;
-            }
-        }
-        if let Some(good) = last {
-            report::say(&format!("again: {}: failed beside others, passed {PLAYS} times alone", case.name));
-            *played = good;
+/// Plays a case once; one that hangs on time so often as `plays` says, or until a verdict is wrong.
+fn play(case: &Case, plays: u32, setup: &Setup<'_>) -> Played {
+    let timed = plays > 1 && case.timing.as_ref().is_some_and(|timing| timing.matters(setup.slow > 1.0));
+    let (mut outcomes, mut seen) = (Vec::new(), Vec::new());
+    for _ in 0..if timed { plays } else { 1 } {
+        let (outcome, looked) = scene::run(case, setup);
+        report::outcome(&outcome);
+        let over = outcome.skipped.is_some() || timing::is_wrong(&outcome) || sys::interrupted();
+        outcomes.push(outcome);
+        seen.push(looked);
+        if over {
+            break;
         }
     }
+    let outcome = if timed { timing::together(outcomes) } else { outcomes.pop().unwrap_or_default() };
+    (outcome, seen)
 }
 
 /// What is wrong with incidents that came after their case was judged: no case waits long for what should not come.
-fn came_late(watch: &Watch, done: &[(Outcome, Seen)]) -> Vec<String> {
+fn came_late(watch: &Watch, done: &[Played]) -> Vec<String> {
     let mut found = Vec::new();
     let mut judged = 0;
-    for (outcome, seen) in done {
+    let plays = done.iter().flat_map(|(outcome, plays)| plays.iter().map(move |seen| (outcome, seen)));
+    for (outcome, seen) in plays {
         let now = watch.incidents(&seen.pids);
         judged += now.len();
         if now.len() <= seen.incidents {

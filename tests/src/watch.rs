@@ -1,5 +1,6 @@
 //! The one `why502 trace` of a run: its start, its stream of incidents, its end.
 
+use crate::hooks::Hooks;
 use crate::sys;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -28,6 +29,8 @@ pub(crate) struct Watch {
     child: Child,
     stream: Arc<Mutex<Stream>>,
     pub(crate) tier: String,
+    /// The hooks of this tier; known of the tracepoint tier, which alone lacks some.
+    pub(crate) hooks: Hooks,
     /// `--uprobes`, if it is given.
     uprobes: Option<String>,
 }
@@ -90,7 +93,7 @@ impl Watch {
             follow(err, &stream, |stream, line| stream.stderr.push(line));
         }
         let uprobes = program.extra.iter().find_map(|arg| arg.strip_prefix("--uprobes=")).map(str::to_owned);
-        let mut watch = Self { child, stream, tier: program.tier.clone(), uprobes };
+        let mut watch = Self { child, stream, tier: program.tier.clone(), hooks: Hooks::default(), uprobes };
         let mut exit = None;
         let attached = sys::poll_until(bound, || {
             exit = watch.child.try_wait().ok().flatten();
@@ -111,6 +114,9 @@ impl Watch {
                 bail!("why502 was asked for the tier {} and took {tier}\n{stderr}", program.tier);
             }
             watch.tier = tier;
+        }
+        if watch.tier == "tracepoint" {
+            watch.hooks = Hooks::ask(&program.path, &watch.tier)?;
         }
         Ok(Start::Running(watch))
     }

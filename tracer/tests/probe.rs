@@ -45,14 +45,14 @@ fn poll(what: &str, mut probe: impl FnMut() -> bool) {
 
 impl Site {
     /// `setup` is run in the new namespace first; `DIR` in both texts stands for the site's folder.
-    fn start(test: &str, setup: &str, http: &str) -> Option<Self> {
+    fn start(setup: &str, http: &str) -> Option<Self> {
         // SAFETY: geteuid takes no arguments.
         if unsafe { libc::geteuid() } != 0 {
-            eprintln!("skipped {test}: needs root");
+            why502_skip::skipped("needs root");
             return None;
         }
         if !Path::new(NGINX).exists() {
-            eprintln!("skipped {test}: nginx is not installed");
+            why502_skip::skipped("nginx is not installed");
             return None;
         }
         let dir = tempfile::Builder::new().prefix("why502-probe-").tempdir().unwrap();
@@ -164,7 +164,7 @@ fn a_healthy_site_has_no_finding() {
         "upstream app { server 127.0.0.1:3001; server localhost:3002; server unix:DIR/app.sock backup; }
         server { listen unix:DIR/front.sock; location / { proxy_pass http://app; }
         location /php { fastcgi_pass unix:DIR/app.sock; } location /v { proxy_pass http://$arg_to; } }";
-    let Some(site) = Site::start("a_healthy_site_has_no_finding", "", http) else { return };
+    let Some(site) = Site::start("", http) else { return };
     let _servers = [site.listen("127.0.0.1:3001"), site.listen("127.0.0.1:3002")];
     let _app = UnixListener::bind(site.path("app.sock")).unwrap();
     fs::set_permissions(site.path("app.sock"), fs::Permissions::from_mode(0o666)).unwrap();
@@ -178,7 +178,7 @@ fn a_healthy_site_has_no_finding() {
 #[test]
 fn refusals_and_silence_are_told_apart() {
     if !has("nft") {
-        eprintln!("skipped refusals_and_silence_are_told_apart: nft is not installed");
+        why502_skip::skipped("nft is not installed");
         return;
     }
     let setup = "nft -f - <<'END'
@@ -225,7 +225,7 @@ ip route add prohibit 10.8.0.0/16
     let http = format!(
         "server {{ listen unix:DIR/front.sock; {passes} location /b {{ proxy_bind 192.0.2.7; proxy_pass http://127.0.0.1:3001; }} }}"
     );
-    let Some(site) = Site::start("refusals_and_silence_are_told_apart", setup, &http) else { return };
+    let Some(site) = Site::start(setup, &http) else { return };
     let _servers: Vec<TcpListener> = ["3001", "3003", "3004", "3005", "3008"]
         .iter()
         .map(|port| site.listen(&format!("127.0.0.1:{port}")))
@@ -284,7 +284,7 @@ fn unix_sockets_are_tried_as_the_worker() {
         location /mode { fastcgi_pass unix:DIR/mode.sock; }
         location /left { fastcgi_pass unix:DIR/left.sock; }
         location /file { fastcgi_pass unix:DIR/file; } }";
-    let Some(site) = Site::start("unix_sockets_are_tried_as_the_worker", "", http) else { return };
+    let Some(site) = Site::start("", http) else { return };
     let open = |name: &str, mode: u32| {
         let listener = UnixListener::bind(site.path(name)).unwrap();
         fs::set_permissions(site.path(name), fs::Permissions::from_mode(mode)).unwrap();
@@ -314,7 +314,7 @@ fn one_of_several_servers_is_a_warning() {
         upstream lone { server 127.0.0.1:3002; }
         server { listen unix:DIR/front.sock; location / { proxy_pass http://app; } }
         server { listen unix:DIR/other.sock; location / { proxy_pass http://127.0.0.1:3003; } }";
-    let Some(site) = Site::start("one_of_several_servers_is_a_warning", "", http) else { return };
+    let Some(site) = Site::start("", http) else { return };
     let _server = site.listen("127.0.0.1:3001");
     let report = site.check(&quick());
     // The upstream that nobody uses is no matter.
@@ -330,7 +330,7 @@ fn a_server_that_cannot_be_reached_is_told_once() {
             location /a/ { proxy_pass http://app; }
             location /b/ { proxy_pass https://app; }
             location /c/ { proxy_pass https://127.0.0.1:3002; proxy_ssl_server_name on; proxy_ssl_name c.test; } }";
-    let Some(site) = Site::start("a_server_that_cannot_be_reached_is_told_once", "", http) else { return };
+    let Some(site) = Site::start("", http) else { return };
     let report = site.check(&quick());
     assert_eq!(report.findings.len(), 1, "{report:#?}");
     let found = one(&report, "127.0.0.1:3002");
@@ -341,7 +341,7 @@ fn a_server_that_cannot_be_reached_is_told_once() {
 #[test]
 fn a_name_without_an_address_is_told() {
     let http = "server { listen unix:DIR/front.sock; location / { proxy_pass http://127.0.0.1:3001; } }";
-    let Some(site) = Site::start("a_name_without_an_address_is_told", "", http) else { return };
+    let Some(site) = Site::start("", http) else { return };
     let _server = site.listen("127.0.0.1:3001");
     // nginx itself could not start with it: the name is one that a reload would bring.
     let path = site.dir.path().join("nginx.conf");
@@ -356,7 +356,7 @@ fn a_name_without_an_address_is_told() {
 fn a_name_that_each_request_looks_up_is_asked_of_nobody() {
     let http = "map $host $to { default no-such-name.invalid:80; }
         server { listen unix:DIR/front.sock; location / { proxy_pass http://$to; } }";
-    let Some(site) = Site::start("a_name_that_each_request_looks_up_is_asked_of_nobody", "", http) else {
+    let Some(site) = Site::start("", http) else {
         return;
     };
     let report = site.check(&quick());
@@ -384,7 +384,7 @@ fn tcp(to: &str) -> probe::Ask {
 #[test]
 fn a_thousand_servers_are_tried_sixty_four_at_a_time() {
     let http = "server { listen unix:DIR/front.sock; }";
-    let Some(site) = Site::start("a_thousand_servers_are_tried_sixty_four_at_a_time", "", http) else {
+    let Some(site) = Site::start("", http) else {
         return;
     };
     // All of 127.0.0.0/8 is this host.
@@ -413,12 +413,12 @@ fn a_thousand_servers_are_tried_sixty_four_at_a_time() {
 #[test]
 fn those_that_do_not_answer_are_bounded() {
     if !has("nft") {
-        eprintln!("skipped those_that_do_not_answer_are_bounded: nft is not installed");
+        why502_skip::skipped("nft is not installed");
         return;
     }
     let setup = "nft 'table ip t { chain o { type filter hook output priority 0; tcp dport 7000 drop; }; }'";
     let http = "server { listen unix:DIR/front.sock; }";
-    let Some(site) = Site::start("those_that_do_not_answer_are_bounded", setup, http) else { return };
+    let Some(site) = Site::start(setup, http) else { return };
     let asks: Vec<_> = (0..1000).map(|n| tcp(&format!("127.0.{}.{}:7000", n / 250, n % 250 + 1))).collect();
     let began = Instant::now();
     let mut plan = plan(&site, asks);
@@ -466,7 +466,7 @@ openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 
 #[test]
 fn tls_is_spoken_where_nginx_would_speak_it() {
     if !has("openssl") {
-        eprintln!("skipped tls_is_spoken_where_nginx_would_speak_it: openssl is not installed");
+        why502_skip::skipped("openssl is not installed");
         return;
     }
     let http = format!(
@@ -481,7 +481,7 @@ fn tls_is_spoken_where_nginx_would_speak_it() {
             location /plain {{ proxy_pass http://127.0.0.1:8080; }}
             location /9443 {{ proxy_pass http://127.0.0.1:9443; }} }}"
     );
-    let Some(site) = Site::start("tls_is_spoken_where_nginx_would_speak_it", KEY, &http) else { return };
+    let Some(site) = Site::start(KEY, &http) else { return };
     let report = site.check(&quick());
     assert_eq!(shown(&report), Vec::<String>::new(), "{report:#?}");
     let servers = report.checked.iter().find(|c| c.what == "upstream servers").unwrap();
@@ -491,7 +491,7 @@ fn tls_is_spoken_where_nginx_would_speak_it() {
 #[test]
 fn wrong_protocols_and_certificates_are_found() {
     if !has("openssl") {
-        eprintln!("skipped wrong_protocols_and_certificates_are_found: openssl is not installed");
+        why502_skip::skipped("openssl is not installed");
         return;
     }
     let verify = "proxy_ssl_verify on; proxy_ssl_server_name on; proxy_ssl_trusted_certificate";
@@ -505,7 +505,7 @@ fn wrong_protocols_and_certificates_are_found() {
             location /no-h2 {{ grpc_pass grpcs://127.0.0.1:8445; }} }}
         server {{ listen 127.0.0.1:8445 ssl; return 204; }} server {{ listen 127.0.0.2:8443 ssl; return 204; }}"
     );
-    let Some(site) = Site::start("wrong_protocols_and_certificates_are_found", KEY, &http) else { return };
+    let Some(site) = Site::start(KEY, &http) else { return };
     let report = site.check(&quick());
     assert_eq!(
         shown(&report),

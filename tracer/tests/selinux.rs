@@ -36,11 +36,11 @@ fn installed() -> Option<PathBuf> {
 /// The policy and its file; None, with the reason printed, where there is no oracle.
 fn subject() -> Option<(Policy, PathBuf)> {
     let Some(path) = installed() else {
-        println!("skipped: no SELinux policy is installed");
+        why502_skip::skipped("no SELinux policy is installed");
         return None;
     };
     if Command::new("sesearch").arg("--version").output().is_err() {
-        println!("skipped: there is no sesearch");
+        why502_skip::skipped("there is no sesearch");
         return None;
     }
     let policy = Policy::read(&fs::read(&path).unwrap()).unwrap();

@@ -7,6 +7,7 @@ mod counts;
 mod guests;
 mod live;
 mod remarks;
+mod results;
 mod stages;
 mod stream;
 
@@ -39,11 +40,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SERIES")]
     kernel: Vec<String>,
     /// Smaller live runs: core cases, a tenth of the load
-    #[arg(long)]
+    #[arg(long, conflicts_with = "thorough")]
     quick: bool,
-    /// Requests of the stage `chaos` (the full proof: 50000)
-    #[arg(long, default_value_t = 5000, value_name = "REQUESTS")]
-    chaos: u64,
+    /// Also what hangs on time, several times, with its rate, and every case in every guest; the results of one tree add up
+    #[arg(long)]
+    thorough: bool,
+    /// Run nothing: tell what all thorough runs of this tree have found
+    #[arg(long)]
+    report: bool,
+    /// Requests of the stage `chaos` (default: 5000, with `--thorough` 50000)
+    #[arg(long, value_name = "REQUESTS")]
+    chaos: Option<u64>,
     /// Name the stages and end
     #[arg(long)]
     list: bool,
@@ -55,6 +62,7 @@ struct Session {
     no_install: bool,
     host_only: bool,
     quick: bool,
+    thorough: bool,
     chaos: u64,
     kernels: Vec<&'static Series>,
     binaries: Binaries,
@@ -82,6 +90,9 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         STAGES.iter().for_each(|stage| println!("{:<10} {}", stage.name, stage.about));
         return Ok(ExitCode::SUCCESS);
     }
+    if args.report {
+        return Ok(if results::report()? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let chosen = choose(args)?;
     let kernels = if args.kernel.is_empty() {
         SERIES.iter().collect()
@@ -93,7 +104,8 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         no_install: args.no_install,
         host_only: args.host_only,
         quick: args.quick,
-        chaos: args.chaos,
+        thorough: args.thorough,
+        chaos: args.chaos.unwrap_or(if args.thorough { 50_000 } else { 5000 }),
         kernels,
         binaries: Binaries::default(),
     };
@@ -104,11 +116,19 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         let begun = Instant::now();
         let (counts, note) = run(stage, &mut session, &done);
         let time = begun.elapsed();
+        if !stage.guest {
+            results::count(stage.name, counts, Some(stream::log_file(stage.name)?));
+        }
         let this = Done { name: stage.name, counts, time, note };
         println!("── {}", line(&this));
         done.push(this);
     }
-    Ok(finish(&done, started.elapsed()))
+    let code = finish(&done, started.elapsed());
+    if args.thorough {
+        results::keep()?;
+        results::report()?;
+    }
+    Ok(code)
 }
 
 /// Runs one stage, unless it cannot.

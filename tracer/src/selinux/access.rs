@@ -33,7 +33,7 @@ impl Access {
 }
 
 /// A boolean that would allow what was denied.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Remedy {
     /// Its name.
     pub boolean: String,

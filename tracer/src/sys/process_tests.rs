@@ -136,7 +136,7 @@ impl Nginx {
         match started {
             Ok(child) => Some(Self { child, folder }),
             Err(error) => {
-                eprintln!("skipped: nginx cannot be started ({error})");
+                why502_skip::skipped(&format!("nginx cannot be started ({error})"));
                 None
             }
         }

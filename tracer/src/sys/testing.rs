@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 
 use super::netns::NetNs;
 
-/// Whether a program is installed; says so on stderr if not.
+/// Whether a program is installed; if not, the test is skipped.
 pub(super) fn has(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
     let has = found.is_ok_and(|output| output.status.success());
     if !has {
-        eprintln!("skipped: {program} is not installed");
+        why502_skip::skipped(&format!("{program} is not installed"));
     }
     has
 }
 
-/// A new network namespace with `lo` up, or `None` and the reason on stderr.
+/// A new network namespace with `lo` up, or `None`, and the test is skipped.
 pub(super) fn namespace() -> Option<NetNs> {
     if !has("ip") {
         return None;
@@ -36,7 +36,9 @@ pub(super) fn namespace() -> Option<NetNs> {
             Some(ns)
         }
         Err(error) => {
-            eprintln!("skipped: a network namespace cannot be made ({error}); run the tests as root");
+            why502_skip::skipped(&format!(
+                "a network namespace cannot be made ({error}); run the tests as root"
+            ));
             None
         }
     }

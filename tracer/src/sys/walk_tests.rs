@@ -109,7 +109,7 @@ fn a_link_in_a_folder_for_all() {
     let link = CString::new(tree.0.join("tmp/fpm.sock").as_os_str().as_bytes()).unwrap();
     // SAFETY: a live C string.
     if unsafe { libc::lchown(link.as_ptr(), 1000, 1000) } != 0 {
-        eprintln!("skipped: only root can give files away");
+        why502_skip::skipped("only root can give files away");
         return;
     }
     tree.mode("tmp", 0o1777);
@@ -140,7 +140,7 @@ fn lists_decide_before_modes() {
         libc::setxattr(path.as_ptr(), acl::ATTRIBUTE.as_ptr(), list.as_ptr().cast(), list.len(), 0)
     };
     if set != 0 {
-        eprintln!("skipped: no access control lists on {}", tree.0.display());
+        why502_skip::skipped(&format!("no access control lists on {}", tree.0.display()));
         return;
     }
     let walk = tree.walk("/run/php/fpm.sock");

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     nginx::{Nginx, keeps_its_texts},
-    program::{Ended, can_attach, has, poll, run, skipped, through, why502},
+    program::{Ended, can_attach, has, poll, run, through, why502},
 };
 
 fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
@@ -108,8 +108,7 @@ fn findings_as_json() {
 /// What `nginx-refuses` says, nginx says; and where it is silent, nginx is content.
 #[test]
 fn nginx_refuses_what_is_said_to_be_refused() {
-    let test = "nginx_refuses_what_is_said_to_be_refused";
-    if has(test, "nginx") {
+    if has("nginx") {
         refuses(Path::new("nginx"));
     }
 }
@@ -123,7 +122,7 @@ fn a_current_nginx_refuses_the_same() {
         .or_else(|| Some(set("HOME")?.join(".cache/why502/lab")));
     match cache.map(|cache| cache.join("current-nginx/nginx")).filter(|path| path.exists()) {
         Some(nginx) => refuses(&nginx),
-        None => skipped("a_current_nginx_refuses_the_same", "`cargo xtask setup` fetches one"),
+        None => why502_skip::skipped("`cargo xtask setup` fetches one"),
     }
 }
 
@@ -191,7 +190,7 @@ fn main_of(http: &str) -> String {
 
 #[test]
 fn a_running_nginx_and_its_past() {
-    let Some(nginx) = Nginx::start("a_running_nginx_and_its_past") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let quiet = |ended: &Ended| {
         !names(ended).iter().any(|name| {
             [
@@ -252,11 +251,10 @@ fn a_running_nginx_and_its_past() {
 
 #[test]
 fn without_privileges_it_says_what_is_missing() {
-    let test = "without_privileges_it_says_what_is_missing";
-    if !can_attach(test) || !has(test, "setpriv") {
+    if !can_attach() || !has("setpriv") {
         return;
     }
-    let Some(nginx) = Nginx::start(test) else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let copy = tempfile::tempdir().unwrap();
     let program = copy.path().join("why502");
     fs::copy(crate::program::WHY502, &program).unwrap();

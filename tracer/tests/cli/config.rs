@@ -164,7 +164,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 fn a_running_nginx() {
-    let Some(nginx) = Nginx::start("a_running_nginx") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let ended = run(&mut why502(&["config", "-o", "json", "-p", &nginx.pid_arg()]));
     ended.code(0);
     let value = json(&ended);
@@ -187,7 +187,7 @@ fn a_running_nginx() {
 
 #[test]
 fn a_file_that_changed_after_the_worker_started() {
-    let Some(nginx) = Nginx::start("a_file_that_changed_after_the_worker_started") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let pid = nginx.pid_arg();
     let incident = || {
         let live = Live::start(&mut why502(&["-o", "json", "-c", "1", "-p", &pid])).watching();
@@ -237,8 +237,7 @@ fn no_nginx() {
         .no_data()
         .one_line()
         .says(&["no nginx has PID", &this]);
-    let test = "config::no_nginx";
-    if !can_attach(test) || !has(test, "unshare") {
+    if !can_attach() || !has("unshare") {
         return;
     }
     let script = "set -e; mkdir \"$1/real\"; mount -t proc proc \"$1/real\"; mount -t tmpfs none /proc
@@ -254,9 +253,8 @@ fn no_nginx() {
 fn no_privileges() {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let test = "config::no_privileges";
-    let Some(nginx) = Nginx::start(test) else { return };
-    if !has(test, "setpriv") {
+    let Some(nginx) = Nginx::start() else { return };
+    if !has("setpriv") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -277,8 +275,7 @@ fn no_privileges() {
 /// nginx writes its title over its arguments and environment: without one there is no room for it.
 #[test]
 fn a_title_that_is_cut_off_is_told() {
-    let test = "a_title_that_is_cut_off_is_told";
-    if !can_attach(test) || !has(test, "nginx") {
+    if !can_attach() || !has("nginx") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -78,7 +78,7 @@ fn json(nginx: &str, more: &[&str]) -> Live {
 
 #[test]
 fn each_failure_is_one_documented_object() {
-    let Some(nginx) = Nginx::start("each_failure_is_one_documented_object") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let live = json(&nginx.pid_arg(), &[]);
     assert_eq!((nginx.get("/refused"), nginx.get("/no-route"), nginx.get("/works")), (502, 502, 204));
     assert!(live.stdout.wait(|text| lines(text) >= 2), "no incidents\n{}", live.interrupt());
@@ -126,7 +126,7 @@ fn each_failure_is_one_documented_object() {
 
 #[test]
 fn count_ends_the_run() {
-    let Some(nginx) = Nginx::start("count_ends_the_run") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let live = json(&nginx.pid_arg(), &["--count", "1"]);
     for path in ["/refused", "/refused-too", "/no-route"] {
         assert_eq!(nginx.get(path), 502);
@@ -139,7 +139,7 @@ fn count_ends_the_run() {
 
 #[test]
 fn the_exit_code_tells_incidents_on_request() {
-    let Some(nginx) = Nginx::start("the_exit_code_tells_incidents_on_request") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     for (args, code) in [(&["--exit-code", "-c", "1"][..], 1), (&["-c", "1"], 0)] {
         let live = json(&nginx.pid_arg(), args);
         assert_eq!(nginx.get("/refused"), 502);
@@ -153,7 +153,7 @@ fn the_exit_code_tells_incidents_on_request() {
 
 #[test]
 fn duration_ends_the_run() {
-    let Some(nginx) = Nginx::start("duration_ends_the_run") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let ended = json(&nginx.pid_arg(), &["--duration", "1"]).end();
     ended.code(0).one_line();
     let (incidents, summary) = objects(&ended);
@@ -164,7 +164,7 @@ fn duration_ends_the_run() {
 
 #[test]
 fn only_the_wanted_causes() {
-    let Some(nginx) = Nginx::start("only_the_wanted_causes") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let live = json(
         &nginx.pid_arg(),
         &["--cause", "network-unreachable", "--cause", "fd-limit", "--cause", "blocked-selinux"],
@@ -193,7 +193,7 @@ fn only_the_wanted_causes() {
 
 #[test]
 fn wait_goes_on_until_a_signal() {
-    if !can_attach("wait_goes_on_until_a_signal") {
+    if !can_attach() {
         return;
     }
     let this = std::process::id().to_string();
@@ -217,13 +217,12 @@ fn wait_goes_on_until_a_signal() {
 
 #[test]
 fn an_nginx_that_starts_later_is_followed() {
-    let test = "an_nginx_that_starts_later_is_followed";
-    if !can_attach(test) {
+    if !can_attach() {
         return;
     }
     // Every nginx of the host, so those of other tests as well.
     let live = Live::start(&mut why502(&["--wait", "-o", "json"])).watching();
-    let Some(nginx) = Nginx::start(test) else { return };
+    let Some(nginx) = Nginx::start() else { return };
     assert!(
         live.stderr.wait(|text| text.contains(&format!("nginx master {}\n", nginx.pid()))),
         "{}",
@@ -241,7 +240,7 @@ fn an_nginx_that_starts_later_is_followed() {
 
 #[test]
 fn a_broken_configuration_is_named_and_no_obstacle() {
-    let Some(nginx) = Nginx::start("a_broken_configuration_is_named_and_no_obstacle") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let place = |line: u32| format!("{}:{line}", nginx.conf().display());
     for (text, line) in
         [("# one\n# two\nhttp { server ] }\n", 3), ("http {\n  server {\n    listen \"80;\n", 4)]
@@ -272,7 +271,7 @@ fn a_broken_configuration_is_named_and_no_obstacle() {
 
 #[test]
 fn any_process_of_the_family_names_it() {
-    let Some(nginx) = Nginx::start("any_process_of_the_family_names_it") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let worker = nginx.workers()[0].to_string();
     let this = std::process::id().to_string();
     let ended = json(&worker, &["-p", &this, "-d", "0.2"]).end();
@@ -281,7 +280,7 @@ fn any_process_of_the_family_names_it() {
 
 #[test]
 fn doctor_lists_every_hook() {
-    if !can_attach("doctor_lists_every_hook") {
+    if !can_attach() {
         return;
     }
     let ended = run(&mut why502(&["doctor"]));

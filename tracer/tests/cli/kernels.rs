@@ -53,8 +53,7 @@ fn empty() -> Vec<u8> {
 
 #[test]
 fn without_type_information() {
-    let test = "without_type_information";
-    if !can_attach(test) {
+    if !can_attach() {
         return;
     }
     let ended = trace_with(Path::new("/nonexistent/btf"));
@@ -65,7 +64,7 @@ fn without_type_information() {
         "No such file",
     ]);
     trace_with(Path::new("/")).code(3).one_line().says(&["CONFIG_DEBUG_INFO_BTF", "directory"]);
-    if has(test, "unshare") {
+    if has("unshare") {
         let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
         for subcommand in ["trace", "doctor"] {
             let ended =
@@ -77,7 +76,7 @@ fn without_type_information() {
 
 #[test]
 fn damaged_type_information() {
-    if !can_attach("damaged_type_information") {
+    if !can_attach() {
         return;
     }
     let whole = fs::read(VMLINUX).unwrap();
@@ -102,7 +101,7 @@ fn damaged_type_information() {
 
 #[test]
 fn unknown_layouts_name_the_field_or_type() {
-    if !can_attach("unknown_layouts_name_the_field_or_type") {
+    if !can_attach() {
         return;
     }
     let layout = "this kernel's layout is not known";
@@ -120,7 +119,7 @@ fn unknown_layouts_name_the_field_or_type() {
 
 #[test]
 fn what_is_optional_is_no_obstacle() {
-    if !can_attach("what_is_optional_is_no_obstacle") {
+    if !can_attach() {
         return;
     }
     // A kernel without conntrack marks on packets: DNAT is found by asking then.

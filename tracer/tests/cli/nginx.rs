@@ -14,7 +14,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::program::{BOUND, can_attach, poll, skipped};
+use crate::program::{BOUND, can_attach, poll};
 
 const NGINX: &str = "/usr/sbin/nginx";
 
@@ -37,12 +37,12 @@ pub(crate) struct Nginx {
 
 impl Nginx {
     /// Starts one, unless live tests cannot run here.
-    pub(crate) fn start(test: &str) -> Option<Self> {
-        if !can_attach(test) {
+    pub(crate) fn start() -> Option<Self> {
+        if !can_attach() {
             return None;
         }
         if !Path::new(NGINX).exists() {
-            skipped(test, "nginx is not installed");
+            why502_skip::skipped("nginx is not installed");
             return None;
         }
         let dir = tempfile::Builder::new().prefix("why502-cli-").tempdir().unwrap();

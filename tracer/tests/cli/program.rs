@@ -45,7 +45,7 @@ fn plain(command: &mut Command) {
 }
 
 /// True if BPF programs can be attached here; else says why the test is skipped.
-pub(crate) fn can_attach(test: &str) -> bool {
+pub(crate) fn can_attach() -> bool {
     let host = caps::host().unwrap();
     let needed = [Capability::Bpf, Capability::Perfmon, Capability::SysPtrace, Capability::SysAdmin];
     let missing: Vec<_> =
@@ -57,22 +57,17 @@ pub(crate) fn can_attach(test: &str) -> bool {
     } else {
         return true;
     };
-    skipped(test, &why);
+    why502_skip::skipped(&why);
     false
 }
 
-/// Says why a test does nothing here.
-pub(crate) fn skipped(test: &str, why: &str) {
-    eprintln!("skipped {test}: {why}");
-}
-
 /// True if the tool is there; else says that the test is skipped.
-pub(crate) fn has(test: &str, tool: &str) -> bool {
+pub(crate) fn has(tool: &str) -> bool {
     let path = env::var_os("PATH").unwrap_or_default();
     let found =
         env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|p| p.join(tool).exists());
     if !found {
-        skipped(test, &format!("{tool} is not installed"));
+        why502_skip::skipped(&format!("{tool} is not installed"));
     }
     found
 }

@@ -13,8 +13,7 @@ fn without(options: &[&str], program: &str, args: &[&str]) -> Command {
 
 #[test]
 fn no_privileges() {
-    let test = "no_privileges";
-    if !can_attach(test) || !has(test, "setpriv") {
+    if !can_attach() || !has("setpriv") {
         return;
     }
     // Where `nobody` can execute it, whatever the modes of the folders above the build are.
@@ -45,8 +44,7 @@ fn no_privileges() {
 
 #[test]
 fn only_what_is_missing_is_named() {
-    let test = "only_what_is_missing_is_named";
-    if !can_attach(test) || !has(test, "setpriv") {
+    if !can_attach() || !has("setpriv") {
         return;
     }
     let this = std::process::id().to_string();
@@ -70,8 +68,7 @@ fn only_what_is_missing_is_named() {
 
 #[test]
 fn a_pid_namespace_of_its_own() {
-    let test = "a_pid_namespace_of_its_own";
-    if !can_attach(test) || !has(test, "unshare") {
+    if !can_attach() || !has("unshare") {
         return;
     }
     for subcommand in ["trace", "doctor"] {
@@ -82,7 +79,7 @@ fn a_pid_namespace_of_its_own() {
 
 #[test]
 fn a_process_that_is_not_nginx() {
-    if !can_attach("a_process_that_is_not_nginx") {
+    if !can_attach() {
         return;
     }
     let this = std::process::id().to_string();
@@ -102,8 +99,7 @@ fn a_process_that_is_not_nginx() {
 
 #[test]
 fn no_nginx_at_all() {
-    let test = "no_nginx_at_all";
-    if !can_attach(test) || !has(test, "unshare") {
+    if !can_attach() || !has("unshare") {
         return;
     }
     // A /proc without processes: other tests' nginx cannot be seen, whenever they start.
@@ -119,8 +115,7 @@ fn no_nginx_at_all() {
 
 #[test]
 fn a_tier_that_the_kernel_refuses() {
-    let test = "a_tier_that_the_kernel_refuses";
-    if !can_attach(test) {
+    if !can_attach() {
         return;
     }
     let doctor = run(&mut why502(&["doctor"]));
@@ -133,7 +128,7 @@ fn a_tier_that_the_kernel_refuses() {
         _ => &["full", "kprobe"],
     };
     if refused.is_empty() {
-        crate::program::skipped(test, "this kernel has every tier");
+        why502_skip::skipped("this kernel has every tier");
     }
     for tier in refused {
         for subcommand in [&["trace", "-p", &this][..], &["doctor"]] {

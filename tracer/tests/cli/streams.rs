@@ -14,7 +14,7 @@ use crate::{
 
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let Some(nginx) = Nginx::start("a_reader_that_goes_away_is_no_error") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     for output in ["json", "text"] {
         let mut live =
             Live::start_with(&mut why502(&["-o", output, "-p", &nginx.pid_arg()]), Stdio::piped()).watching();
@@ -27,7 +27,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 fn a_reader_that_goes_away_from_doctor() {
-    if !can_attach("a_reader_that_goes_away_from_doctor") {
+    if !can_attach() {
         return;
     }
     let mut live = Live::start_with(&mut why502(&["doctor"]), Stdio::piped());
@@ -39,7 +39,7 @@ fn a_reader_that_goes_away_from_doctor() {
 
 #[test]
 fn a_full_disk_is_named() {
-    let Some(nginx) = Nginx::start("a_full_disk_is_named") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     for output in ["json", "text"] {
         let live = Live::start_with(&mut why502(&["-o", output, "-p", &nginx.pid_arg()]), full()).watching();
@@ -60,7 +60,7 @@ fn a_full_disk_is_named() {
 
 #[test]
 fn stdout_holds_data_and_stderr_the_rest() {
-    let Some(nginx) = Nginx::start("stdout_holds_data_and_stderr_the_rest") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let live = Live::start(&mut why502(&["-o", "text", "-p", &nginx.pid_arg(), "-c", "1"])).watching();
     assert!(live.stdout.text().is_empty());
     assert_eq!(nginx.get("/refused"), 502);
@@ -86,7 +86,7 @@ fn stdout_holds_data_and_stderr_the_rest() {
 
 #[test]
 fn debug_messages_of_the_kernel_side_on_request() {
-    let Some(nginx) = Nginx::start("debug_messages_of_the_kernel_side_on_request") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     for (verbose, wanted) in [(true, true), (false, false)] {
         let mut command = why502(&["-o", "json", "-p", &nginx.pid_arg()]);
         if verbose {
@@ -110,7 +110,7 @@ fn debug_messages_of_the_kernel_side_on_request() {
 
 #[test]
 fn systemd_is_told_when_it_is_ready() {
-    let Some(nginx) = Nginx::start("systemd_is_told_when_it_is_ready") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("notify");
     let name = format!("why502-test-{}", std::process::id());

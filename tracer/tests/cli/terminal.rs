@@ -57,7 +57,7 @@ fn command(nginx: &Nginx, args: &[&str], env: &[(&str, &str)]) -> Command {
 
 #[test]
 fn text_is_as_wide_as_the_terminal() {
-    let Some(nginx) = Nginx::start("text_is_as_wide_as_the_terminal") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let plain = |columns| on_terminal(&nginx, columns, &["--color=never"], &[]);
     for columns in [60, 80, 120] {
         let text = plain(columns);
@@ -90,7 +90,7 @@ fn text_is_as_wide_as_the_terminal() {
 
 #[test]
 fn colours_by_convention() {
-    let Some(nginx) = Nginx::start("colours_by_convention") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let screen = |args: &[&str], env: &[(&str, &str)]| on_terminal(&nginx, 80, args, env).contains('\u{1b}');
     assert!(screen(&[], &[]), "on a terminal");
     assert!(!screen(&["--color=never"], &[]));
@@ -103,7 +103,7 @@ fn colours_by_convention() {
 
 #[test]
 fn no_escapes_in_a_pipe_unless_asked_for() {
-    let Some(nginx) = Nginx::start("no_escapes_in_a_pipe_unless_asked_for") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let pipe = |args: &[&str], env: &[(&str, &str)]| {
         let ended = in_pipe(&nginx, args, env);
         assert!(!ended.stderr.contains('\u{1b}'), "stderr is a pipe, too\n{ended}");

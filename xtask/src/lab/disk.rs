@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn disks_give_back_what_they_were_made_of() {
         if process::find_program("mke2fs").is_none() || process::find_program("debugfs").is_none() {
-            eprintln!("skipped: no mke2fs or debugfs here");
+            why502_skip::skipped("no mke2fs or debugfs here");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -14,7 +14,8 @@ mod guest;
 mod images;
 mod nginx;
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
@@ -109,6 +110,16 @@ pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepa
         }
     }
     Ok(prepared)
+}
+
+/// A folder of the lab's cache for what outlives a run; it exists.
+///
+/// # Errors
+/// If it cannot be made.
+pub(crate) fn folder(name: &str) -> Result<PathBuf> {
+    let dir = Cache::open()?.path(name);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// Makes the current nginx ready to run on this machine: like [`prepare`], and without guests. With `offline` only one

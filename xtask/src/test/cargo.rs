@@ -1,13 +1,16 @@
 //! Stages that are cargo's work.
 
+use std::fs;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::counts::{self, Counts};
 use super::{Session, stream};
 use crate::{binaries, fuzz, process};
 
+/// Where tests that cannot run note their names: `why502_skip::FILE`.
+const SKIPS: &str = "WHY502_SKIPS";
 /// Every package of the host; the BPF object has a target of its own.
 const HOST: [&str; 3] = ["--workspace", "--exclude", "tracer-ebpf"];
 
@@ -31,8 +34,12 @@ pub(super) fn clippy(_: &mut Session) -> Result<Counts> {
 
 /// With cargo's profile for tests: it checks overflows, and needs less time than linking optimised tests.
 pub(super) fn unit(_: &mut Session) -> Result<Counts> {
+    let skips = stream::log_file("unit-skipped")?;
+    if skips.exists() {
+        fs::remove_file(&skips).with_context(|| format!("cannot remove {}", skips.display()))?;
+    }
     let mut command = binaries::cargo(["test", "--quiet"]);
-    command.args(HOST).args(["--no-fail-fast", "--", "--format", "pretty"]);
+    command.args(HOST).args(["--no-fail-fast", "--", "--format", "pretty"]).env(SKIPS, &skips);
     let mut counts = Counts::default();
     let status = stream::run(command, "unit", |line| {
         if let Some(result) = counts::of_cargo(line) {
@@ -40,7 +47,10 @@ pub(super) fn unit(_: &mut Session) -> Result<Counts> {
         }
         is_news(line)
     })?;
-    Ok(counts.with_status(status.success()))
+    // A test that cannot run returns, and cargo takes it for passed; it has noted its name (tests/skip).
+    let skipped = counts::skipped(&fs::read_to_string(&skips).unwrap_or_default());
+    skipped.iter().for_each(|(test, why)| println!("skip {test}: {why}"));
+    Ok(counts.without(skipped.len()).with_status(status.success()))
 }
 
 /// Every fuzz target from its seeds, the same inputs each time.
@@ -85,6 +95,11 @@ fn is_news(line: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn skipped_tests_are_noted_where_they_are_counted() {
+        assert_eq!(SKIPS, why502_skip::FILE);
+    }
 
     #[test]
     fn failing_tests_are_news() {

@@ -1,5 +1,6 @@
 //! How many tests passed, as the programs that ran them say.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Numbers of tests.
@@ -35,6 +36,14 @@ impl Counts {
         self.skipped += other.skipped;
     }
 
+    /// So many tests that counted as passed did not run.
+    pub(crate) fn without(mut self, skipped: usize) -> Counts {
+        let skipped = u64::try_from(skipped).unwrap_or(u64::MAX).min(self.passed);
+        self.passed -= skipped;
+        self.skipped += skipped;
+        self
+    }
+
     /// A program that ended badly although it counted no failure has failed all the same.
     pub(crate) fn with_status(mut self, success: bool) -> Counts {
         if !success && self.failed == 0 {
@@ -52,6 +61,15 @@ pub(super) fn of_cargo(line: &str) -> Option<Counts> {
         rest.split(';').find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
     };
     Some(Counts { passed: number("passed")?, failed: number("failed")?, skipped: number("ignored")? })
+}
+
+/// Tests that did not run, each once with its first reason: lines `PROGRAM TEST: WHY` (tests/skip).
+pub(super) fn skipped(lines: &str) -> BTreeMap<&str, &str> {
+    let mut tests = BTreeMap::new();
+    for (test, why) in lines.lines().filter_map(|line| line.split_once(": ")) {
+        tests.entry(test).or_insert(why);
+    }
+    tests
 }
 
 /// The last line of faultlab: `12 passed, 0 failed, 1 skipped`.
@@ -83,6 +101,18 @@ mod tests {
     fn what_is_printed_can_be_read() {
         let counts = Counts { passed: 1, failed: 2, skipped: 3 };
         assert_eq!(of_faultlab(&counts.to_string()), Some(counts));
+    }
+
+    #[test]
+    fn tests_that_did_not_run_have_not_passed() {
+        let lines = "tracer a::b: no nft\ntracer a::b: no nginx\nxtask c::d: no mke2fs\n";
+        let tests = skipped(lines);
+        assert_eq!(
+            tests.iter().map(|(test, why)| (*test, *why)).collect::<Vec<_>>(),
+            [("tracer a::b", "no nft"), ("xtask c::d", "no mke2fs")]
+        );
+        let counts = Counts { passed: 5, failed: 0, skipped: 1 }.without(tests.len());
+        assert_eq!(counts, Counts { passed: 3, failed: 0, skipped: 3 });
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The fault lab in guest kernels: one boot a kernel, every tier in it.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -12,32 +11,37 @@ use anyhow::{Context, Result};
 
 use super::counts::{self, Counts};
 use super::live::is_news;
-use super::{Session, remarks, stream};
+use super::{Session, remarks, results, stream};
 use crate::lab::{self, GuestRun, Job, Kernel, Lsm, Stream};
 use crate::{binaries, process, signals};
 
 /// Guests at a time. Two are a quarter faster on two cores, but emulated kernels that starve each other stretch
 /// nginx's own timers, and that is what is measured.
 const AT_A_TIME: usize = 1;
-/// The guest that plays the chaos run as well, on its full tier.
+/// The guest that plays the chaos run as well, thoroughly, on its full tier.
 const CHAOS: &str = "6.12";
 /// For a whole guest.
 const LIMIT: Duration = Duration::from_secs(1500);
+/// With everything in it.
+const THOROUGH_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// How much of a failed guest's console and of its programs' stderr is shown, in bytes.
 const TAIL: usize = 6000;
 
 /// Runs in the guest, in a folder with `why502`, `faultlab` and `data`. Each part is announced, and its status told.
-const SCRIPT: &str = r#"
+/// `lab PART ARGUMENTS` plays the cases that do not hang on time, `timed` those that do, several times and alone.
+const HEAD: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
-lab() { part "$1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --again --jobs 4 --tier "$@"; }
+cases() { name=$1; shift; part "$name" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 "$@"; }
+lab() { name=$1; shift; cases "$name" --timing leave "$@"; }
+timed() { name=$1; shift; cases "$name timed" --timing only --plays 3 "$@" --jobs 1; }
+"#;
+
+const SCRIPT: &str = r#"
 # Of those whose cause the kernel, and not the configuration, decides.
-check() {
-    only=
-    for name in backlog bind drop firewall- healthy host-unreachable local-port lsm- network-unreachable no-answer refused- rule- stood-tls unix-; do
-        only="$only --case $name"
-    done
-    part check ./faultlab --why502 ./why502 --cases data --slow 15 --again --jobs 4 --check expecting --core $only
-}
+only=
+for name in backlog bind drop firewall- healthy host-unreachable local-port lsm- network-unreachable no-answer refused- rule- stood-tls unix-; do
+    only="$only --case $name"
+done
 # These kernels offer every hook of every tier: one that is missing is our mistake. But the tracepoint behind every send
 # (sock_send_length, sock_recv_length) is there since 6.6 only.
 hooks() {
@@ -50,24 +54,21 @@ hooks() {
     done
 }
 part doctor hooks
-check
+lab check --jobs 4 --check expecting --core $only
 part older ./faultlab older --why502 ./why502 --slow 15 --tier full
-part uprobes ./faultlab --why502 ./why502 --cases data --slow 15 --again --jobs 4 --tier full --why502-arg=--uprobes=on \
+lab uprobes --jobs 4 --tier full --why502-arg=--uprobes=on \
     --case request-http2 --case stood-tls-c --case stood-tls-t --case current-tls- --case tls-client
 "#;
 
 /// The same for a guest that starts with SELinux: cases that need it, one after the other, as there is one mode and one set
 /// of booleans for all. The others are not repeated.
 const SELINUX: &str = r#"
-part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
-lab() { part "selinux $1" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 --again --jobs 1 --case selinux- --tier "$@"; }
-check() { part "selinux check" ./faultlab --why502 ./why502 --cases data --slow 15 --again --jobs 1 --check expecting --case selinux-; }
 hooks() {
     ./why502 doctor --tier full > doctor.txt 2>&1 || { cat doctor.txt; return 1; }
     ! grep 'MISSING  *selinux' doctor.txt
 }
 part "selinux doctor" hooks
-check
+lab "selinux check" --jobs 1 --check expecting --case selinux-
 "#;
 
 /// How the script's own lines begin, and the end of a part.
@@ -160,19 +161,28 @@ fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
     }
 }
 
+/// What runs in a guest: the core cases of every tier that do not hang on time; thoroughly, everything.
+fn script(session: &Session, series: &str, lsm: Lsm) -> String {
+    let (part, cases, about) = match lsm {
+        Lsm::Selinux => ("selinux ", "--jobs 1 --case selinux-", SELINUX),
+        Lsm::Kernel | Lsm::Bpf | Lsm::Apparmor => ("", "--jobs 4", SCRIPT),
+    };
+    let core = if session.thorough { "" } else { " --core" };
+    let mut script = format!("{HEAD}{about}");
+    for tier in ["full", "kprobe", "tracepoint"] {
+        script += &format!("lab \"{part}{tier}\" {cases}{core} --tier {tier}\n");
+        if session.thorough {
+            script += &format!("timed \"{part}{tier}\" {cases} --tier {tier}\n");
+        }
+    }
+    if session.thorough && lsm != Lsm::Selinux && series == CHAOS {
+        script += "part chaos ./faultlab chaos --why502 ./why502 --slow 15 --tier full --requests 1000\n";
+    }
+    script
+}
+
 fn job(session: &Session, series: &str, lsm: Lsm) -> Result<Job> {
-    let small = if session.quick { " --core" } else { "" };
-    let mut script = if lsm == Lsm::Selinux { SELINUX } else { SCRIPT }.to_owned();
-    for (tier, core) in [("full", small), ("kprobe", " --core"), ("tracepoint", " --core")] {
-        writeln!(script, "lab {tier}{core}").context("cannot write the guest's script")?;
-    }
-    if lsm != Lsm::Selinux && series == CHAOS {
-        writeln!(
-            script,
-            "part chaos ./faultlab chaos --why502 ./why502 --slow 15 --tier full --requests 1000"
-        )
-        .context("cannot write the guest's script")?;
-    }
+    let script = script(session, series, lsm);
     let mut job = Job::new(["sh", "-c", script.as_str()]);
     job.copies = vec![
         session.binaries.get("why502")?.to_owned(),
@@ -180,7 +190,7 @@ fn job(session: &Session, series: &str, lsm: Lsm) -> Result<Job> {
         binaries::root().join("tests/data"),
     ];
     job.lsm = lsm;
-    job.timeout = LIMIT;
+    job.timeout = if session.thorough { THOROUGH_LIMIT } else { LIMIT };
     job.memory_mib = 2048;
     Ok(job)
 }
@@ -213,6 +223,7 @@ fn judge(name: &str, guest: &GuestRun) -> Outcome {
         guest.wall.as_secs_f64(),
         guest.boot.as_secs_f64()
     );
+    let log = stream::log_file(&format!("guest-{name}")).ok();
     let mut total = Counts::default();
     let mut part = Part::default();
     for line in stdout.lines() {
@@ -220,20 +231,22 @@ fn judge(name: &str, guest: &GuestRun) -> Outcome {
             Some(end) if end.starts_with(STATUS) => {
                 let counts = part.finish(end.strip_prefix(STATUS) == Some("0"));
                 text += &part.report(name, counts);
+                results::count(&part.place(name), counts, log.clone());
                 total.add(counts);
                 part = Part::default();
             }
             Some(begun) => part = Part { name: begun.to_owned(), ..Part::default() },
             None => {
-                remarks::note(&format!("kernel {name}, {}", part.name), line);
+                remarks::note(&part.place(name), line);
                 part.line(line);
             }
         }
     }
     if !part.name.is_empty() {
-        remarks::note(&format!("kernel {name}, {}", part.name), "failed: did not end");
+        remarks::note(&part.place(name), "failed: did not end");
         text += &format!("FAIL kernel {name}, {}: did not end\n", part.name);
         total.add(Counts::one_failed());
+        results::count(&part.place(name), Counts::one_failed(), log);
     }
     let total = total.with_status(guest.status == 0);
     if total.failed > 0 {
@@ -271,6 +284,11 @@ impl Part {
         }
     }
 
+    /// Where this is, for the reader and the results.
+    fn place(&self, kernel: &str) -> String {
+        format!("kernel {kernel}, {}", self.name)
+    }
+
     /// A program that counts nothing counts as one test.
     fn finish(&self, success: bool) -> Counts {
         match self.counts {
@@ -283,7 +301,7 @@ impl Part {
     fn report(&self, kernel: &str, counts: Counts) -> String {
         let word = if counts.failed > 0 { "FAIL" } else { "ok" };
         let shown = if counts.failed > 0 && self.counts.is_none() { &self.all } else { &self.news };
-        format!("{word} kernel {kernel}, {}: {counts}\n{shown}", self.name)
+        format!("{word} {}: {counts}\n{shown}", self.place(kernel))
     }
 }
 
@@ -321,6 +339,21 @@ mod tests {
         assert!(progress.parts(Stream::Stdout, b"@ doc").is_empty());
         assert_eq!(progress.parts(Stream::Stdout, b"tor\n@ status 0\n@ full\npass"), ["doctor", "full"]);
         assert!(progress.parts(Stream::Console, b"@ x\n").is_empty());
+    }
+
+    #[test]
+    fn what_hangs_on_time_is_played_thoroughly_alone() {
+        let of = |thorough, lsm| script(&Session { thorough, ..Session::default() }, CHAOS, lsm);
+        for lsm in [Lsm::Apparmor, Lsm::Selinux] {
+            let (plain, thorough) = (of(false, lsm), of(true, lsm));
+            assert!(plain.lines().filter(|line| line.starts_with("lab ")).count() >= 4, "{plain}");
+            assert!(
+                plain.lines().all(|line| !line.starts_with("timed ") && !line.contains(" chaos ")),
+                "{plain}"
+            );
+            assert_eq!(thorough.lines().filter(|line| line.starts_with("timed ")).count(), 3, "{thorough}");
+        }
+        assert!(of(true, Lsm::Apparmor).contains("faultlab chaos"));
     }
 
     #[test]

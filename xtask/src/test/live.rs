@@ -13,22 +13,32 @@ use crate::binaries;
 const LIMIT: Duration = Duration::from_secs(600);
 
 pub(super) fn cases(session: &mut Session) -> Result<Counts> {
-    let mut command = faultlab(session, &["--jobs", "4", "--again"])?;
-    command.arg("--cases").arg(binaries::root().join("tests/data"));
-    if session.quick {
-        command.arg("--core");
+    both(session, "live", &[])
+}
+
+/// The cases that do not hang on time, side by side; thoroughly, the others as well, several times and alone.
+fn both(session: &Session, name: &str, args: &[&str]) -> Result<Counts> {
+    let with = |timing: &[&str]| -> Result<Command> {
+        let mut command = faultlab(session, timing)?;
+        command.args(args).arg("--cases").arg(binaries::root().join("tests/data"));
+        if session.quick {
+            command.arg("--core");
+        }
+        Ok(command)
+    };
+    let mut counts = run(&with(&["--jobs", "4", "--timing", "leave"])?, name)?;
+    if session.thorough {
+        counts.add(run(
+            &with(&["--jobs", "1", "--timing", "only", "--plays", "3"])?,
+            &format!("{name}-timed"),
+        )?);
     }
-    run(&command, "live")
+    Ok(counts)
 }
 
 /// What `why502 check` finds in the same cases before their first request.
 pub(super) fn check(session: &mut Session) -> Result<Counts> {
-    let mut command = faultlab(session, &["--jobs", "4", "--check", "all", "--again"])?;
-    command.arg("--cases").arg(binaries::root().join("tests/data"));
-    if session.quick {
-        command.arg("--core");
-    }
-    run(&command, "check")
+    both(session, "check", &["--check", "all"])
 }
 
 pub(super) fn healthy(session: &mut Session) -> Result<Counts> {
@@ -76,12 +86,10 @@ pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
         "resolver-servfail",
         "resolver-silent",
     ];
-    let mut command = faultlab(session, &["--jobs", "4", "--again", ASKED])?;
-    command.args(TOLD.iter().flat_map(|name| ["--case", name]));
-    command.arg("--cases").arg(binaries::root().join("tests/data"));
-    let mut counts = run(&command, "uprobes")?;
+    let args: Vec<&str> = [ASKED].into_iter().chain(TOLD.iter().flat_map(|name| ["--case", name])).collect();
+    let mut counts = both(session, "uprobes", &args)?;
     let requests = if session.quick { "3000" } else { "20000" };
-    counts.add(run(&faultlab(session, &["requests", "--requests", requests, ASKED])?, "uprobes")?);
+    counts.add(run(&faultlab(session, &["requests", "--requests", requests, ASKED])?, "uprobes-requests")?);
     Ok(counts)
 }
 

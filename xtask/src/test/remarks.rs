@@ -2,10 +2,13 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::results;
+
 static ALL: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Keeps a line of a test program that is worth it; `place`: whose it is.
 pub(super) fn note(place: &str, line: &str) {
+    results::note(place, line);
     if let Some(remark) = of(line) {
         all().push(format!("{place}: {remark}"));
     }
@@ -20,13 +23,10 @@ fn all() -> std::sync::MutexGuard<'static, Vec<String>> {
     ALL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Of faultlab `failed: …` and `again: …` (a case that failed and passed when it was played again), of cargo a test that failed.
+/// Of faultlab `failed: …`, of cargo a test that failed.
 fn of(line: &str) -> Option<&str> {
     let cargo = || line.strip_prefix("test ").filter(|rest| rest.ends_with(" ... FAILED"));
-    line.starts_with("failed: ")
-        .then_some(line)
-        .or(line.starts_with("again: ").then_some(line))
-        .or_else(cargo)
+    line.starts_with("failed: ").then_some(line).or_else(cargo)
 }
 
 #[cfg(test)]
@@ -37,7 +37,6 @@ mod tests {
     fn what_is_kept() {
         for (line, expect) in [
             ("failed: stood-closed: no incident", true),
-            ("again: stood-closed: failed beside others", true),
             ("test check::tests::one ... FAILED", true),
             ("test check::tests::one ... ok", false),
             ("FAIL stood-closed    0.10 s  -", false),

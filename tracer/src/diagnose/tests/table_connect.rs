@@ -1,14 +1,24 @@
 //! System calls that failed at once, and networks that cannot be reached.
 
 use super::*;
+use crate::correlate::FdFact;
 use Cause::{BindFailed, FdLimit, HostUnreachable, LocalPortExhausted, NetworkUnreachable, Unexplained};
 use Confidence::{Likely, Proven, Unexplained as No};
+
+/// So many descriptors of 1024 are open a moment after the failure.
+fn emfile(open: u64) -> Build {
+    let fact = FdFact { open, soft: 1024, hard: 4096, host_open: None, host_max: None };
+    call(Stage::Socket, "0.0.0.0:0", libc::EMFILE).edit(|c| c.facts.fds = Some(fact))
+}
 
 #[test]
 fn file_descriptors() {
     check(vec![
         ("EMFILE", call(Stage::Socket, "0.0.0.0:0", libc::EMFILE), FdLimit, Proven),
         ("ENFILE", call(Stage::Socket, "0.0.0.0:0", libc::ENFILE), FdLimit, Proven),
+        ("EMFILE at the limit", emfile(1023).on(TRACEPOINT), FdLimit, Proven),
+        ("EMFILE far below it, guards unseen", emfile(9).on(TRACEPOINT), FdLimit, Likely),
+        ("EMFILE far below it, no guard there", emfile(9).on(FULL), FdLimit, Proven),
         ("out of memory", call(Stage::Socket, "0.0.0.0:0", libc::ENOBUFS), Unexplained, No),
         ("IPv6 is not compiled in", call(Stage::Socket, "[::]:0", libc::EAFNOSUPPORT), Unexplained, No),
         ("EMFILE of another call", call(Stage::Connect, FAR, libc::EMFILE), Unexplained, No),

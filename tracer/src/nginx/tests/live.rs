@@ -15,12 +15,12 @@ use std::{
 use super::{Random, read, seed};
 use crate::nginx::{Model, Version, binary, tree::NodeId};
 
-/// Path of the installed nginx; else says why the test is skipped.
+/// Path of the installed nginx; else the test is skipped.
 pub(super) fn installed() -> Option<PathBuf> {
     let paths = ["/usr/sbin/nginx", "/usr/local/sbin/nginx", "/usr/local/nginx/sbin/nginx"];
     let found = paths.into_iter().map(PathBuf::from).find(|path| path.exists());
     if found.is_none() {
-        println!("skipped: nginx is not installed, so that there is nothing to compare with");
+        why502_skip::skipped("nginx is not installed, so that there is nothing to compare with");
     }
     found
 }
@@ -34,7 +34,7 @@ pub(super) fn current() -> Option<PathBuf> {
         .or_else(|| Some(set("HOME")?.join(".cache/why502/lab")));
     let found = cache.map(|cache| cache.join("current-nginx/nginx")).filter(|path| path.exists());
     if found.is_none() {
-        println!("skipped: there is no current nginx to compare with; `cargo xtask setup` fetches one");
+        why502_skip::skipped("there is no current nginx to compare with; `cargo xtask setup` fetches one");
     }
     found
 }
