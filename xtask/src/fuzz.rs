@@ -46,6 +46,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "selinux_policy", most: 8192, runs: 10_000 },
     Target { name: "btf", most: 4096, runs: 20_000 },
     Target { name: "protocols", most: 2048, runs: 50_000 },
+    Target { name: "recording", most: 16_384, runs: 5_000 },
 ];
 
 const FOLDER: &str = "tests/fuzz";
