@@ -137,7 +137,7 @@ fn command(programs: &Path, target: &Target) -> Result<Command> {
 /// instrumented, because it is built for the host and not for a named target.
 fn build() -> Result<PathBuf> {
     let (folder, triple) = (root().join("target/fuzz"), host()?);
-    let mut command = binaries::cargo(["build", "--quiet", "--release", "--target", &triple]);
+    let mut command = binaries::cargo(["build", "--release", "--target", &triple]);
     command.arg("--manifest-path").arg(Path::new(FOLDER).join("Cargo.toml")).arg("--target-dir").arg(&folder);
     command.env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Nothing is loaded into the kernel here.
