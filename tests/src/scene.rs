@@ -69,13 +69,18 @@ pub(crate) struct Seen {
     pub(crate) incidents: usize,
     /// What the case was judged by, if it came so far.
     pub(crate) judged: Option<Expect>,
+    /// nginx's prefix.
+    pub(crate) dir: PathBuf,
+    /// When it was played, CLOCK_MONOTONIC ns.
+    pub(crate) from_ns: u64,
+    pub(crate) to_ns: u64,
 }
 
 /// Plays the case and judges it. Never fails itself: an error is a failed case.
 pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
     let start = Instant::now();
     let mut outcome = Outcome { name: case.name.clone(), verbose: setup.verbose, ..Outcome::default() };
-    let mut seen = Seen::default();
+    let mut seen = Seen { from_ns: sys::monotonic_ns(), ..Seen::default() };
     if let Some(watch) = setup.watch
         && !case.tiers.contains(&watch.tier)
     {
@@ -88,6 +93,7 @@ pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
         return (outcome, seen);
     }
     let scratch = Scratch(std::env::temp_dir().join(format!("w502-{}", net::tag())));
+    seen.dir.clone_from(&scratch.0);
     if let Err(error) = play(case, setup, &scratch.0, &mut outcome, &mut seen) {
         outcome.failures.push(format!("the lab: {error:#}"));
     }
@@ -95,6 +101,7 @@ pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
         dump(case, setup, &scratch.0, &mut outcome);
     }
     seen.incidents = outcome.incidents.len();
+    seen.to_ns = sys::monotonic_ns();
     outcome.time = start.elapsed();
     (outcome, seen)
 }

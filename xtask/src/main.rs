@@ -9,6 +9,7 @@ mod demo;
 mod fuzz;
 mod lab;
 mod process;
+mod recordings;
 mod records;
 mod setup;
 mod signals;
@@ -43,6 +44,8 @@ enum Task {
     Fuzz(fuzz::Args),
     /// Collect raw records from kernels, for the tests of the decoder
     Records(records::Args),
+    /// Record the cases of the fault lab anew, here and in guest kernels, for the tests that replay them
+    Recordings(recordings::Args),
     /// Measure what why502 costs: kernel time per connection, memory, throughput
     Bench(bench::Args),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::Lab(args) => lab::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
         Task::Records(args) => records::main(&args),
+        Task::Recordings(args) => recordings::main(&args),
         Task::Bench(args) => bench::main(&args),
     };
     done.unwrap_or_else(|error| {

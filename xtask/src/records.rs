@@ -174,7 +174,7 @@ fn script() -> String {
 }
 
 /// `6.18` of `6.18.3-amd64`.
-fn short(release: &str) -> Result<String> {
+pub(crate) fn short(release: &str) -> Result<String> {
     let mut parts = release.trim().split(['.', '-']);
     match (parts.next(), parts.next()) {
         (Some(major), Some(minor)) => Ok(format!("{major}.{minor}")),

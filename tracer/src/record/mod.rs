@@ -21,7 +21,7 @@ pub use keep::Keep;
 pub use line::{Header, Hook, Master, Then};
 pub use read::{Entry, ReadError, Reader};
 pub use recorder::{Recorder, Target};
-pub use write::{Writer, file_of_ours};
+pub use write::{Writer, compose, file_of_ours};
 
 /// The version that this program writes, and the newest that it reads.
 pub const VERSION: u32 = 1;

@@ -8,10 +8,11 @@ use std::{
 };
 
 use super::{
-    EXPANDED, FRAME, Header, LINE, NAME, SKIPPABLE, WINDOW_LOG,
+    EXPANDED, FRAME, Header, LINE, NAME, SKIPPABLE, Then, WINDOW_LOG,
     line::{self, Written},
     preface,
 };
+use crate::report::Incident;
 
 /// Compression level: 3 is Zstandard's own default.
 const LEVEL: i32 = 3;
@@ -43,6 +44,25 @@ pub(super) fn bounded(line: &Written<'_>) -> io::Result<Vec<u8>> {
 pub(super) fn beginning(header: &Header) -> io::Result<Vec<u8>> {
     let mut bytes = preface();
     bytes.extend(frame(&bounded(&Written::Header(header))?)?);
+    Ok(bytes)
+}
+
+/// A whole recording of incidents with what is said of them now, that goes on elsewhere.
+///
+/// # Errors
+/// If an incident is too large.
+pub fn compose(header: &Header, incidents: &[Incident]) -> io::Result<Vec<u8>> {
+    let mut bytes = beginning(header)?;
+    let mut lines = Vec::new();
+    for incident in incidents {
+        let then = Then::from(&incident.verdict);
+        lines.extend(bounded(&Written::Incident { then, incident })?);
+        if lines.len() >= FRAME {
+            bytes.extend(frame(&std::mem::take(&mut lines))?);
+        }
+    }
+    lines.extend(bounded(&Written::Continued {})?);
+    bytes.extend(frame(&lines)?);
     Ok(bytes)
 }
 
