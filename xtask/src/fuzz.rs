@@ -41,11 +41,11 @@ pub(crate) struct Target {
 #[rustfmt::skip] // a table
 pub(crate) const TARGETS: &[Target] = &[
     Target { name: "config", most: 8192, runs: 2_000 },
-    Target { name: "event", most: 4096, runs: 20_000 },
+    Target { name: "event", most: 4096, runs: 10_000 },
     Target { name: "log_line", most: 4096, runs: 50_000 },
     Target { name: "selinux_policy", most: 8192, runs: 10_000 },
-    Target { name: "btf", most: 4096, runs: 20_000 },
-    Target { name: "protocols", most: 2048, runs: 50_000 },
+    Target { name: "btf", most: 4096, runs: 5_000 },
+    Target { name: "protocols", most: 2048, runs: 40_000 },
     Target { name: "recording", most: 16_384, runs: 5_000 },
 ];
 
