@@ -38,8 +38,9 @@ pub struct Field {
 const MAGIC: u16 = 0xeb9f;
 /// Types within types that are followed.
 const MAX_DEPTH: usize = 32;
-/// Members of anonymous structs that are looked at for one name; a kernel's own have a few dozen.
-const MAX_MEMBERS: usize = 1 << 17;
+/// Members that are looked at for one name, those of anonymous structs within included; a kernel's largest structs have a few
+/// hundred.
+const MAX_MEMBERS: usize = 1 << 13;
 
 // Kinds of include/uapi/linux/btf.h.
 const INT: u32 = 1;
