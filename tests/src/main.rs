@@ -22,6 +22,8 @@ mod nginx;
 mod older;
 mod packet;
 mod record;
+#[cfg(test)]
+mod recorded;
 mod refuse;
 mod remote;
 mod report;
