@@ -1,5 +1,6 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
+pub mod audit;
 pub mod check;
 pub mod config;
 pub mod explain;
@@ -27,7 +28,7 @@ use crate::{
 };
 
 pub use summary::{Occupancy, ProgramCost, Summary, plural};
-pub use time::moment;
+pub use time::{local_offset, moment};
 
 /// A failed attempt with its cause, ready to be shown.
 #[derive(Debug)]

@@ -57,6 +57,12 @@ pub fn moment(time: SystemTime) -> String {
     )
 }
 
+/// What this machine's clock is ahead of UTC at a time (seconds after 1970), seconds.
+#[must_use]
+pub fn local_offset(at: i64) -> i64 {
+    broken_down(at, true).tm_gmtoff
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
