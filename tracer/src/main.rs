@@ -1,5 +1,6 @@
 //! `why502`: parse, run, exit code.
 
+mod audit_cmd;
 mod check_cmd;
 mod cli;
 mod doctor;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Some(Command::Config(options)) => show::run(options),
         Some(Command::Check(options)) => check_cmd::run(options),
         Some(Command::Replay(options)) => replay_cmd::run(options),
+        Some(Command::Audit(options)) => audit_cmd::run(options),
         Some(Command::Trace(options)) => run::trace(options),
         None => run::trace(&cli.trace),
     };
