@@ -8,11 +8,14 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use tracer::{
     correlate::{Case, Facts, Reach, blocked::Watched, no_attempt, request::Attribution, talk},
-    diagnose::{Confidence, diagnose},
+    diagnose::{Confidence, verdict},
     event::{self, Attempt, Event, Stage},
-    report::{Incident, Report as _, json::Json, text::Text},
+    moment::Moment,
+    report::Incident,
 };
 use tracer_ebpf::{kind, talk::Broken};
+
+mod shown;
 
 fuzz_target!(|record: &[u8]| {
     let decoded = event::decode(&Bytes::copy_from_slice(record));
@@ -87,45 +90,34 @@ fn explain(mut attempt: Attempt, dice: u8) {
     let facts = Facts { is_local: bit(7).then(|| attempt.remote.ip().is_loopback()), ..Facts::default() };
     let client_saw = [None, Some(502), Some(504), Some(200)][usize::from(dice >> 1 & 3)];
     let mono_ns = attempt.end_ns;
-    let case = Case { attempt, client_gone: None, client_saw, reach, facts, config: Vec::new() };
+    let case = Case {
+        attempt,
+        client_gone: None,
+        client_saw,
+        reach,
+        facts,
+        config: Vec::new(),
+        story: None,
+        word: None,
+    };
     let whole = talk::is_whole(&case);
     assert_eq!(whole, talk::body(&case, &talk::answer(&case)) == talk::Body::Whole);
     let shown = talk::is_failure(&case);
     assert!(shown || case.attempt.stage == Stage::Established, "only what stood can have gone well");
-    let verdict = diagnose(&case);
-    assert_eq!(verdict, diagnose(&case), "two verdicts for one case");
+    let found = verdict(&case);
+    assert_eq!(found, verdict(&case), "two verdicts for one case");
     assert!(
-        verdict.confidence != Confidence::Proven || verdict.rival.is_none(),
-        "a proof has a rival: {verdict:?}"
+        found.confidence != Confidence::Proven || found.rival.is_none(),
+        "a proof has a rival: {found:?}"
     );
-    show(&Incident {
-        time: SystemTime::UNIX_EPOCH,
+    shown::everywhere(&Incident {
+        time: Moment::utc(SystemTime::UNIX_EPOCH),
         mono_ns,
+        shown_ns: mono_ns,
         case,
-        verdict,
+        verdict: found,
         container: None,
         bind_lines: Vec::new(),
         attribution: Attribution::default(),
     });
-}
-
-fn show(incident: &Incident) {
-    let mut json = Vec::new();
-    Json.incident(&mut json, incident).expect("a vector takes everything");
-    let text = std::str::from_utf8(&json).expect("JSON is text").trim_end();
-    assert!(
-        text.starts_with('{') && text.ends_with('}') && !text.contains('\n'),
-        "not one object a line: {text}"
-    );
-    let mut page = Vec::new();
-    Text::new(Some(100)).incident(&mut page, incident).expect("a vector takes everything");
-    let page = String::from_utf8(page).expect("a page is text");
-    // Colours are ours, everything else is somebody's else.
-    let mut rest = page.as_str();
-    while let Some((before, after)) = rest.split_once("\x1b[") {
-        assert!(!before.contains(|c: char| c.is_control() && c != '\n'), "{before:?}");
-        rest = after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
-        rest = rest.strip_prefix('m').expect("no colour");
-    }
-    assert!(!rest.contains(|c: char| c.is_control() && c != '\n'), "{rest:?}");
 }

@@ -46,6 +46,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "selinux_policy", most: 8192, runs: 10_000 },
     Target { name: "btf", most: 4096, runs: 20_000 },
     Target { name: "protocols", most: 2048, runs: 50_000 },
+    Target { name: "recording", most: 16_384, runs: 5_000 },
 ];
 
 const FOLDER: &str = "tests/fuzz";
@@ -121,7 +122,8 @@ fn command(programs: &Path, target: &Target) -> Result<Command> {
         bail!("{} holds no seeds", seeds(target).display());
     }
     let mut fuzz = Command::new(programs.join(target.name));
-    fuzz.args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]);
+    // By the clock on the wall, of which a crowded machine takes its share.
+    fuzz.args(["-timeout=100", "-rss_limit_mb=1024", "-print_final_stats=1"]);
     fuzz.arg(format!("-max_len={}", target.most));
     fuzz.arg(format!("-artifact_prefix={}/{}-", root().join("target/fuzz").display(), target.name));
     let dictionary = root().join(FOLDER).join(format!("{}.dict", target.name));
@@ -135,7 +137,7 @@ fn command(programs: &Path, target: &Target) -> Result<Command> {
 /// instrumented, because it is built for the host and not for a named target.
 fn build() -> Result<PathBuf> {
     let (folder, triple) = (root().join("target/fuzz"), host()?);
-    let mut command = binaries::cargo(["build", "--quiet", "--release", "--target", &triple]);
+    let mut command = binaries::cargo(["build", "--release", "--target", &triple]);
     command.arg("--manifest-path").arg(Path::new(FOLDER).join("Cargo.toml")).arg("--target-dir").arg(&folder);
     command.env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Nothing is loaded into the kernel here.

@@ -30,7 +30,7 @@ pub(crate) struct Args {
 
 const TIERS: [&str; 3] = ["full", "kprobe", "tracepoint"];
 /// For a whole guest, or the run on this machine.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// A refusal, a drop, a full queue, ICMP errors, calls that fail, clients that leave, unix sockets, every protocol of connections
 /// that stand, deaths, name servers, guards, requests that nobody was tried for, and processes that come and go.
