@@ -133,6 +133,10 @@ pub(crate) struct Step {
     /// A shell command; it sees DIR (nginx's prefix), CASE (the case's folder), NGINX_PID, WORKER_PID,
     /// SECOND_PID (the second master) and WHY502 (the program; empty with `--no-why502`).
     pub(crate) run: Option<String>,
+    /// With `at = "connecting"`: nginx still connects when it is done. If its timer was faster, the case is set up anew before
+    /// anything is judged.
+    #[serde(default)]
+    pub(crate) in_time: bool,
     /// Run it in the background until the case ends.
     #[serde(default)]
     pub(crate) background: bool,

@@ -78,7 +78,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     prepare(web, dir, &mut backends, bound)?;
     let nginx = Nginx::start(web, &settings(load), dir, bound)?;
     if let Some(watch) = &watch {
-        sys::poll_until(Duration::from_secs(1), || watch.names_process(nginx.pid));
+        sys::poll_until(Duration::from_secs(10), || watch.names_process(nginx.pid));
     }
     let pids: BTreeSet<u32> = web.pids().into_iter().collect();
     let start = Instant::now();
