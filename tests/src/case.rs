@@ -508,6 +508,9 @@ mod tests {
         let alike = cases.iter().filter(|c| !c.look_alike_of.is_empty()).count();
         assert!(cases.len() >= 36, "{} cases", cases.len());
         assert!(alike * 2 >= cases.len(), "{alike} look-alikes of {} cases", cases.len());
+        let unexplained = |c: &&Case| c.expect.tracepoint.iter().any(|t| !t.unexplained_without.is_empty());
+        let allowed = cases.iter().filter(unexplained).count();
+        assert!(allowed <= 4, "{allowed} cases may stay unexplained on the tracepoint tier");
         let core: Vec<_> = cases.iter().filter(|c| c.core).collect();
         let alike = core.iter().filter(|c| !c.look_alike_of.is_empty()).count();
         assert!(
