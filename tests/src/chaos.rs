@@ -199,12 +199,13 @@ fn tell(lines: &[Line]) {
     }
 }
 
-/// The least precision and recall, percent, that are not a failure: what is reached less a margin, since what fails when is
-/// random. The aim is 100 of both. In an emulated guest timers are late, and more connections end before nginx has written.
-const FLOORS: (f64, f64) = (95.0, 92.0);
-const SLOW_FLOORS: (f64, f64) = (80.0, 70.0);
-/// Where nginx itself is asked as well.
-const ASKED_FLOORS: (f64, f64) = (99.0, 99.0);
+/// The least precision and recall, percent, that are not a failure, just below what ARCHITECTURE.md claims: 99.2 and 98.7 by kernel
+/// evidence alone, where all that is missed lies in TLS. Of 1,400 lines, chance moves that share by a third of a percent.
+const FLOORS: (f64, f64) = (98.5, 97.8);
+/// Where nginx itself is asked as well nothing is missed: 100 and 100. One of a thousand is left to the moment of the end.
+const ASKED_FLOORS: (f64, f64) = (99.9, 99.9);
+/// In an emulated guest timers are late, and more connections end before nginx has written. Played thoroughly alone.
+const SLOW_FLOORS: (f64, f64) = (95.0, 92.0);
 
 /// Tells every miss. What fails the run is a false proof, and less than the floors.
 fn rate(truth: &Truth, floors: (f64, f64)) -> Vec<String> {
