@@ -21,6 +21,9 @@ mod net;
 mod nginx;
 mod older;
 mod packet;
+mod record;
+#[cfg(test)]
+mod recorded;
 mod refuse;
 mod remote;
 mod report;
@@ -29,6 +32,8 @@ mod rules;
 mod run;
 mod scene;
 mod script;
+mod scrub;
+mod store;
 mod stress;
 mod sys;
 mod timing;
@@ -92,6 +97,15 @@ enum Command {
     Older {
         #[command(flatten)]
         program: ProgramArgs,
+    },
+    /// Replace the recordings of the cases by those of these runs (`--record`), named KERNEL-TIER
+    Store {
+        /// The folder of the cases
+        #[arg(long, value_name = "DIR", default_value = "tests/data")]
+        cases: PathBuf,
+        /// The recordings
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
     },
     /// Stand in the way of a program, for the cases
     Refuse {
@@ -190,6 +204,9 @@ struct CasesArgs {
     /// Print everything about passing cases too
     #[arg(long, short)]
     verbose: bool,
+    /// Let why502 record the run, and write a list of what was played to FILE.cases, for `faultlab store`
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
     /// Write the outcomes and all incidents as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -236,6 +253,7 @@ fn try_main() -> Result<bool> {
                 verbose: cli.cases.verbose,
                 timing: cli.cases.timing,
                 plays: cli.cases.plays,
+                record: cli.cases.record,
                 json: cli.cases.json,
                 junit: cli.cases.junit,
                 program: program(cli.program)?,
@@ -247,6 +265,7 @@ fn try_main() -> Result<bool> {
         Some(Command::Healthy { program, load, requests }) => {
             stress::healthy(&load_options(program, &load)?, requests)
         }
+        Some(Command::Store { cases, files }) => store::store(&files, &cases),
         Some(Command::Backend(options)) => backend::run(&options),
         Some(Command::Chaos { program, load }) => {
             chaos::run(&load_options(program, &LoadArgs { clients: 0 })?, &load)

@@ -7,6 +7,7 @@ use crate::judge::Score;
 use crate::late;
 use crate::look;
 use crate::needs;
+use crate::record;
 use crate::report::{self, Outcome};
 use crate::scene::{self, Seen, Setup};
 use crate::sys;
@@ -35,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) timing: Choice,
     /// How often those are played.
     pub(crate) plays: u32,
+    /// Where why502's recording goes; a list of what was played comes beside it.
+    pub(crate) record: Option<PathBuf>,
     pub(crate) json: Option<PathBuf>,
     pub(crate) junit: Option<PathBuf>,
     /// None: the lab itself is tested, without why502.
@@ -66,8 +69,11 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         cases.retain(|c| c.check.as_ref().is_some_and(CheckExpect::expects));
     }
     let attach = Duration::from_secs_f64(15.0 * options.slow);
-    let traced = options.program.as_ref().filter(|_| options.check.is_none());
-    let watch = match traced.map(|p| Watch::start(p, attach)).transpose()? {
+    let traced = options.program.clone().filter(|_| options.check.is_none()).map(|mut program| {
+        program.extra.extend(options.record.iter().map(|path| format!("--write={}", path.display())));
+        program
+    });
+    let watch = match traced.as_ref().map(|p| Watch::start(p, attach)).transpose()? {
         Some(Start::Refused(why)) => return refused(&cases, options, &why),
         Some(Start::Running(watch)) => Some(watch),
         None => None,
@@ -103,6 +109,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         }
         problems.extend(found);
         summary = last;
+    }
+    if let Some(path) = &options.record {
+        record::note(path, &tier, &done)?;
     }
     if sys::interrupted() {
         problems.push("interrupted".to_owned());

@@ -72,13 +72,18 @@ pub(crate) struct Seen {
     pub(crate) incidents: usize,
     /// What the case was judged by, if it came so far.
     pub(crate) judged: Option<Expect>,
+    /// nginx's prefix.
+    pub(crate) dir: PathBuf,
+    /// When it was played, CLOCK_MONOTONIC ns.
+    pub(crate) from_ns: u64,
+    pub(crate) to_ns: u64,
 }
 
 /// Plays the case and judges it. Never fails itself: an error is a failed case.
 pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
     let start = Instant::now();
     let mut outcome = Outcome { name: case.name.clone(), verbose: setup.verbose, ..Outcome::default() };
-    let mut seen = Seen::default();
+    let mut seen = Seen { from_ns: sys::monotonic_ns(), ..Seen::default() };
     if let Some(watch) = setup.watch
         && !case.tiers.contains(&watch.tier)
     {
@@ -97,10 +102,12 @@ pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
             break;
         }
         scratch = Scratch::new();
-        (outcome.failures, seen) = (Vec::new(), Seen::default());
+        outcome.failures.clear();
+        seen = Seen { from_ns: seen.from_ns, ..Seen::default() };
         outcome.dump += "set up anew: nginx's timer was faster than a step\n";
         played = play(case, setup, &scratch.0, &mut outcome, &mut seen);
     }
+    seen.dir.clone_from(&scratch.0);
     if let Err(error) = played {
         outcome.failures.push(format!("the lab: {error:#}"));
     }
@@ -108,6 +115,7 @@ pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
         dump(case, setup, &scratch.0, &mut outcome);
     }
     seen.incidents = outcome.incidents.len();
+    seen.to_ns = sys::monotonic_ns();
     outcome.time = start.elapsed();
     (outcome, seen)
 }

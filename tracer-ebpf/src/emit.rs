@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns, generated::bpf_ringbuf_submit};
 use tracer_ebpf::{
-    Addr, Attempt, CLIENT_WAIT_NS, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent,
-    drop_class, flag, kind, stage,
+    Attempt, CLIENT_WAIT_NS, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent,
+    drop_class, flag, kind, loopback::is_own, stage,
 };
 
 use crate::{
@@ -233,21 +233,19 @@ unsafe fn evidence(a: *mut Attempt, seen: &Seen, conn: &Conn) {
         let to = &raw mut (*a).evidence;
         if let Some(ev) = seen.entry {
             copy::<{ size_of::<Evidence>() / 8 }>(to.cast(), ev.cast());
-            let local = is_loopback(&seen.key.daddr);
             let start_ns = conn.start_ns;
-            let (ns, netns) = ((*to).drop_netns, (*a).netns);
-            if (*to).drop_last_ns != 0 && (*to).drop_last_ns >= start_ns && (!local || ns == 0 || ns == netns)
-            {
-                (*a).flags |= flag::DROP;
+            let own = (*a).netns;
+            let taken = |bit: u32, netns: u32| {
+                if is_own(&seen.key.daddr, netns, own) { bit } else { flag::EVIDENCE_GAP }
+            };
+            if (*to).drop_last_ns != 0 && (*to).drop_last_ns >= start_ns {
+                (*a).flags |= taken(flag::DROP, (*to).drop_netns);
             }
             if (*to).icmp_ns != 0 && (*to).icmp_ns >= start_ns {
                 (*a).flags |= flag::ICMP;
             }
-            if (*to).overflow_ns != 0
-                && (*to).overflow_ns >= start_ns
-                && (!local || (*to).backlog_netns == netns)
-            {
-                (*a).flags |= flag::LISTEN_OVERFLOW;
+            if (*to).overflow_ns != 0 && (*to).overflow_ns >= start_ns {
+                (*a).flags |= taken(flag::LISTEN_OVERFLOW, (*to).backlog_netns);
             }
         } else {
             clear::<{ size_of::<Evidence>() / 8 }>(to.cast());
@@ -279,12 +277,6 @@ fn evicted(conn: &Conn) -> bool {
     let (flows, peers) = sequences();
     flows.wrapping_sub(conn.flow_seq) > tracer_ebpf::FLOWS / 4
         || peers.wrapping_sub(conn.peer_seq) > tracer_ebpf::PEERS / 4
-}
-
-/// 127.0.0.0/8 or ::1: addresses that every network namespace has.
-#[inline(always)]
-fn is_loopback(addr: &Addr) -> bool {
-    (addr[10] == 0xff && addr[12] == 127) || (addr[10] == 0 && addr[0] == 0 && addr[15] == 1)
 }
 
 /// The first packet of a socket's error queue. An IPv4 ICMP error that arrived while connect() held the socket

@@ -7,6 +7,7 @@
 #![no_std]
 
 pub mod denial;
+pub mod loopback;
 pub mod older;
 pub mod request;
 pub mod said;
@@ -102,8 +103,8 @@ pub mod flag {
     pub const RST_TTL: u32 = 1 << 12;
     /// A SYN of this attempt was retransmitted.
     pub const SYN_RETRANSMIT: u32 = 1 << 13;
-    /// So many other flows or peers came meanwhile that evidence of this one may have been evicted: the
-    /// absence of a drop proves nothing.
+    /// So many other flows or peers came meanwhile that evidence of this one may have been evicted, or what was seen of it
+    /// may be another namespace's ([`loopback`](super::loopback)): the absence of a drop proves nothing.
     pub const EVIDENCE_GAP: u32 = 1 << 14;
     /// The moment of the end was missed; the record was made when the socket was destroyed.
     pub const MISSED_END: u32 = 1 << 15;

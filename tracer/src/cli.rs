@@ -4,7 +4,13 @@ use std::{collections::BTreeSet, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use tracer::{check, diagnose::Cause, nginx::Version, probes::Tier};
+use tracer::{
+    check,
+    diagnose::Cause,
+    nginx::Version,
+    probes::Tier,
+    report::select::{Network, Select, Status},
+};
 
 /// Explains every failed upstream connection of a live nginx, from kernel evidence.
 ///
@@ -24,6 +30,9 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Watch nginx and explain each failed upstream connection (the default).
     Trace(Trace),
+    /// Tell a recording (`trace -w FILE`) as its run was told: the same text and JSON, with the same filters. Needs no
+    /// privileges, on any machine.
+    Replay(Replay),
     /// Look at every running nginx without traffic: is it reloaded, what in its configuration breaks requests, can its
     /// workers reach every upstream server, what did its logs say. Changes nothing, sends no request.
     Check(Check),
@@ -67,9 +76,19 @@ pub(crate) struct Trace {
     /// Stop after this many incidents.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// Only incidents of this cause. Repeatable.
-    #[arg(long = "cause", value_name = "NAME", value_parser = Cause::from_str)]
-    pub causes: Vec<Cause>,
+    #[command(flatten)]
+    pub select: Selection,
+    /// Record every incident that is told, as the complete case that its verdict was made of, for `why502 replay`. Nothing
+    /// is recorded that text and JSON would not show.
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Most bytes of the recording, such as 64M: its older half becomes FILE.1 and is dropped when that is reached again.
+    #[arg(long, value_name = "SIZE", requires = "write", value_parser = parse_size)]
+    pub max_size: Option<u64>,
+    /// Flight recorder: hold what failed in the last minutes, such as 15m, in memory (64 MiB, or --max-size), and write it to
+    /// a file named after FILE on SIGUSR1, at the end, and when an incident fits the filters (--cause and the like).
+    #[arg(long, value_name = "TIME", requires = "write", value_parser = parse_duration)]
+    pub keep: Option<Duration>,
     /// Wait for an nginx if none is running.
     #[arg(long)]
     pub wait: bool,
@@ -105,8 +124,79 @@ pub(crate) struct Trace {
     /// Let the kernel count the run time of why502's programs; the summary then tells the cost.
     #[arg(long)]
     pub stats: bool,
+    /// Write every record that the kernel sends to this file, as it came, behind its length (four bytes, little-endian): for
+    /// the tests of the decoder.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub dump_records: Option<PathBuf>,
     #[command(flatten)]
     pub kernel: Kernel,
+}
+
+/// Which incidents are told, live and from a recording.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters (of several values one must fit; of several filters each)")]
+pub(crate) struct Selection {
+    /// Only incidents of this cause. Repeatable.
+    #[arg(long = "cause", value_name = "NAME", value_parser = Cause::from_str)]
+    pub causes: Vec<Cause>,
+    /// Only requests for this host, or for all below *.example.com. Repeatable.
+    #[arg(long = "host", value_name = "NAME")]
+    pub hosts: Vec<String>,
+    /// Only requests whose target begins so, such as /api/. Repeatable.
+    #[arg(long = "uri", value_name = "PREFIX")]
+    pub uris: Vec<String>,
+    /// Only requests of this client, or of a network such as 10.0.0.0/8. Repeatable.
+    #[arg(long = "client", value_name = "ADDRESS", value_parser = Network::from_str)]
+    pub clients: Vec<Network>,
+    /// Only this upstream, by its name in the configuration or a server's address. Repeatable.
+    #[arg(long = "upstream", value_name = "NAME")]
+    pub upstreams: Vec<String>,
+    /// Only requests whose client saw this status, such as 502 or 5xx. Repeatable.
+    #[arg(long = "status", value_name = "STATUS", value_parser = Status::from_str)]
+    pub statuses: Vec<Status>,
+}
+
+impl Selection {
+    /// The filters, with those of processes.
+    pub(crate) fn with_pids(&self, pids: &[u32]) -> Select {
+        Select {
+            pids: pids.to_vec(),
+            causes: self.causes.clone(),
+            hosts: self.hosts.clone(),
+            uris: self.uris.clone(),
+            clients: self.clients.clone(),
+            upstreams: self.upstreams.clone(),
+            statuses: self.statuses.clone(),
+        }
+    }
+}
+
+/// Options of `replay`.
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// Recordings; of one that was rotated FILE.1 comes before FILE.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Only incidents of this master or worker. Repeatable.
+    #[arg(short, long = "pid", value_name = "PID")]
+    pub pids: Vec<u32>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// Stop after this many incidents.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    #[command(flatten)]
+    pub select: Selection,
+    /// Show only where today's rules say something else than was said when it was recorded.
+    #[arg(long)]
+    pub diff: bool,
+    /// Exit with 1 if there is an incident; with --diff: if one is told otherwise.
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
 }
 
 /// Options of `config`.
@@ -328,6 +418,19 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         .and_then(|d| if d.is_zero() { Err(bad()) } else { Ok(d) })
 }
 
+/// A size in bytes, or with K, M or G; at least 64 KiB, which hold some incidents.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text} is no size of 64K or more: write bytes, or a number with K, M or G");
+    let (number, factor) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (text.get(..at).unwrap_or_default(), 1_u64 << 10),
+        Some((at, 'm' | 'M')) => (text.get(..at).unwrap_or_default(), 1 << 20),
+        Some((at, 'g' | 'G')) => (text.get(..at).unwrap_or_default(), 1 << 30),
+        _ => (text, 1),
+    };
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)?;
+    if size < 64 << 10 { Err(bad()) } else { Ok(size) }
+}
+
 /// A name that a finding can have.
 fn parse_finding(text: &str) -> Result<String, String> {
     let names: Vec<&str> = check::names().map(|(name, _)| name).collect();
@@ -385,6 +488,16 @@ mod tests {
         assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
         for bad in ["", "s", "0", "-1", "1d", "1e999", "é"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn reads_sizes() {
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("65536"), Ok(64 << 10));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        for bad in ["", "M", "1K", "-1", "1.5M", "99999999999G", "é"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
 

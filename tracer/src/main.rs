@@ -5,6 +5,7 @@ mod cli;
 mod doctor;
 mod explain;
 mod find;
+mod replay_cmd;
 mod run;
 mod show;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Some(Command::Explain(options)) => explain::run(options),
         Some(Command::Config(options)) => show::run(options),
         Some(Command::Check(options)) => check_cmd::run(options),
+        Some(Command::Replay(options)) => replay_cmd::run(options),
         Some(Command::Trace(options)) => run::trace(options),
         None => run::trace(&cli.trace),
     };

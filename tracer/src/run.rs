@@ -19,6 +19,7 @@ use tracer::{
         load::{self, Loaded, Options, State},
         uprobes::Mode,
     },
+    record::{self, Target},
     report::{self, Report, Summary, json::Json, text::Text},
     session::{self, Filter, POLL, Round, Session},
     sys::caps::{self, Capability},
@@ -130,13 +131,16 @@ fn warn_missing(loaded: &Loaded) {
 async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     let tier = loaded.tier;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut write_out = signal(SignalKind::user_defined1()).context("cannot catch SIGUSR1")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let filter = Filter {
         pids: options.pids.clone(),
-        causes: options.causes.clone(),
+        select: options.select.with_pids(&[]),
+        record: record_target(options)?,
         count: options.count,
         stats: options.stats,
         trace_rules: options.trace_rules,
+        dump_records: options.dump_records.clone(),
         uprobes: Some(match options.uprobes {
             Uprobes::Auto => Mode::Auto,
             Uprobes::On => Mode::On,
@@ -146,7 +150,7 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     let mut session = Session::new(
         loaded,
         filter,
-        report(options),
+        report_for(options.output),
         output(options.output, options.color),
         options.kernel.verbose,
     )?;
@@ -167,6 +171,10 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
             () = tokio::task::yield_now(), if next == Round::Busy => {}
             _ = tick.tick(), if next != Round::Asleep => {}
             ready = wake.readable() => ready.context("cannot wait for the kernel's events")?.clear_ready(),
+            _ = write_out.recv() => {
+                session.write_out();
+                continue;
+            }
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
             () = until(deadline) => break,
@@ -178,6 +186,20 @@ async fn watch(options: &Trace, loaded: Loaded) -> Result<ExitCode> {
     }
     let summary = session.finish()?;
     Ok(exit_code(&summary, options.exit_code))
+}
+
+/// Where a recording goes, if one is wanted; what is there already must not be somebody else's.
+fn record_target(options: &Trace) -> Result<Option<Target>> {
+    let Some(path) = &options.write else { return Ok(None) };
+    let ours = options.keep.is_some()
+        || record::file_of_ours(path).with_context(|| format!("cannot record to {}", path.display()))?;
+    if !ours {
+        return Err(anyhow!(
+            "{} exists and is no recording: it is left as it is; name another file with -w",
+            path.display()
+        ));
+    }
+    Ok(Some(Target { path: path.clone(), most: options.max_size, keep: options.keep }))
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -240,8 +262,9 @@ pub(crate) fn no_nginx(pids: &[u32], wait: bool) -> anyhow::Error {
     }
 }
 
-fn report(options: &Trace) -> Box<dyn Report> {
-    match options.output {
+/// What shows incidents.
+pub(crate) fn report_for(format: Format) -> Box<dyn Report> {
+    match format {
         Format::Json => Box::new(Json),
         Format::Text => Box::new(Text::new(terminal_width())),
     }
@@ -273,7 +296,7 @@ pub(crate) fn output(format: Format, color: Color) -> Box<dyn Write> {
 
 fn exit_code(summary: &Summary, wanted: bool) -> ExitCode {
     let incidents: u64 = summary.incidents.values().sum();
-    ExitCode::from(if summary.lost() > 0 {
+    ExitCode::from(if summary.lost() > 0 || summary.unrecorded {
         INCOMPLETE
     } else if wanted && incidents > 0 {
         INCIDENTS

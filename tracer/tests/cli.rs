@@ -17,6 +17,8 @@ mod kernels;
 mod nginx;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/recordings.rs"]
+mod recordings;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/streams.rs"]

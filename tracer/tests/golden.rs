@@ -50,6 +50,7 @@ fn incident(sample: Sample) -> Incident {
     Incident {
         time: cases::time(),
         mono_ns: sample.case.attempt.end_ns,
+        shown_ns: sample.case.attempt.end_ns,
         case: sample.case,
         verdict,
         container: sample.container,

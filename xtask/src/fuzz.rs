@@ -1,68 +1,148 @@
-//! `cargo xtask fuzz`: libFuzzer against the reader of nginx's configuration, for as long as one likes.
+//! `cargo xtask fuzz`: libFuzzer against everything that reads what others wrote, for as long as one likes.
 //!
 //! It needs no nightly compiler: the coverage that libFuzzer follows is a pass of LLVM, and code without `unsafe`
 //! needs no sanitizer.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{binaries, process};
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// How long to look for failures
+    /// What reads the bytes, by its name in tests/fuzz; all, one after the other, if none is named
+    #[arg(value_name = "TARGET", value_parser = target)]
+    target: Option<&'static Target>,
+    /// How long to look for failures, each target
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
     /// Play one input again: a file that an earlier run has left
-    #[arg(long, value_name = "FILE", conflicts_with = "seconds")]
-    input: Option<std::path::PathBuf>,
+    #[arg(long, value_name = "FILE", conflicts_with = "seconds", requires = "target")]
+    input: Option<PathBuf>,
 }
+
+/// A program of tests/fuzz, with its seeds in tests/fuzz/seeds and, where that helps, a dictionary.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// Longest input, bytes.
+    most: u32,
+    /// Inputs of the short run: a few seconds on a slow machine.
+    runs: u32,
+}
+
+/// All of them.
+#[rustfmt::skip] // a table
+pub(crate) const TARGETS: &[Target] = &[
+    Target { name: "config", most: 8192, runs: 2_000 },
+    Target { name: "event", most: 4096, runs: 20_000 },
+    Target { name: "log_line", most: 4096, runs: 50_000 },
+    Target { name: "selinux_policy", most: 8192, runs: 10_000 },
+    Target { name: "btf", most: 4096, runs: 20_000 },
+    Target { name: "protocols", most: 2048, runs: 50_000 },
+];
 
 const FOLDER: &str = "tests/fuzz";
 /// Inline counters, comparisons and program counters, as cargo-fuzz asks for them.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg=fuzzing";
+    -Cllvm-args=-sanitizer-coverage-trace-compares --cfg=fuzzing";
+
+fn target(name: &str) -> Result<&'static Target, String> {
+    TARGETS.iter().find(|target| target.name == name).ok_or_else(|| {
+        let names: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
+        format!("there is no such target; there are {}", names.join(", "))
+    })
+}
 
 /// Runs `cargo xtask fuzz`.
 ///
 /// # Errors
-/// If the target does not build, or fails: the input is kept, and its path is the last thing printed.
+/// If the targets do not build, or one fails: the input is kept, and its path is the last thing printed.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let root = binaries::root();
-    let (target, corpus) = (root.join("target/fuzz"), root.join("target/fuzz-corpus"));
-    let program = build(&target)?;
-    std::fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
-    let mut fuzz = Command::new(&program);
-    fuzz.args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]);
-    fuzz.arg(format!("-artifact_prefix={}/", target.display()));
-    match &args.input {
-        Some(input) => fuzz.arg(input),
-        None => {
-            fuzz.arg(format!("-max_total_time={}", args.seconds)).arg("-max_len=8192");
-            fuzz.arg(format!("-dict={}", root.join(FOLDER).join("nginx.dict").display()));
-            fuzz.arg(&corpus).arg(root.join(FOLDER).join("seeds"))
-        }
-    };
-    process::visible(&mut fuzz)?;
+    let programs = build()?;
+    let chosen = TARGETS.iter().filter(|target| args.target.is_none_or(|one| one.name == target.name));
+    for target in chosen {
+        eprintln!("fuzz: {}", target.name);
+        let mut fuzz = command(&programs, target)?;
+        match &args.input {
+            Some(input) => fuzz.arg(input),
+            None => {
+                let corpus = root().join("target/fuzz-corpus").join(target.name);
+                fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
+                fuzz.arg(format!("-max_total_time={}", args.seconds)).arg(corpus).arg(seeds(target))
+            }
+        };
+        process::visible(&mut fuzz)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the target; what runs while it is built (macros, build scripts) is not instrumented, because it is built
-/// for the host and not for a named target.
-fn build(target: &Path) -> Result<std::path::PathBuf> {
-    let triple = host()?;
-    let mut command = binaries::cargo(["build", "--release", "--target", &triple]);
-    command.arg("--manifest-path").arg(Path::new(FOLDER).join("Cargo.toml")).arg("--target-dir").arg(target);
+/// The short run of every target: from the seeds of the tree alone, and with the same numbers each time. Whether each passed.
+///
+/// # Errors
+/// If the targets do not build.
+pub(crate) fn short() -> Result<Vec<(&'static str, Result<()>)>> {
+    let programs = build()?;
+    Ok(TARGETS.iter().map(|target| (target.name, once(&programs, target))).collect())
+}
+
+fn once(programs: &Path, target: &Target) -> Result<()> {
+    let started = Instant::now();
+    let corpus = root().join("target/fuzz/short").join(target.name);
+    if corpus.exists() {
+        fs::remove_dir_all(&corpus).with_context(|| format!("cannot remove {}", corpus.display()))?;
+    }
+    fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
+    let mut fuzz = command(programs, target)?;
+    fuzz.args(["-seed=1", "-reload=0", &format!("-runs={}", target.runs)]).arg(corpus).arg(seeds(target));
+    process::output(&mut fuzz)?;
+    println!("{:<15} {:>6} inputs, {:.1} s", target.name, target.runs, started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn root() -> PathBuf {
+    binaries::root()
+}
+
+fn seeds(target: &Target) -> PathBuf {
+    root().join(FOLDER).join("seeds").join(target.name)
+}
+
+/// The program with what holds for every run.
+fn command(programs: &Path, target: &Target) -> Result<Command> {
+    if fs::read_dir(seeds(target)).is_ok_and(|mut files| files.next().is_none()) {
+        bail!("{} holds no seeds", seeds(target).display());
+    }
+    let mut fuzz = Command::new(programs.join(target.name));
+    fuzz.args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"]);
+    fuzz.arg(format!("-max_len={}", target.most));
+    fuzz.arg(format!("-artifact_prefix={}/{}-", root().join("target/fuzz").display(), target.name));
+    let dictionary = root().join(FOLDER).join(format!("{}.dict", target.name));
+    if dictionary.exists() {
+        fuzz.arg(format!("-dict={}", dictionary.display()));
+    }
+    Ok(fuzz)
+}
+
+/// Builds the targets, and returns the folder they are in. What runs while they are built (macros, build scripts) is not
+/// instrumented, because it is built for the host and not for a named target.
+fn build() -> Result<PathBuf> {
+    let (folder, triple) = (root().join("target/fuzz"), host()?);
+    let mut command = binaries::cargo(["build", "--quiet", "--release", "--target", &triple]);
+    command.arg("--manifest-path").arg(Path::new(FOLDER).join("Cargo.toml")).arg("--target-dir").arg(&folder);
     command.env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Nothing is loaded into the kernel here.
     command.env("WHY502_BPF_OBJECT", "/dev/null");
     process::visible(&mut command)
-        .context("cannot build the fuzz target (libFuzzer itself needs a C++ compiler)")?;
-    Ok(target.join(&triple).join("release/config"))
+        .context("cannot build the fuzz targets (libFuzzer itself needs a C++ compiler)")?;
+    Ok(folder.join(&triple).join("release"))
 }
 
 /// The compiler's own target, such as `x86_64-unknown-linux-gnu`.
@@ -72,4 +152,25 @@ fn host() -> Result<String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line = text.lines().find_map(|line| line.strip_prefix("host: "));
     line.map(str::to_owned).context("rustc -vV names no host")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_every_target_and_each_has_seeds() {
+        let manifest = fs::read_to_string(root().join(FOLDER).join("Cargo.toml")).unwrap();
+        let built: Vec<&str> = manifest.lines().filter_map(|line| line.strip_prefix("path = \"")).collect();
+        let named: Vec<String> = TARGETS.iter().map(|target| format!("{}.rs\"", target.name)).collect();
+        assert_eq!(built, named);
+        for target in TARGETS {
+            let files: Vec<_> = fs::read_dir(seeds(target)).unwrap().flatten().collect();
+            assert!(!files.is_empty(), "{}", target.name);
+            for file in files {
+                let length = file.metadata().unwrap().len();
+                assert!(length <= u64::from(target.most), "{} is cut", file.path().display());
+            }
+        }
+    }
 }

@@ -9,6 +9,8 @@ mod demo;
 mod fuzz;
 mod lab;
 mod process;
+mod recordings;
+mod records;
 mod setup;
 mod signals;
 mod test;
@@ -38,8 +40,12 @@ enum Task {
     Test(test::Args),
     /// Run commands in guest kernels under QEMU
     Lab(lab::Args),
-    /// Look for inputs that break the reader of nginx's configuration
+    /// Look for inputs that break whatever reads what others wrote
     Fuzz(fuzz::Args),
+    /// Collect raw records from kernels, for the tests of the decoder
+    Records(records::Args),
+    /// Record the cases of the fault lab anew, here and in guest kernels, for the tests that replay them
+    Recordings(recordings::Args),
     /// Measure what why502 costs: kernel time per connection, memory, throughput
     Bench(bench::Args),
 }
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Task::Test(args) => test::main(&args),
         Task::Lab(args) => lab::main(&args),
         Task::Fuzz(args) => fuzz::main(&args),
+        Task::Records(args) => records::main(&args),
+        Task::Recordings(args) => recordings::main(&args),
         Task::Bench(args) => bench::main(&args),
     };
     done.unwrap_or_else(|error| {

@@ -96,6 +96,8 @@ const PATCHELF: Sign = Sign::Program("patchelf");
 const NEEDS: &[Need] = &[
     Need { purpose: Purpose::Build, sign: Sign::Program("cc"), why: "links programs",
            debian: "gcc libc6-dev", fedora: "gcc", arch: "gcc" },
+    Need { purpose: Purpose::Test, sign: Sign::Program("c++"), why: "builds libFuzzer",
+           debian: "g++", fedora: "gcc-c++", arch: "gcc" },
     Need { purpose: Purpose::Demo, sign: Sign::Program("nginx"), why: "what is watched",
            debian: "nginx-full", fedora: "nginx", arch: "nginx" },
     Need { purpose: Purpose::Demo, sign: Sign::Program("ip"), why: "networks of their own for demo and tests",

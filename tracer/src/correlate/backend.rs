@@ -4,7 +4,7 @@ use super::unix::PoolLine;
 use crate::event::Death;
 
 /// What is known of it; all empty for a server on another machine.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Backend {
     /// The far end is an address of this machine; None: that could not be asked.
     pub here: Option<bool>,
@@ -26,7 +26,7 @@ pub struct Backend {
 }
 
 /// The far end's socket as it was when it was looked at. nginx has closed its end by then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Far {
     /// There is none any more.
     None,
@@ -35,7 +35,7 @@ pub enum Far {
 }
 
 /// A far end that is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Socket {
     /// A process has accepted the connection (or the kernel alone holds its remains).
     pub accepted: bool,
@@ -48,7 +48,7 @@ pub struct Socket {
 }
 
 /// Who holds the far end, and what its threads do.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Holder {
     /// `gunicorn (pid 4121)`.
     pub name: String,
@@ -57,7 +57,7 @@ pub struct Holder {
 }
 
 /// States of a process's threads (proc(5), `stat`), as far as they were counted.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Threads {
     /// On a processor or ready for one (R).
     pub running: u32,

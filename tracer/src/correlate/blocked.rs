@@ -2,7 +2,7 @@
 //! knows of them.
 
 /// Whose refusals would have been seen. A module that is not active counts as watched: it refuses nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "one independent fact each")]
 pub struct Watched {
     /// All modules together, on socket().
@@ -73,7 +73,7 @@ impl Watched {
 }
 
 /// A BPF program that may have refused.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Program {
     /// Number in the kernel.
     pub id: u32,
@@ -90,7 +90,7 @@ pub struct Program {
 }
 
 /// A line of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileLine {
     /// The file.
     pub file: String,
@@ -109,7 +109,7 @@ impl FileLine {
 }
 
 /// The systemd unit that a process belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Unit {
     /// `nginx.service`.
     pub name: String,
@@ -118,7 +118,7 @@ pub struct Unit {
 }
 
 /// A worker's confinement by AppArmor, and what its profile's file says of the call.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Confinement {
     /// Name of the profile as the kernel tells it.
     pub profile: String,
@@ -149,7 +149,7 @@ impl Confinement {
 }
 
 /// What user space found about who may have refused; None: not asked, or no answer.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Suspects {
     /// AppArmor's profile of the worker.
     pub apparmor: Option<Confinement>,

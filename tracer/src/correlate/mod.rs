@@ -8,10 +8,14 @@ pub mod no_attempt;
 pub mod request;
 pub mod said;
 pub mod selinux;
+pub mod story;
 pub mod talk;
 pub mod unix;
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+};
 
 use crate::{
     event::{Attempt, said::Said},
@@ -20,7 +24,7 @@ use crate::{
 };
 
 /// Which kinds of evidence could have been seen. Where a hook is missing, its silence proves nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "one independent fact each")]
 pub struct Reach {
     /// Dropped packets.
@@ -46,7 +50,7 @@ pub struct Reach {
 }
 
 /// A socket that listens, in words fit for evidence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Listening {
     /// Local address.
     pub address: SocketAddr,
@@ -67,7 +71,7 @@ impl Listening {
 }
 
 /// Listeners around the destination, in the worker's network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Listeners {
     /// Sockets that accept connections to the destination.
     pub exact: Vec<Listening>,
@@ -78,7 +82,7 @@ pub struct Listeners {
 }
 
 /// The kernel's answer to "how would you route this".
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RouteFact {
     /// errno of the look-up (positive); None if there is a route.
     pub errno: Option<i32>,
@@ -97,7 +101,7 @@ pub struct RouteFact {
 }
 
 /// State of a neighbour (ARP or ND) entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NeighbourFact {
     /// The next hop.
     pub ip: IpAddr,
@@ -110,7 +114,7 @@ pub struct NeighbourFact {
 }
 
 /// The connection tracking table of one network namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ConntrackFact {
     /// Entries.
     pub count: u32,
@@ -130,7 +134,7 @@ impl ConntrackFact {
 }
 
 /// Local ports.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PortsFact {
     /// `net.ipv4.ip_local_port_range`.
     pub range: (u16, u16),
@@ -141,7 +145,7 @@ pub struct PortsFact {
 }
 
 /// File descriptors of the worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FdFact {
     /// Open now.
     pub open: u64,
@@ -157,7 +161,7 @@ pub struct FdFact {
 
 /// What user space found out, each only where the kernel's record pointed to it; None: not asked, or no
 /// answer.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
 pub struct Facts {
     /// The destination is an address of the worker's own network namespace.
     pub is_local: Option<bool>,
@@ -187,9 +191,9 @@ pub struct Facts {
     pub ipv6_disabled: Option<bool>,
     /// Netfilter hook that dropped, by the callers' names: `output`, `input`, `forward`, `prerouting`,
     /// `postrouting`.
-    pub drop_hook: Option<&'static str>,
+    pub drop_hook: Option<Cow<'static, str>>,
     /// `nft` or `iptables-legacy`, by the callers' names.
-    pub drop_engine: Option<&'static str>,
+    pub drop_engine: Option<Cow<'static, str>>,
     /// Which rules can have dropped it; None: not asked, or they could not be read.
     pub rules: Option<Naming>,
     /// Kernel's name of the drop reason, without prefix.
@@ -211,7 +215,7 @@ pub struct Facts {
 }
 
 /// One failed attempt.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Case {
     /// The kernel's record.
     pub attempt: Attempt,
@@ -225,6 +229,10 @@ pub struct Case {
     pub facts: Facts,
     /// Configuration lines that lead to the destination; several if it is ambiguous.
     pub config: Vec<nginx::Candidate>,
+    /// What the configuration's own story has to say.
+    pub story: Option<Box<story::Story>>,
+    /// What nginx told its log of it, for people; [`Facts::said`] is what it means.
+    pub word: Option<Box<story::Word>>,
 }
 
 /// How an attempt in SYN_SENT ended without an error from the network.
@@ -250,6 +258,12 @@ fn timer_slack_ms(timeout_ms: u64) -> u64 {
 }
 
 impl Case {
+    /// Of an attempt and what was found out about it; its client and its nginx are not known yet.
+    #[must_use]
+    pub fn new(attempt: Attempt, reach: Reach, facts: Facts, config: Vec<nginx::Candidate>) -> Self {
+        Self { attempt, client_gone: None, client_saw: None, reach, facts, config, story: None, word: None }
+    }
+
     /// Whose request it was is known now: another client, which left in the same moment, was nothing to this attempt. True if
     /// it was thought to be.
     pub fn forget_other_client(&mut self, client: SocketAddr) -> bool {

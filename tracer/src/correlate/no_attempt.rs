@@ -4,7 +4,7 @@
 //! `fail_timeout` after `max_fails` failures that lie no further apart than that, in the memory of one worker, or of
 //! all of them where the group has a `zone`; a lone server never is, nor one with `max_fails=0`.
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, net::SocketAddr};
 
 use crate::{event::Attempt, nginx::ConfigLine};
 
@@ -12,7 +12,7 @@ use crate::{event::Attempt, nginx::ConfigLine};
 const CLOCK_NS: u64 = 50_000_000;
 
 /// How it is known that nginx tried nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Source {
     /// The worker read the request and answered, without a connection that could have served it.
     Answer {
@@ -26,7 +26,7 @@ pub enum Source {
 }
 
 /// What nginx tells its log when it tries nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Word {
     /// "no live upstreams".
     NoLive,
@@ -66,7 +66,7 @@ impl Source {
 }
 
 /// What nginx had to choose from for one request, and what it chose from it: nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct NoAttempt {
     /// How that is known.
     pub source: Source,
@@ -108,7 +108,7 @@ impl NoAttempt {
 }
 
 /// What a pass leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Choice {
     /// Several servers, or one.
     Group(Group),
@@ -117,7 +117,7 @@ pub enum Choice {
 }
 
 /// The servers of a group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -130,12 +130,12 @@ pub struct Group {
 }
 
 /// What failures are counted by, within a group.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Place {
     /// An address.
     Inet(SocketAddr),
     /// The path of a unix socket, as bytes.
-    Unix(Vec<u8>),
+    Unix(#[serde(with = "crate::plain::bytes")] Vec<u8>),
 }
 
 impl Place {
@@ -150,7 +150,7 @@ impl Place {
 }
 
 /// A server's address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Peer {
     /// The server as written.
     pub server: String,
@@ -177,20 +177,20 @@ pub struct Peer {
 }
 
 /// A failure that nginx counts against a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
     /// The worker.
     pub worker: u32,
     /// When, CLOCK_MONOTONIC ns.
     pub at_ns: u64,
     /// Cause of its incident.
-    pub cause: &'static str,
+    pub cause: Cow<'static, str>,
     /// The connection was surely made for this group.
     pub sure: bool,
 }
 
 /// Whether nginx can choose a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Standing {
     /// The configuration says that it is out.
     Down,
@@ -248,7 +248,7 @@ impl Group {
 }
 
 /// A name that nginx has to look up for a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LookUp {
     /// The name, if the request tells it.
     pub name: Option<String>,
@@ -267,7 +267,7 @@ pub struct LookUp {
 }
 
 /// What a name server told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Reply {
     /// The name server.
     pub server: SocketAddr,
@@ -280,7 +280,7 @@ pub struct Reply {
 }
 
 /// Kinds of reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Said {
     /// The read failed with that errno.
     Error(i32),

@@ -20,7 +20,7 @@ fn peer(max_fails: u64, failures: &[u64]) -> Peer {
             .map(|at| Failure {
                 worker: 1,
                 at_ns: at * SECOND,
-                cause: "connect-refused-no-listener",
+                cause: "connect-refused-no-listener".into(),
                 sure: true,
             })
             .collect(),

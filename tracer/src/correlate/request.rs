@@ -5,7 +5,7 @@
 //! (ngx_http_process_request_headers), never into the request line. Where the kernel side cannot say that a request
 //! begins at the first byte, these marks prove that nginx took the bytes for a request's head.
 
-use std::net::SocketAddr;
+use std::{borrow::Cow, net::SocketAddr};
 
 use tracer_ebpf::request::client_flag;
 
@@ -13,11 +13,13 @@ use crate::event::Answered;
 
 /// Longest method that is taken for one (RFC 9110 knows none above 16 letters).
 const MOST_METHOD: usize = 32;
+/// Longest request ID that is told.
+const MOST_ID: usize = 128;
 /// Longest host name with port that is shown.
 const MOST_HOST: usize = 300;
 
 /// The head of a request, HTTP/1 in clear text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Head {
     /// Method, such as `GET`.
     pub method: String,
@@ -48,7 +50,7 @@ impl Head {
 }
 
 /// A client's request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// A number of this run's; attempts of the same request share it.
     pub id: u64,
@@ -60,15 +62,69 @@ pub struct Request {
     pub head: Option<Head>,
     /// Status of the answer.
     pub status: Option<u16>,
+    /// What ties it to logs and traces elsewhere.
+    #[serde(default)]
+    pub ids: Ids,
+}
+
+/// Names that a request goes by in the logs and traces of others, if they are among the bytes that were seen.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Ids {
+    /// `X-Request-ID`.
+    pub request_id: Option<String>,
+    /// `traceparent` (W3C Trace Context, 3.2).
+    pub traceparent: Option<String>,
+}
+
+impl Ids {
+    /// Those in the head of an HTTP/1 request, as the client or nginx sent it; whatever else the bytes are, there are none.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let Some((_, rest)) = request_line(bytes).filter(|_| parse(bytes).is_some()) else {
+            return Self::default();
+        };
+        let value = |name: &[u8], fits: &dyn Fn(&[u8]) -> bool| {
+            let mut fields = headers(rest).filter(|field| field.name.eq_ignore_ascii_case(name));
+            let value = fields.next()?.value;
+            (fits(value) && fields.next().is_none()).then(|| text(value))
+        };
+        let printable = |id: &[u8]| (1..=MOST_ID).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic);
+        Self {
+            request_id: value(b"x-request-id", &printable),
+            traceparent: value(b"traceparent", &is_traceparent),
+        }
+    }
+
+    /// These, and where one is not known that of the others.
+    #[must_use]
+    pub fn or(self, others: Self) -> Self {
+        Self {
+            request_id: self.request_id.or(others.request_id),
+            traceparent: self.traceparent.or(others.traceparent),
+        }
+    }
+}
+
+/// Version, trace, parent and flags in lower-case hexadecimal; later versions may have more behind them.
+fn is_traceparent(value: &[u8]) -> bool {
+    let mut parts = value.split(|byte| *byte == b'-');
+    let hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+    let lengths = [2, 32, 16, 2];
+    value.len() <= MOST_ID
+        && value.iter().all(u8::is_ascii_graphic)
+        && lengths
+            .iter()
+            .all(|length| parts.next().is_some_and(|part| part.len() == *length && part.iter().all(hex)))
 }
 
 /// Which request an attempt belongs to, as far as that is certain.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Attribution {
     /// The request.
     pub request: Option<Request>,
     /// Why it, or a part of it, is not known.
-    pub note: Option<&'static str>,
+    pub note: Option<Cow<'static, str>>,
 }
 
 /// No link between the attempt and any request was seen.
@@ -90,7 +146,7 @@ impl Attribution {
     /// Not known, and why.
     #[must_use]
     pub fn unknown(note: &'static str) -> Self {
-        Self { request: None, note: Some(note) }
+        Self { request: None, note: Some(Cow::Borrowed(note)) }
     }
 
     /// What the kernel side's record tells; `id` is the number that the request gets.
@@ -100,9 +156,11 @@ impl Attribution {
         if has(client_flag::MISMATCH) {
             return Self::unknown(AMBIGUOUS);
         }
-        let with = |head: Option<Head>, note| {
+        let with = |head: Option<Head>, note: Option<&'static str>| {
             let Answered { client, local, status, .. } = *answered;
-            Self { request: Some(Request { id, client, local, head, status }), note }
+            let ids = head.as_ref().map_or_else(Ids::default, |_| Ids::of(&answered.bytes));
+            let request = Request { id, client, local, head, status, ids };
+            Self { request: Some(request), note: note.map(Cow::Borrowed) }
         };
         if !has(client_flag::HTTP) {
             return with(None, Some(OPAQUE));

@@ -116,13 +116,13 @@ fn says_no_more_than_it_knows() {
     assert!(known(&of(HTTP | FIRST, plain, 0)));
     assert!(known(&of(HTTP | ALIGNED, marked, 100)));
     let body = of(HTTP | ALIGNED, plain, 100);
-    assert_eq!(body.note, Some(DOUBTFUL));
+    assert_eq!(body.note.as_deref(), Some(DOUBTFUL));
     let request = body.request.unwrap();
     assert_eq!((request.head, request.status), (None, Some(502)), "client and answer alone");
-    assert_eq!(of(HTTP, marked, 100).note, Some(DOUBTFUL));
-    assert_eq!(of(HTTP | FIRST, b"", 0).note, Some(OPAQUE), "the memory could not be read");
+    assert_eq!(of(HTTP, marked, 100).note.as_deref(), Some(DOUBTFUL));
+    assert_eq!(of(HTTP | FIRST, b"", 0).note.as_deref(), Some(OPAQUE), "the memory could not be read");
     let tls = of(0, b"", 0);
-    assert_eq!((tls.note, tls.request.is_some()), (Some(OPAQUE), true));
+    assert_eq!((tls.note.as_deref(), tls.request.is_some()), (Some(OPAQUE), true));
     assert_eq!(of(HTTP | FIRST | MISMATCH, plain, 0), Attribution::unknown(AMBIGUOUS));
 }
 

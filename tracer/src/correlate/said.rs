@@ -3,7 +3,9 @@
 //! nginx's own word is exact: it comes from the request that the failed attempt's socket belongs to. The status is the
 //! kernel's, as is everything where both agree; where they differ, nothing is told.
 
-use super::request::{Attribution, Head, OPAQUE, Request, parse};
+use std::borrow::Cow;
+
+use super::request::{Attribution, Head, Ids, OPAQUE, Request, parse};
 use crate::event::said::{Statement, Words};
 
 /// The two sources of evidence name different requests.
@@ -15,7 +17,14 @@ pub const STATUS_UNSEEN: &str = "the status that the client saw is not known";
 #[must_use]
 pub fn request(said: &Statement) -> Option<Request> {
     let (client, local) = said.client?;
-    Some(Request { id: 0, client, local, head: head(&said.line, &said.host), status: None })
+    Some(Request {
+        id: 0,
+        client,
+        local,
+        head: head(&said.line, &said.host),
+        status: None,
+        ids: Ids::default(),
+    })
 }
 
 /// The head as a client of HTTP/1 would have sent it: nginx makes such a request line for the others.
@@ -63,19 +72,21 @@ pub fn join(mut own: Request, kernel: Option<&Attribution>, answer: Option<&Attr
             return Attribution::unknown(DISAGREE);
         }
         own.status = seen.status;
+        own.ids = seen.ids.clone();
         own.head = seen.head.clone().or(own.head);
-        let note = kernel.and_then(|kernel| kernel.note).filter(|_| own.head.is_none());
+        let note = kernel.and_then(|kernel| kernel.note.clone()).filter(|_| own.head.is_none());
         let unseen = own.status.is_none().then_some(STATUS_UNSEEN).filter(|_| seen.head.is_none());
-        return Attribution { note: note.or(unseen), request: Some(own) };
+        return Attribution { note: note.or(unseen.map(Cow::Borrowed)), request: Some(own) };
     }
     let status = answer.and_then(|answer| answer.request.as_ref()).filter(|seen| fits(seen));
     own.status = status.and_then(|seen| seen.status);
+    own.ids = status.map(|seen| seen.ids.clone()).unwrap_or_default();
     let note = match (&own.head, own.status) {
         (Some(_), Some(_)) => None,
         (Some(_), None) => Some(STATUS_UNSEEN),
         (None, _) => Some(OPAQUE),
     };
-    Attribution { request: Some(own), note }
+    Attribution { request: Some(own), note: note.map(Cow::Borrowed) }
 }
 
 #[cfg(test)]
@@ -90,7 +101,7 @@ mod tests {
     fn made(client: &str, line: &str, status: Option<u16>) -> Request {
         let head = head(&words(line), &words("shop.test"));
         let client = client.parse().unwrap();
-        Request { id: 1, client, local: "192.0.2.1:443".parse().unwrap(), head, status }
+        Request { id: 1, client, local: "192.0.2.1:443".parse().unwrap(), head, status, ids: Ids::default() }
     }
 
     fn seen(request: Request) -> Attribution {
@@ -122,11 +133,11 @@ mod tests {
     fn nginx_alone() {
         let joined = join(made(A, "GET /a HTTP/1.1", None), None, None);
         assert_eq!(joined.request.unwrap().head.unwrap().target, "/a");
-        assert_eq!(joined.note, Some(STATUS_UNSEEN));
+        assert_eq!(joined.note.as_deref(), Some(STATUS_UNSEEN));
         let unlinked = Attribution::unknown(UNLINKED);
         let answer = seen(made(A, "GET /a HTTP/1.1", Some(502)));
         let joined = join(made(A, "GET /a HTTP/1.1", None), Some(&unlinked), Some(&answer));
-        assert_eq!((joined.request.unwrap().status, joined.note), (Some(502), None));
+        assert_eq!((joined.request.unwrap().status, joined.note.as_deref()), (Some(502), None));
     }
 
     #[test]
@@ -135,7 +146,7 @@ mod tests {
             [made("192.0.2.7:1001", "GET /a HTTP/1.1", Some(200)), made(A, "GET /b HTTP/1.1", Some(200))]
         {
             let joined = join(made(A, "GET /a HTTP/1.1", None), None, Some(&seen(other)));
-            assert_eq!((joined.request.unwrap().status, joined.note), (None, Some(STATUS_UNSEEN)));
+            assert_eq!((joined.request.unwrap().status, joined.note.as_deref()), (None, Some(STATUS_UNSEEN)));
         }
     }
 
@@ -143,7 +154,7 @@ mod tests {
     fn agreement_and_contradiction() {
         let own = || made(A, "GET /a HTTP/1.1", None);
         let joined = join(own(), Some(&seen(made(A, "GET /a HTTP/1.1", Some(504)))), None);
-        assert_eq!((joined.request.unwrap().status, joined.note), (Some(504), None));
+        assert_eq!((joined.request.unwrap().status, joined.note.as_deref()), (Some(504), None));
         for other in ["GET /b HTTP/1.1", "POST /a HTTP/1.1", "GET http://x.test/a HTTP/1.1"] {
             let joined = join(own(), Some(&seen(made(A, other, Some(504)))), None);
             assert_eq!(joined, Attribution::unknown(DISAGREE), "{other}");
@@ -156,10 +167,10 @@ mod tests {
     fn a_client_whose_bytes_tell_nothing() {
         let mut hidden = made(A, "", None);
         hidden.head = None;
-        let kernel = Attribution { request: Some(hidden), note: Some(OPAQUE) };
+        let kernel = Attribution { request: Some(hidden), note: Some(OPAQUE.into()) };
         let joined = join(made(A, "GET /secret HTTP/2.0", None), Some(&kernel), None);
         assert_eq!(joined.request.unwrap().head.unwrap().target, "/secret");
-        assert_eq!(joined.note, Some(STATUS_UNSEEN));
+        assert_eq!(joined.note.as_deref(), Some(STATUS_UNSEEN));
     }
 
     #[test]

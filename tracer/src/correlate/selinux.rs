@@ -3,7 +3,7 @@
 use crate::{event::Avc, selinux::Remedy};
 
 /// A decision of the access vector cache against the worker.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Decision {
     /// It was refused; false: permissive mode or a permissive domain let it through.
     pub refused: bool,
@@ -48,7 +48,7 @@ impl Decision {
 }
 
 /// What the loaded policy says of a decision.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "one independent fact each")]
 pub struct PolicyFact {
     /// It allows all of it now.
@@ -66,7 +66,7 @@ pub struct PolicyFact {
 }
 
 /// A label that would be allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Label {
     /// The port is labelled by no line of its own, and ports of this type may be connected to.
     Port {
@@ -92,7 +92,7 @@ pub enum Label {
 }
 
 /// SELinux around one attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct SelinuxFact {
     /// The system enforces; None if that could not be read.
     pub enforcing: Option<bool>,

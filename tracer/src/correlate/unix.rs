@@ -1,12 +1,14 @@
 //! What user space found out about the unix socket that a worker could not connect to.
 
+use std::borrow::Cow;
+
 /// A component of the path, in words fit for evidence.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Component {
     /// The path up to here, links followed.
     pub path: String,
     /// `folder`, `socket`, `link`, `file`, `device or FIFO`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Mode bits.
     pub mode: u32,
     /// Owner's name, or number.
@@ -16,7 +18,7 @@ pub struct Component {
 }
 
 /// What a closed component was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Wanted {
     /// Going through a folder (`x`).
     Search,
@@ -27,7 +29,7 @@ pub enum Wanted {
 }
 
 /// The first component that keeps the worker out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Refusal {
     /// The component.
     pub at: Component,
@@ -44,7 +46,7 @@ pub struct Refusal {
 }
 
 /// How the path ends, as the worker sees it now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum End {
     /// A component is not there: `missing` is the first such.
     Missing {
@@ -62,7 +64,7 @@ pub enum End {
     /// A socket file.
     Socket,
     /// Something else: `kind` as in [`Component`].
-    Other(&'static str),
+    Other(Cow<'static, str>),
     /// It cannot be looked at; the errno.
     Unreadable(i32),
     /// An abstract name has no path.
@@ -70,7 +72,7 @@ pub enum End {
 }
 
 /// Which kind of connection a socket takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Type {
     /// SOCK_STREAM.
     Stream,
@@ -81,7 +83,7 @@ pub enum Type {
 }
 
 /// A socket that is bound to the name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Bound {
     /// What it takes.
     pub kind: Type,
@@ -108,7 +110,7 @@ impl Bound {
 }
 
 /// A line of the backend's own configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PoolLine {
     /// `listen.mode`.
     pub key: String,
@@ -119,7 +121,7 @@ pub struct PoolLine {
 }
 
 /// The same name where others see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Elsewhere {
     /// Who: `php-fpm8.2 (pid 4121)`, `the host`.
     pub who: String,
@@ -132,7 +134,7 @@ pub struct Elsewhere {
 }
 
 /// A socket with a similar name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Near {
     /// Its path as the worker sees it, or `@name`.
     pub name: String,
@@ -143,7 +145,7 @@ pub struct Near {
 }
 
 /// Everything about the name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct UnixFact {
     /// `www-data (groups www-data, adm)`.
     pub worker: String,

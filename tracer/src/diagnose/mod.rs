@@ -7,6 +7,7 @@
 pub mod cause;
 pub mod pages;
 mod rules;
+pub mod story;
 pub mod words;
 
 pub use cause::Cause;
@@ -14,7 +15,7 @@ pub use cause::Cause;
 use crate::correlate::{Case, ending};
 
 /// How sure a verdict is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Confidence {
     /// No rule explains it.
     Unexplained,
@@ -138,7 +139,15 @@ pub struct Rule {
 
 pub use rules::RULES;
 
-/// Explains one failed attempt.
+/// Explains one failed attempt, with what its configuration's story and nginx's own word add.
+#[must_use]
+pub fn verdict(case: &Case) -> Verdict {
+    let mut verdict = diagnose(case);
+    story::add(&mut verdict, case);
+    verdict
+}
+
+/// Explains one failed attempt by the rules alone.
 #[must_use]
 pub fn diagnose(case: &Case) -> Verdict {
     let verdict = settle(case, RULES.iter().filter_map(|rule| (rule.check)(case)).collect());

@@ -70,22 +70,17 @@ struct Build(Case);
 fn attempt(stage: Stage, remote: &str) -> Build {
     let remote: SocketAddr = remote.parse().unwrap();
     let local = SocketAddr::new(if remote.is_ipv4() { SELF } else { SELF6 }.parse().unwrap(), 45_678);
-    Build(Case {
-        attempt: Attempt {
-            socket: 0xffff_8881_0000_0000,
-            netns: OWN,
-            start_ns: Some(5_000_000_000),
-            end_ns: 5_000_040_000,
-            local,
-            remote,
-            ..Attempt::blank(stage, 133)
-        },
-        client_gone: None,
-        client_saw: None,
-        reach: FULL,
-        facts: Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() },
-        config: Vec::new(),
-    })
+    let attempt = Attempt {
+        socket: 0xffff_8881_0000_0000,
+        netns: OWN,
+        start_ns: Some(5_000_000_000),
+        end_ns: 5_000_040_000,
+        local,
+        remote,
+        ..Attempt::blank(stage, 133)
+    };
+    let facts = Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() };
+    Build(Case::new(attempt, FULL, facts, Vec::new()))
 }
 
 /// A failed system call.

@@ -140,7 +140,7 @@ pub fn icmp(case: &Case) -> Option<String> {
 /// Where a drop happened: hook, engine, namespace.
 #[must_use]
 pub fn drop_place(case: &Case, drop: &Drop) -> String {
-    let mut place = match (drop.class, case.facts.drop_hook) {
+    let mut place = match (drop.class, case.facts.drop_hook.as_deref()) {
         (DropClass::Netfilter, Some(hook)) => format!("by netfilter at the {hook} hook"),
         (DropClass::Netfilter, None) => "by netfilter".to_owned(),
         (DropClass::RpFilter, _) => "by the reverse path filter (rp_filter)".to_owned(),
@@ -156,7 +156,7 @@ pub fn drop_place(case: &Case, drop: &Drop) -> String {
             None => "in the kernel".to_owned(),
         },
     };
-    if let Some(engine) = case.facts.drop_engine {
+    if let Some(engine) = &case.facts.drop_engine {
         place.push_str(&format!(" ({engine})"));
     }
     if other_namespace(case, drop.netns) {

@@ -10,7 +10,7 @@ use tracer_ebpf::{
 use super::{DecodeError, ip};
 
 /// Who spoke.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Speaker {
     /// All modules together, on connect().
     SumConnect,
@@ -82,7 +82,7 @@ impl TryFrom<u32> for Speaker {
 }
 
 /// SELinux's numbers of one decision. Names need the policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Avc {
     /// Source.
     pub ssid: u32,
@@ -95,7 +95,7 @@ pub struct Avc {
 }
 
 /// One refusal (or, of SELinux's permissive mode, what would be one).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Denial {
     /// Who.
     pub speaker: Speaker,
@@ -106,6 +106,7 @@ pub struct Denial {
     /// When, CLOCK_MONOTONIC ns.
     pub time_ns: u64,
     /// The socket's name in the kernel; 0 if unknown.
+    #[serde(skip)]
     pub socket: u64,
     /// Negative errno; 0 if it was let through.
     pub ret: i32,

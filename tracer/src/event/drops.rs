@@ -7,7 +7,7 @@ use tracer_ebpf as wire;
 use super::DecodeError;
 
 /// What a drop means; see [`wire::drop_class`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum DropClass {
     /// A reason without a class of its own.
     Other,
@@ -53,7 +53,7 @@ impl TryFrom<u8> for DropClass {
 }
 
 /// Packets of the handshake that this machine dropped.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Drop {
     /// Class of the last drop.
     pub class: DropClass,
@@ -66,8 +66,10 @@ pub struct Drop {
     /// Last drop, CLOCK_MONOTONIC ns.
     pub last_ns: u64,
     /// Kernel address that freed the packet.
+    #[serde(skip)]
     pub location: u64,
     /// Return addresses, innermost first.
+    #[serde(skip)]
     pub stack: Vec<u64>,
     /// Network namespace of the last drop; 0 unknown.
     pub netns: u32,

@@ -44,7 +44,7 @@ pub enum DecodeError {
 }
 
 /// Where an attempt ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Stage {
     /// `socket()` failed.
     Socket,
@@ -76,7 +76,7 @@ impl TryFrom<u8> for Stage {
 }
 
 /// An ICMP error that named this connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Icmp {
     /// Type.
     pub kind: u8,
@@ -87,7 +87,7 @@ pub struct Icmp {
 }
 
 /// A listener's accept queue that was full when the SYN came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Overflow {
     /// Connections waiting in the queue.
     pub queued: u32,
@@ -98,13 +98,14 @@ pub struct Overflow {
 }
 
 /// A failed attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Attempt {
     /// Where it ended.
     pub stage: Stage,
     /// Worker's PID in the initial PID namespace.
     pub worker: u32,
-    /// The socket's name in the kernel; 0 if there is none.
+    /// The socket's name in the kernel; 0 if there is none. An address of the kernel's: never recorded.
+    #[serde(skip)]
     pub socket: u64,
     /// Worker's network namespace (inode); 0 unknown.
     pub netns: u32,

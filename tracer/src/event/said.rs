@@ -42,7 +42,7 @@ impl Words {
 }
 
 /// What it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Said {
     /// All servers of an upstream are down, have failed or are busy: no socket was opened.
     NoLiveUpstreams {
@@ -80,7 +80,7 @@ pub enum Said {
 }
 
 /// What nginx finds wrong with an upstream connection that stood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Fault {
     /// The server ended it before the response was whole.
     ClosedEarly,
@@ -93,7 +93,7 @@ pub enum Fault {
 }
 
 /// What nginx was doing (`ngx_log_t.action`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum During {
     /// The handshake of TLS.
     Handshake,
@@ -155,13 +155,15 @@ pub const OTHER_NAME: &str = "it is not for the name";
 const NAMELESS: &[u8] = b"upstream SSL certificate does not match \"%V\"";
 
 /// Where a request is in the configuration, as nginx's memory has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     /// File of the `server`.
+    #[serde(with = "crate::plain::path")]
     pub file: PathBuf,
     /// Line of its `{`, from 1.
     pub line: u32,
     /// Name of the `location`, without its modifier; empty at the level of the `server`.
+    #[serde(with = "crate::plain::bytes")]
     pub location: Vec<u8>,
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// How nginx learned that the stream had ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Told {
     /// A read returned 0.
     End,
@@ -25,7 +25,7 @@ pub enum Told {
 
 /// One exchange on a connection that stood: the one that was at work when it ended. Times are CLOCK_MONOTONIC ns, `None`
 /// for what did not happen (or, without [`Talk::watched`], was not seen).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[expect(clippy::struct_excessive_bools, reason = "one independent fact each")]
 pub struct Talk {
     /// nginx's reads and writes of this connection were seen.
@@ -94,10 +94,13 @@ pub struct Talk {
     /// nginx answered 502 or 504 although the response seemed whole to the kernel side.
     pub answered_bad: bool,
     /// The first 8 bytes written; zeroes if none were, or are not told (`--no-payload`).
+    #[serde(with = "crate::plain::bytes")]
     pub first: [u8; 8],
     /// The first bytes written, at most [`talk::SENT`]. Empty for TLS, and with `--no-payload`.
+    #[serde(with = "crate::plain::bytes")]
     pub request: Bytes,
     /// The first bytes read, at most [`talk::GOT`]. Empty with `--no-payload`.
+    #[serde(with = "crate::plain::bytes")]
     pub response: Bytes,
     /// [`Talk::response`] is missing though bytes were read: its place was driven out, or they are not told.
     pub response_lost: bool,
@@ -107,13 +110,14 @@ pub struct Talk {
 
 /// A process that closed the far end of a watched connection: as it ended, because of a signal, or before it had sent
 /// as much as an answer takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Death {
     /// The process, in the initial PID namespace.
     pub pid: u32,
     /// When its end was closed, CLOCK_MONOTONIC ns.
     pub time_ns: u64,
     /// The watched connection's socket; 0 if only its addresses are known.
+    #[serde(skip)]
     pub socket: u64,
     /// Network namespace of the closed socket (inode); 0 unknown.
     pub netns: u32,
@@ -146,7 +150,7 @@ pub struct Death {
 }
 
 /// A signal that ends a process unless it sees to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Sent {
     /// Its number (signal(7)).
     pub signal: u8,

@@ -14,12 +14,12 @@ use tracer_ebpf::{
 use super::{Attempt, Stage};
 
 /// The name of a unix socket, as the worker gave it to `connect()`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum UnixName {
     /// A path, relative ones too: as bytes, without the closing NUL, at most 108 (`sockaddr_un`).
-    Path(Vec<u8>),
+    Path(#[serde(with = "crate::plain::bytes")] Vec<u8>),
     /// A name in the abstract namespace, without the leading NUL.
-    Abstract(Vec<u8>),
+    Abstract(#[serde(with = "crate::plain::bytes")] Vec<u8>),
 }
 
 impl UnixName {
@@ -63,7 +63,7 @@ impl fmt::Display for UnixName {
 }
 
 /// The far end of a connection to a unix socket, at the moment when nginx closed its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FarEnd {
     /// It was open. If not, nothing else is known of it.
     pub open: bool,

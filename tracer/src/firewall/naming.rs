@@ -16,7 +16,7 @@ pub enum Answer {
 }
 
 /// One rule or policy in words.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Named {
     /// `inet filter output`, or `filter chain OUTPUT (legacy)`.
     pub chain: String,
@@ -49,7 +49,7 @@ impl Named {
 }
 
 /// A rule that the kernel itself named.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Traced {
     /// That rule.
     pub rule: Named,
@@ -58,7 +58,7 @@ pub struct Traced {
 }
 
 /// What the rules of the namespace in which the packet was dropped say about it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Naming {
     /// Those that fit, in the order in which the packet meets them.
     pub candidates: Vec<Named>,

@@ -1,5 +1,7 @@
 //! The directives that matter once a connection stands, as they hold for the passes of a candidate.
 
+use std::borrow::Cow;
+
 use super::{
     lookup::Candidate,
     model::{ConfigLine, Model, Module, Pass, Role},
@@ -39,9 +41,9 @@ const OF_PASS: &[&str] = &[
 const OF_UPSTREAM: &[&str] = &["keepalive", "keepalive_requests", "keepalive_timeout", "keepalive_time"];
 
 /// A directive that holds for a pass, or for the `upstream` that it uses.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct InForce {
-    key: &'static str,
+    key: Cow<'static, str>,
     /// The full name, such as `proxy_buffer_size`.
     pub name: String,
     /// Its value; `None` where it has none, or where that depends on a version that is not known.
@@ -79,7 +81,7 @@ impl InForce {
 }
 
 /// What holds for a candidate whose connection stood. Empty for others: nothing asks for it there.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 pub struct InForces {
     list: Vec<InForce>,
     /// Whether its passes speak TLS; `None` where they differ, or a variable decides.
@@ -117,7 +119,13 @@ impl InForces {
             Some(line) => line.text.clone(),
             None => format!("{name} {value} (default)"),
         };
-        self.list.push(InForce { key, name: name.to_owned(), value: Some(value.to_owned()), text, line });
+        self.list.push(InForce {
+            key: key.into(),
+            name: name.to_owned(),
+            value: Some(value.to_owned()),
+            text,
+            line,
+        });
         self
     }
 
@@ -183,6 +191,6 @@ impl Model {
             (None, None, Some(_)) => format!("{name} (not set)"),
             (None, _, None) => name.clone(),
         };
-        InForce { key, name: effective.name, value: effective.value, text, line }
+        InForce { key: key.into(), name: effective.name, value: effective.value, text, line }
     }
 }

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// One way in which nginx can have come to connect to an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Candidate {
     /// Name of the `upstream`; for a pass that names none, its host and port (nginx makes an upstream of
     /// them), or the socket as `unix:PATH`. `None` where a variable decides.

@@ -39,7 +39,7 @@ impl Layer {
 }
 
 /// The nginx module whose `*_pass` opens the connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Module {
     /// `proxy_pass` in `http`.
     Proxy,
@@ -95,7 +95,7 @@ impl Module {
 }
 
 /// What a line of the configuration has to do with a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Role {
     /// `server` in an `upstream`.
     Server,
@@ -117,11 +117,12 @@ impl Role {
 }
 
 /// A directive and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ConfigLine {
     /// What it has to do with the connection.
     pub role: Role,
     /// File as nginx names it: a path in the process's own root.
+    #[serde(with = "crate::plain::path")]
     pub file: PathBuf,
     /// Line where the directive begins, from 1.
     pub line: u32,

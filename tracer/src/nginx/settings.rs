@@ -66,7 +66,7 @@ impl Effective {
 }
 
 /// A time-out that holds for a pass.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Timeout {
     /// Its length in milliseconds; `None` where the value is no time.
     pub milliseconds: Option<u64>,

@@ -101,6 +101,8 @@ pub struct Loaded {
     pub drop_reasons: HashMap<u32, String>,
     /// Functions of BPF LSM that can refuse a connection, by their number in the kernel's type information.
     pub lsm_functions: HashMap<u32, &'static str>,
+    /// First bytes of exchanges are told.
+    pub payload: bool,
     /// Active security modules, in the kernel's order; None if it does not tell.
     pub modules: Option<Vec<String>>,
 }
@@ -231,7 +233,8 @@ fn load_here(options: &Options) -> Result<Loaded> {
         probes.push(Status { probe, state });
     }
     probes.rotate_right(1);
-    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons, lsm_functions, modules: lsms })
+    let payload = options.payload;
+    Ok(Loaded { ebpf, tier, tier_reason, probes, drop_reasons, lsm_functions, payload, modules: lsms })
 }
 
 /// Says so if a probe watches a security module that is not active.

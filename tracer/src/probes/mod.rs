@@ -12,7 +12,7 @@ pub mod uprobes;
 use std::fmt;
 
 /// The set of hooks that the running kernel allows; evidence, not verdicts, differs between them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Tier {
     /// Tracepoints and raw tracepoints only.
     Tracepoint,

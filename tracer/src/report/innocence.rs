@@ -1,15 +1,17 @@
 //! What a run says of a blocker that was asked for (`--cause blocked-…`): how much was checked, how much of it was denied,
 //! and whether every denial would have been seen.
 
-use serde::Serialize;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
 
 use crate::{correlate::Reach, diagnose::Cause};
 
 /// One blocker's account.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checked {
-    /// Name of the cause.
-    pub cause: &'static str,
+    /// The cause.
+    pub cause: Cause,
     /// Connects of workers that came by the hooks.
     pub connects: u64,
     /// Of these, and of the calls for their sockets, refused by this blocker.
@@ -22,15 +24,33 @@ pub struct Checked {
     pub text: String,
 }
 
-/// What may have kept a denial from being seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Run {
+/// What a run noted for the account of any blocker.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Account {
     /// Which hooks were attached from beginning to end.
     pub reach: Reach,
-    /// Records that were lost.
-    pub lost: u64,
     /// Runs of the hooks on refusals that the kernel skipped.
     pub skipped: u64,
+    /// Refusals that were seen, by blocker.
+    pub denied: BTreeMap<Cause, u64>,
+}
+
+impl Account {
+    /// The account of one blocker; None for causes that are none. `lost`: records that were lost.
+    #[must_use]
+    pub fn of(&self, cause: Cause, connects: u64, lost: u64) -> Option<Checked> {
+        let denied = self.denied.get(&cause).copied().unwrap_or(0);
+        check(cause, connects, denied, &Run { reach: self.reach, lost, skipped: self.skipped })
+    }
+}
+
+/// What may have kept a denial from being seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Run {
+    reach: Reach,
+    lost: u64,
+    skipped: u64,
 }
 
 /// Who it is in words; None for causes that are no blockers.
@@ -74,9 +94,8 @@ fn hooks(cause: Cause, reach: &Reach) -> Vec<(&'static str, bool)> {
     }
 }
 
-/// The account of one blocker; None for causes that are none. `denied`: refusals of its own that were seen.
-#[must_use]
-pub fn check(cause: Cause, connects: u64, denied: u64, run: &Run) -> Option<Checked> {
+/// `denied`: refusals of its own that were seen.
+fn check(cause: Cause, connects: u64, denied: u64, run: &Run) -> Option<Checked> {
     let who = blocker(cause)?;
     let missing: Vec<&str> =
         hooks(cause, &run.reach).into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
@@ -103,7 +122,7 @@ pub fn check(cause: Cause, connects: u64, denied: u64, run: &Run) -> Option<Chec
             gaps.join("; ")
         )
     };
-    Some(Checked { cause: cause.name(), connects, denied, complete, gaps, text })
+    Some(Checked { cause, connects, denied, complete, gaps, text })
 }
 
 #[cfg(test)]

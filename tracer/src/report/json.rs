@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-use super::{Incident, Line, Occupancy, Report, Summary, risky, time};
+use super::{Incident, Line, Occupancy, Report, Summary, risky};
 use crate::{diagnose::words, event::Stage};
 
 /// Name and version of the schema.
@@ -84,7 +84,9 @@ struct Request<'a> {
     target_truncated: Option<bool>,
     host: Option<&'a str>,
     client: Option<String>,
-    note: Option<&'static str>,
+    request_id: Option<String>,
+    traceparent: Option<String>,
+    note: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -134,6 +136,7 @@ fn file(path: &Path) -> Option<std::borrow::Cow<'_, str>> {
 fn request(i: &Incident) -> Request<'_> {
     let request = i.attribution.request.as_ref();
     let head = i.head();
+    let ids = i.ids();
     Request {
         id: request.map(|r| r.id),
         method: head.map(|h| h.method.as_str()),
@@ -141,7 +144,9 @@ fn request(i: &Incident) -> Request<'_> {
         target_truncated: head.map(|h| h.truncated),
         host: head.and_then(|h| h.host.as_deref()),
         client: request.map(|r| r.client.to_string()),
-        note: i.attribution.note,
+        request_id: ids.request_id,
+        traceparent: ids.traceparent,
+        note: i.attribution.note.as_deref(),
     }
 }
 
@@ -162,7 +167,7 @@ impl Report for Json {
         let line = IncidentLine {
             schema: SCHEMA,
             r#type: "incident",
-            time: time::rfc3339(i.time),
+            time: i.time.rfc3339(),
             mono_ns: i.mono_ns,
             cause: i.verdict.cause.name(),
             confidence: i.verdict.confidence.name(),
@@ -204,7 +209,7 @@ impl Report for Json {
         let line = SummaryLine {
             schema: SCHEMA,
             r#type: "summary",
-            time: time::rfc3339(s.time),
+            time: s.time.rfc3339(),
             duration_s: s.duration.as_secs_f64(),
             incidents: s.incidents.iter().map(|(cause, n)| (cause.name(), *n)).collect(),
             incidents_total: s.incidents.values().sum(),

@@ -2,43 +2,49 @@
 
 pub mod check;
 pub mod config;
+pub mod diff;
 pub mod explain;
+mod fold;
 pub mod innocence;
 pub mod json;
+
 mod lines;
+pub mod select;
 mod summary;
 pub mod text;
-mod time;
 
-use std::{
-    io::{self, Write},
-    time::SystemTime,
-};
+use std::io::{self, Write};
+
+use serde::{Deserialize, Serialize};
 
 use crate::{
     correlate::{
         Case,
-        request::{Attribution, Head},
+        request::{Attribution, Head, Ids},
         talk::payload,
     },
-    diagnose::{Cause, Verdict},
+    diagnose::{self, Cause, Verdict},
     event::Stage,
+    moment::Moment,
     nginx::{Candidate, ConfigLine, Role},
 };
 
-pub use summary::{Occupancy, ProgramCost, Summary, plural};
-pub use time::moment;
+pub use crate::moment::moment;
+pub use summary::{Occupancy, ProgramCost, Summary, Totals, plural};
 
 /// A failed attempt with its cause, ready to be shown.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Incident {
     /// When the attempt ended.
-    pub time: SystemTime,
+    pub time: Moment,
     /// The same, CLOCK_MONOTONIC ns.
     pub mono_ns: u64,
+    /// When it was told, CLOCK_MONOTONIC ns.
+    pub shown_ns: u64,
     /// The explained case.
     pub case: Case,
-    /// Its explanation.
+    /// Its explanation. Not recorded: [`Incident::explain`] makes it.
+    #[serde(skip, default = "unexplained")]
     pub verdict: Verdict,
     /// The worker's container.
     pub container: Option<String>,
@@ -48,7 +54,16 @@ pub struct Incident {
     pub attribution: Attribution,
 }
 
+fn unexplained() -> Verdict {
+    Verdict::likely(Cause::Unexplained, "", "")
+}
+
 impl Incident {
+    /// Makes its verdict, of its case alone.
+    pub fn explain(&mut self) {
+        self.verdict = diagnose::verdict(&self.case);
+    }
+
     /// What the client asked for.
     #[must_use]
     pub fn head(&self) -> Option<&Head> {
@@ -59,6 +74,14 @@ impl Incident {
     #[must_use]
     pub fn client_saw(&self) -> Option<u16> {
         self.attribution.request.as_ref()?.status
+    }
+
+    /// What ties its request to logs and traces elsewhere, as the client sent it, else as nginx passed it on.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        let own = self.attribution.request.as_ref().map(|request| request.ids.clone()).unwrap_or_default();
+        let talk = self.case.attempt.talk.as_deref();
+        own.or(talk.map(|talk| Ids::of(&talk.request)).unwrap_or_default())
     }
 
     /// Which attempt of the request this was, from 1.
@@ -189,6 +212,19 @@ pub trait Report {
     /// Those of the output; `BrokenPipe` means that the reader has had enough.
     fn incident(&mut self, out: &mut dyn Write, incident: &Incident) -> io::Result<()>;
 
+    /// Time passes: to be called before each incident with its [`Incident::shown_ns`], and now and then if [`Report::waits`].
+    ///
+    /// # Errors
+    /// As above.
+    fn tick(&mut self, _out: &mut dyn Write, _now_ns: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// True if something is to be told once time has passed.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// Ends the run.
     ///
     /// # Errors
@@ -197,7 +233,7 @@ pub trait Report {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// True for what could steer a terminal: control characters (the C1 set too), and marks that change the
 /// writing direction.

@@ -1,18 +1,14 @@
 //! The end of a run in numbers.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, time::Duration};
 
-use serde::Serialize;
-use tracer_ebpf::Counters;
+use serde::{Deserialize, Serialize};
 
-use super::innocence::Checked;
-use crate::{diagnose::Cause, probes::Tier};
+use super::innocence::{Account, Checked};
+use crate::{diagnose::Cause, moment::Moment, probes::Tier};
 
 /// Entries in the kernel's maps, for the proof that none leak.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Occupancy {
     /// Open connections of nginx that are recorded.
     pub conns: usize,
@@ -23,7 +19,7 @@ pub struct Occupancy {
 }
 
 /// Run time of one program of the kernel side, if the kernel counts it (`--stats`).
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ProgramCost {
     /// Program's name.
     pub name: String,
@@ -33,17 +29,37 @@ pub struct ProgramCost {
     pub run_time_ns: u64,
 }
 
+/// What the kernel side counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Connections begun by watched processes.
+    pub connects: u64,
+    /// Connections established.
+    pub established: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Failed attempts sent to user space.
+    pub sent: u64,
+    /// Failed attempts, and what else is sent, lost because a buffer or a map was full.
+    pub lost: u64,
+    /// Connections whose beginning the kernel kept from us, found when connect() returned.
+    pub found_late: u64,
+}
+
 /// The end of a run.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
     /// When it ended.
-    pub time: SystemTime,
+    pub time: Moment,
+    /// The same, CLOCK_MONOTONIC ns.
+    pub mono_ns: u64,
     /// How long it watched.
     pub duration: Duration,
     /// Incidents by cause.
     pub incidents: BTreeMap<Cause, u64>,
     /// The kernel's counters.
-    pub counters: Counters,
+    pub counters: Totals,
     /// Records that could not be read, or whose process was unknown.
     pub unread: u64,
     /// Workers at the end.
@@ -59,19 +75,26 @@ pub struct Summary {
     pub skipped_runs: u64,
     /// Cost by program; empty unless the kernel counted.
     pub programs: Vec<ProgramCost>,
+    /// Not everything could be recorded.
+    #[serde(skip)]
+    pub unrecorded: bool,
+    /// What the blockers' accounts are made of.
+    pub account: Account,
     /// Accounts of the blockers that were asked for (`--cause`).
     pub checked: Vec<Checked>,
 }
 
 impl Summary {
+    /// Makes the accounts of those of the causes that are blockers.
+    pub fn ask(&mut self, causes: &[Cause]) {
+        let account = |cause: &Cause| self.account.of(*cause, self.counters.connects, self.lost());
+        self.checked = causes.iter().filter_map(account).collect();
+    }
+
     /// Events that did not reach the report.
     #[must_use]
     pub fn lost(&self) -> u64 {
-        self.counters.lost
-            + self.counters.proc_lost
-            + self.counters.conns_full
-            + self.counters.hints_lost
-            + self.unread
+        self.counters.lost.saturating_add(self.unread)
     }
 
     /// Run time of all programs per connection of nginx, ns; None unless the kernel counted.

@@ -7,6 +7,7 @@ use crate::{
     correlate::{Facts, Reach},
     diagnose::Confidence,
     event::{Attempt, Stage},
+    moment::Moment,
     nginx::{InForces, Module, Timeout},
 };
 
@@ -35,7 +36,7 @@ fn candidate(upstream: &str) -> Candidate {
     }
 }
 
-fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
+pub(crate) fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
     let attempt = Attempt {
         socket: 1,
         netns: 2,
@@ -49,16 +50,10 @@ fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
         ..Attempt::blank(Stage::SynSent, 133)
     };
     Incident {
-        time: UNIX_EPOCH + Duration::from_secs(1_795_356_131),
+        time: Moment::utc(UNIX_EPOCH + Duration::from_secs(1_795_356_131)),
         mono_ns: 39_000,
-        case: Case {
-            attempt,
-            client_gone: None,
-            client_saw: None,
-            reach: Reach::default(),
-            facts: Facts::default(),
-            config,
-        },
+        shown_ns: 40_000,
+        case: Case::new(attempt, Reach::default(), Facts::default(), config),
         verdict: Verdict::proven(cause, "nothing listens").because("rst", "a RST").fix("start it"),
         container: None,
         bind_lines: Vec::new(),
@@ -125,9 +120,20 @@ fn repeats_are_one_line() {
     let mut text = Text::new(Some(100));
     let one = incident(Cause::ConnectRefusedNoListener, vec![candidate("backend")]);
     assert!(shown(&mut text, &one).lines().count() > 5);
-    let again = plain(&mut text, &one);
+    let mut later = one.clone();
+    later.shown_ns += 20_000_000;
+    assert_eq!(plain(&mut text, &later), "");
+    assert!(text.waits());
+    let mut out = Vec::new();
+    text.tick(&mut out, later.shown_ns + 1_000_000_000).unwrap();
+    let again = anstream::adapter::strip_bytes(&out).into_vec();
+    let again = String::from_utf8(again).unwrap();
     assert_eq!(again.lines().count(), 1, "{again}");
-    assert!(again.contains("again (2 in ") && again.contains("backend → 127.0.0.1:3000"), "{again}");
+    assert!(
+        again.contains("again 1 time in 20.0 ms, 2 in all: ") && again.contains("backend → 127.0.0.1:3000"),
+        "{again}"
+    );
+    assert!(!text.waits());
     // Another cause, address or namespace is something else.
     let mut other = incident(Cause::ConnectRefusedNoListener, vec![candidate("backend")]);
     other.case.attempt.netns = 77;
@@ -209,8 +215,14 @@ fn asked(target: &str, host: &str, status: u16) -> Attribution {
     };
     let client = "203.0.113.9:51514".parse().unwrap();
     let local = "192.0.2.7:80".parse().unwrap();
-    let request =
-        crate::correlate::request::Request { id: 7, client, local, head: Some(head), status: Some(status) };
+    let request = crate::correlate::request::Request {
+        id: 7,
+        client,
+        local,
+        head: Some(head),
+        status: Some(status),
+        ids: Default::default(),
+    };
     Attribution { request: Some(request), note: None }
 }
 
@@ -232,7 +244,8 @@ fn a_known_request_is_the_headline() {
     assert_eq!(
         value["request"],
         serde_json::json!({"id": 7, "method": "GET", "target": "/api/orders", "target_truncated": false,
-            "host": "shop.example.com", "client": "203.0.113.9:51514", "note": null})
+            "host": "shop.example.com", "client": "203.0.113.9:51514", "request_id": null, "traceparent": null,
+            "note": null})
     );
     assert_eq!((&value["attempt"]["number"], &value["attempt"]["client_saw"]), (&2.into(), &502.into()));
     incident.attribution = asked("/", "x", 200);

@@ -1,15 +1,13 @@
 //! Text for people: one block an incident, as wide as the terminal, colours only as an addition.
 
 use std::{
-    collections::HashMap,
     io::{self, Write},
     path::Path,
-    time::{Duration, Instant},
 };
 
 use anstyle::{AnsiColor, Style};
 
-use super::{Incident, Line, Report, Summary, risky, time};
+use super::{Incident, Line, Report, Summary, fold::Fold, risky};
 use crate::{
     diagnose::{Cause, Confidence, words},
     event::Stage,
@@ -20,8 +18,6 @@ use crate::{
 const INDENT: usize = 13;
 /// Narrowest text column; a narrower terminal breaks lines by itself.
 const NARROWEST: usize = 30;
-/// Within this time an equal failure is one line instead of a block.
-const REPEAT: Duration = Duration::from_secs(5);
 
 pub(super) const TIME: Style = Style::new().dimmed();
 pub(super) const LABEL: Style = Style::new().dimmed();
@@ -34,14 +30,14 @@ const FIX: Style = AnsiColor::Green.on_default();
 #[derive(Debug)]
 pub struct Text {
     width: usize,
-    shown: HashMap<(Cause, String, u32), (Instant, u64)>,
+    fold: Fold,
 }
 
 impl Text {
     /// `width`: columns of the terminal; None if it is none.
     #[must_use]
     pub fn new(width: Option<usize>) -> Self {
-        Self { width: width.unwrap_or(usize::MAX), shown: HashMap::new() }
+        Self { width: width.unwrap_or(usize::MAX), fold: Fold::default() }
     }
 
     /// Writes a labelled paragraph, broken at blanks.
@@ -52,6 +48,15 @@ impl Text {
             writeln!(out, "  {LABEL}{label:<8}{LABEL:#}   {style}{line}{style:#}")?;
         }
         Ok(())
+    }
+
+    /// Says how many equal failures there were.
+    fn repeats(&mut self, out: &mut dyn Write, now_ns: u64, end: bool) -> io::Result<()> {
+        let lines = self.fold.due(now_ns, end);
+        for (time, line) in &lines {
+            writeln!(out, "{TIME}{}{TIME:#}  {line}", time.clock())?;
+        }
+        if lines.is_empty() { Ok(()) } else { out.flush() }
     }
 
     fn cause(&self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
@@ -149,6 +154,15 @@ fn tried_some(i: &Incident) -> bool {
     i.case.facts.no_attempt.as_ref().is_some_and(|none| none.tried > 0)
 }
 
+/// What the request is called elsewhere.
+fn ids(i: &Incident) -> Option<String> {
+    let ids = i.ids();
+    let request_id = ids.request_id.map(|id| format!("X-Request-ID {id}"));
+    let traceparent = ids.traceparent.map(|id| format!("traceparent {id}"));
+    let all: Vec<String> = request_id.into_iter().chain(traceparent).collect();
+    (!all.is_empty()).then(|| all.join("  "))
+}
+
 /// How the attempt failed, in a few words.
 fn how(i: &Incident) -> String {
     let a = &i.case.attempt;
@@ -220,27 +234,16 @@ fn upstream(i: &Incident) -> String {
 
 impl Report for Text {
     fn incident(&mut self, out: &mut dyn Write, i: &Incident) -> io::Result<()> {
-        let clock = time::clock(i.time);
         let destination = i.address().unwrap_or_else(|| upstream(i));
-        let key = (i.verdict.cause, destination, i.case.attempt.netns);
-        if let Some((at, count)) = self.shown.get_mut(&key).filter(|(at, _)| at.elapsed() < REPEAT) {
-            *count += 1;
-            // In a storm one line in a while says how many there were.
-            if *count <= 3 || at.elapsed() > REPEAT / 2 || count.is_power_of_two() {
-                writeln!(
-                    out,
-                    "{TIME}{clock}{TIME:#}  again ({count} in {}): {} {}  worker {}",
-                    words::duration(u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)),
-                    i.verdict.cause,
-                    upstream(i),
-                    i.case.attempt.worker
-                )?;
-            }
-            return out.flush();
+        let label = || format!("{}  {}", i.verdict.cause, upstream(i));
+        if !self.fold.is_new(i, &destination, label) {
+            return Ok(());
         }
-        self.shown.retain(|_, (at, _)| at.elapsed() < REPEAT);
-        self.shown.insert(key, (Instant::now(), 1));
+        let clock = i.time.clock();
         writeln!(out, "{TIME}{clock}{TIME:#}  {}", headline(i))?;
+        if let Some(ids) = ids(i) {
+            self.paragraph(out, "request", Style::new(), &safe(&ids))?;
+        }
         self.paragraph(out, "upstream", Style::new(), &upstream(i))?;
         if let Some(attempt) = attempt(i) {
             self.paragraph(out, "attempt", Style::new(), &attempt)?;
@@ -289,7 +292,16 @@ impl Report for Text {
         out.flush()
     }
 
-    fn summary(&mut self, _out: &mut dyn Write, s: &Summary) -> io::Result<()> {
+    fn tick(&mut self, out: &mut dyn Write, now_ns: u64) -> io::Result<()> {
+        self.repeats(out, now_ns, false)
+    }
+
+    fn waits(&self) -> bool {
+        self.fold.waits()
+    }
+
+    fn summary(&mut self, out: &mut dyn Write, s: &Summary) -> io::Result<()> {
+        self.repeats(out, s.mono_ns, true)?;
         let mut err = anstream::stderr().lock();
         let total: u64 = s.incidents.values().sum();
         writeln!(

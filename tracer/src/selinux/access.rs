@@ -33,7 +33,7 @@ impl Access {
 }
 
 /// A boolean that would allow what was denied.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Remedy {
     /// Its name.
     pub boolean: String,
@@ -133,11 +133,12 @@ impl Policy {
         }
     }
 
-    /// A type and its attributes, as rules name them.
+    /// A type and its attributes, as rules name them. Bits that stand for no name make a damaged policy no slower.
     fn names_of(&self, kind: u32) -> Vec<u16> {
         let map = kind.checked_sub(1).and_then(|at| self.attributes.get(usize::try_from(at).ok()?));
         let bits = map.into_iter().flat_map(Bitmap::iter);
-        bits.filter_map(|bit| u16::try_from(bit.checked_add(1)?).ok()).collect()
+        let known = bits.filter_map(|bit| bit.checked_add(1)).filter(|value| self.types.contains_key(value));
+        known.filter_map(|value| u16::try_from(value).ok()).collect()
     }
 
     /// True if the condition holds.

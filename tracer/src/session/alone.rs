@@ -24,6 +24,7 @@ use crate::{
     },
     diagnose::{self, Cause},
     event::{self, Answered, Attempt, Dns, Stage, said::Statement},
+    moment::Moment,
     report::Incident,
 };
 
@@ -154,7 +155,7 @@ impl Alone {
             let failure = Failure {
                 worker: attempt.worker,
                 at_ns: attempt.end_ns,
-                cause: cause.name(),
+                cause: cause.name().into(),
                 sure: only && candidate.exact,
             };
             known.push_back((failure, Rc::downgrade(&worker.config)));
@@ -265,23 +266,17 @@ impl Session<'_> {
         let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
         let attempt = untried(answered, worker.netns.unwrap_or(0));
         let client_saw = answered.status;
-        let case = Case {
-            attempt,
-            client_gone: None,
-            client_saw,
-            reach: self.reach,
-            facts,
-            config: vec![candidate],
-        };
-        let mut verdict = diagnose::diagnose(&case);
+        let mut case = Case { client_saw, ..Case::new(attempt, self.reach, facts, vec![candidate]) };
+        case.story = Some(Box::new(notes::story(&case, &worker)));
+        let verdict = diagnose::verdict(&case);
         if verdict.cause == Cause::Unexplained {
             // Whoever made that answer, no rule of choosing a server did.
             return Ok(None);
         }
-        notes::add(&mut verdict, &case, &worker);
         Ok(Some(Incident {
-            time: wall_clock(answered.time_ns),
+            time: Moment::local(wall_clock(answered.time_ns)),
             mono_ns: answered.time_ns,
+            shown_ns: 0,
             case,
             verdict,
             container: worker.container.clone(),

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracer_ebpf::loopback::is_own;
+
 use super::{
     clock::{boottime_ns, monotonic_ns},
     facts::{Gatherer, owner, translated},
@@ -17,7 +19,7 @@ use crate::{
         backend::{Backend, Far, Holder, Socket, Threads, told_to_end},
         ending,
     },
-    event::{Attempt, Death, UnixName},
+    event::{self, Attempt, Death, UnixName},
     sys::{
         netns::NetNs,
         owners::{self, Budget},
@@ -103,12 +105,8 @@ impl Backends {
     fn death_of(&self, attempt: &Attempt) -> Option<&Death> {
         let ends = Key::Ends(attempt.local, attempt.remote);
         let found = self.deaths.get(&Key::Socket(attempt.socket)).or_else(|| self.deaths.get(&ends))?;
-        // Every namespace has loopback addresses of its own.
-        let other = attempt.remote.ip().is_loopback()
-            && found.socket == 0
-            && found.netns != 0
-            && attempt.netns != 0
-            && found.netns != attempt.netns;
+        let other =
+            found.socket == 0 && !is_own(&event::addr(attempt.remote.ip()), found.netns, attempt.netns);
         let in_time =
             attempt.start_ns.is_none_or(|start| found.time_ns >= start) && found.time_ns <= attempt.end_ns;
         (in_time && !other).then_some(found)
@@ -325,6 +323,12 @@ mod tests {
             ("the same ends", death(0, near.0, near.1, 5_000, 5), attempt(near.0, near.1), true),
             ("another port", death(0, other, near.1, 5_000, 5), attempt(near.0, near.1), false),
             ("another's loopback", death(0, near.0, near.1, 5_000, 6), attempt(near.0, near.1), false),
+            (
+                "of nobody knows which loopback",
+                death(0, near.0, near.1, 5_000, 0),
+                attempt(near.0, near.1),
+                false,
+            ),
             ("a container's address", death(0, far.0, far.1, 5_000, 6), attempt(far.0, far.1), true),
             ("before the connection began", death(0, near.0, near.1, 500, 5), attempt(near.0, near.1), false),
             ("after it had ended", death(0, near.0, near.1, 9_500, 5), attempt(near.0, near.1), false),

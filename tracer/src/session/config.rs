@@ -19,6 +19,7 @@ use std::{
 mod title;
 
 use crate::{
+    correlate::story::StaleName,
     event::{Attempt, Stage, UnixName},
     nginx::{
         self, Candidate, Files, Model, Platform, Problem, Source, Version,
@@ -104,17 +105,6 @@ const FRESH: Duration = Duration::from_secs(30);
 const FRESH_FILES: Duration = Duration::from_secs(1);
 /// Most names that are remembered.
 const MOST_NAMES: usize = 512;
-
-/// A name of the configuration that does not lead to an address any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StaleName {
-    /// The name.
-    pub name: String,
-    /// Its addresses now; none if it cannot be resolved.
-    pub now: Vec<IpAddr>,
-    /// True if it did lead to the address when the configuration was read.
-    pub did: bool,
-}
 
 /// Most remembered answers.
 const MOST_FOUND: usize = 1024;

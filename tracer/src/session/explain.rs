@@ -4,11 +4,16 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::{Held, Session, clock::wall_clock, complain, narrow, notes, said, unix};
+use super::{
+    Held, Session,
+    clock::{monotonic_ns, wall_clock},
+    complain, narrow, notes, said, unix,
+};
 use crate::{
     correlate::{Case, request::Attribution, talk},
     diagnose,
     event::{Attempt, Stage, said::Said},
+    moment::Moment,
     report::Incident,
     sys::{proc, process},
 };
@@ -54,19 +59,20 @@ impl Session<'_> {
                 (worker.config.candidates_of(&attempt), Vec::new())
             }
         };
-        let (time, mono_ns) = (wall_clock(attempt.end_ns), attempt.end_ns);
-        let mut case = Case { attempt, client_gone, client_saw: None, reach, facts, config };
+        let (time, mono_ns) = (Moment::local(wall_clock(attempt.end_ns)), attempt.end_ns);
+        let mut case = Case { client_gone, ..Case::new(attempt, reach, facts, config) };
         self.gatherer.backends.note_idle(&mut case);
         if !talk::is_failure(&case) {
             return Ok(());
         }
         complain(self.traces.arm(&mut self.gatherer, &case).as_slice());
-        let mut verdict = diagnose::diagnose(&case);
+        case.story = Some(Box::new(notes::story(&case, &worker)));
+        let verdict = diagnose::verdict(&case);
         self.alone.failed(&case, verdict.cause, &worker);
-        notes::add(&mut verdict, &case, &worker);
         let incident = Incident {
             time,
             mono_ns,
+            shown_ns: 0,
             case,
             verdict,
             container: worker.container.clone(),
@@ -99,23 +105,38 @@ impl Session<'_> {
     pub(super) fn show(&mut self, mut incident: Incident) -> Result<()> {
         if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
             let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
-            incident.case.facts.said = match &said {
+            let case = &mut incident.case;
+            case.facts.said = match &said {
                 Some((said, _)) => Some(said.said()),
                 None => self.uprobes.would_tell(worker.master).then_some(Said::Nothing),
             };
-            narrow::by_request(&mut incident, worker, said.as_ref().and_then(|(_, place)| place.as_ref()));
-            if let Some((said, place)) = &said {
-                incident.verdict.evidence.push(said::evidence(said, place.is_some()));
+            case.word = said.as_ref().map(|(said, place)| Box::new(said::word(said, place.is_some())));
+            let (asked, told) = (case.facts.said.is_some(), case.word.is_some());
+            let place = said.as_ref().and_then(|(_, place)| place.as_ref());
+            let changed = narrow::by_request(&mut incident, worker, place);
+            if changed || asked || told {
+                incident.explain();
             }
         }
         // What nginx told its client can settle that nothing was wrong.
-        let wanted = self.filter.causes.is_empty() || self.filter.causes.contains(&incident.verdict.cause);
-        if !wanted || !talk::is_failure(&incident.case) {
+        if !talk::is_failure(&incident.case) {
+            return Ok(());
+        }
+        incident.shown_ns = monotonic_ns();
+        let wanted = self.filter.select.matches(&incident);
+        if let Some(recorder) = self.recorder.as_mut().filter(|recorder| wanted || recorder.keeps()) {
+            let asked = wanted && !self.filter.select.is_empty();
+            complain(&recorder.incident(&incident, asked, incident.shown_ns));
+        }
+        if !wanted {
             return Ok(());
         }
         *self.incidents.entry(incident.verdict.cause).or_default() += 1;
         self.shown += 1;
-        self.report.incident(&mut *self.out, &incident).context("cannot write to stdout")
+        self.report
+            .tick(&mut *self.out, incident.shown_ns)
+            .and_then(|()| self.report.incident(&mut *self.out, &incident))
+            .context("cannot write to stdout")
     }
 }
 

@@ -2,6 +2,7 @@
 //! storm of equal failures asks once.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -227,8 +228,8 @@ impl Gatherer {
                 })
             })
         };
-        facts.drop_hook = of(HOOKS);
-        facts.drop_engine = of(ENGINES);
+        facts.drop_hook = of(HOOKS).map(Cow::Borrowed);
+        facts.drop_engine = of(ENGINES).map(Cow::Borrowed);
     }
 
     /// Reads the places of the functions that name hooks and engines: once, and again when modules may have been

@@ -10,11 +10,13 @@ mod clock;
 mod config;
 mod denials;
 mod doubts;
+mod dump;
 mod evidence;
 mod explain;
 mod facts;
 mod far_unix;
 mod filters;
+mod header;
 mod maps;
 mod narrow;
 mod notes;
@@ -36,12 +38,14 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io::{self, Write},
     os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use bytes::Bytes;
+use tracer_ebpf::Counters;
 
 pub use config::Snapshot;
 pub use tried::{Explainer, Foreseen, Tried, attempt as made_attempt, unix_name};
@@ -50,17 +54,20 @@ use crate::{
     correlate::Reach,
     diagnose::Cause,
     event::{self, Attempt, Event, Stage},
+    moment::Moment,
     probes::{
         Tier, ask,
         denials::SECCOMP,
         load::{Loaded, give_memory_back},
         uprobes::Mode,
     },
-    report::{ProgramCost, Report, Summary, innocence},
+    record::{self, Recorder},
+    report::{ProgramCost, Report, Summary, Totals, innocence::Account, select::Select},
 };
 use alone::Alone;
 use clock::monotonic_ns;
 use denials::Denials;
+use dump::Dump;
 use evidence::reach;
 use explain::needs_company;
 use facts::Gatherer;
@@ -90,14 +97,18 @@ const BATCH: usize = 64;
 pub struct Filter {
     /// Only these masters or processes, if not empty.
     pub pids: Vec<u32>,
-    /// Only these causes, if not empty.
-    pub causes: Vec<Cause>,
+    /// Which incidents are told.
+    pub select: Select,
+    /// Where they are recorded.
+    pub record: Option<record::Target>,
     /// End after so many incidents.
     pub count: Option<u64>,
     /// The kernel counts run times for this run.
     pub stats: bool,
     /// The kernel is asked to name the rules that drop.
     pub trace_rules: bool,
+    /// Where every record goes as it came, for the tests of the decoder.
+    pub dump_records: Option<PathBuf>,
     /// Which functions of nginx are probed (default: none); none where requests are not watched.
     pub uprobes: Option<Mode>,
 }
@@ -120,6 +131,7 @@ pub struct Session<'a> {
     filter: Filter,
     report: Box<dyn Report + 'a>,
     out: Box<dyn Write + 'a>,
+    recorder: Option<Recorder>,
     waiting: VecDeque<Held>,
     denials: Denials,
     refused: Refused,
@@ -142,6 +154,7 @@ pub struct Session<'a> {
     shown: u64,
     started: Instant,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    dump: Option<Dump>,
 }
 
 /// What a round of the loop found.
@@ -175,6 +188,7 @@ impl<'a> Session<'a> {
         let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let filters = Filters::new(loaded.ready(SECCOMP));
+        let (hooks, payload) = (header::hooks(&loaded), loaded.payload);
         let Loaded { mut ebpf, tier, drop_reasons, lsm_functions, .. } = loaded;
         let logger = if debug {
             Some(
@@ -184,9 +198,17 @@ impl<'a> Session<'a> {
         } else {
             None
         };
+        let dump = filter.dump_records.as_deref().map(Dump::create).transpose()?;
         let mut maps = Maps::take(&mut ebpf)?;
         let mut watch = Watch::new(filter.pids.clone());
         complain(&watch.scan(&mut maps)?);
+        let begin = |target: &record::Target| {
+            let header = header::of(tier, hooks, payload, &watch);
+            Recorder::begin(target, header).with_context(|| {
+                format!("cannot record to {} (another file: -w FILE)", target.path.display())
+            })
+        };
+        let recorder = filter.record.as_ref().map(begin).transpose()?;
         let (traces, said) = Traces::new(filter.trace_rules);
         complain(&said);
         let mut session = Self {
@@ -200,6 +222,7 @@ impl<'a> Session<'a> {
             filter,
             report,
             out,
+            recorder,
             waiting: VecDeque::new(),
             denials: Denials::default(),
             refused: Refused::default(),
@@ -218,6 +241,7 @@ impl<'a> Session<'a> {
             shown: 0,
             started: Instant::now(),
             logger,
+            dump,
         };
         session.note_namespaces();
         session.follow_executables();
@@ -292,6 +316,10 @@ impl<'a> Session<'a> {
             }
         }
         more |= self.explain_alone(end)?;
+        self.report.tick(&mut *self.out, monotonic_ns()).context("cannot write to stdout")?;
+        if let Some(recorder) = self.recorder.as_mut().filter(|recorder| recorder.waits()) {
+            complain(&recorder.tick(Moment::local(SystemTime::now()), monotonic_ns()));
+        }
         if self.show_settled()? {
             return Ok(Round::Done);
         }
@@ -312,6 +340,8 @@ impl<'a> Session<'a> {
             || self.requests.any_waits()
             || self.alone.any_waits()
             || self.traces.any()
+            || self.report.waits()
+            || self.recorder.as_ref().is_some_and(Recorder::waits)
             || self.logger.is_some()
         {
             return Ok(Round::Idle);
@@ -350,10 +380,11 @@ impl<'a> Session<'a> {
         }
         self.refused.loose(self.denials.loose(u64::MAX));
         let mut summary = Summary {
-            time: SystemTime::now(),
+            time: Moment::local(SystemTime::now()),
+            mono_ns: monotonic_ns(),
             duration: self.started.elapsed(),
             incidents: std::mem::take(&mut self.incidents),
-            counters: self.maps.counters(),
+            counters: totals(&self.maps.counters()),
             unread: self.unread,
             workers: self.watch.workers(),
             masters: self.watch.masters(),
@@ -361,27 +392,37 @@ impl<'a> Session<'a> {
             maps: self.maps.occupancy(),
             skipped_runs: self.ebpf.programs().filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
             programs: if self.filter.stats { costs(&self.ebpf) } else { Vec::new() },
+            unrecorded: false,
+            account: self.account(),
             checked: Vec::new(),
         };
-        summary.checked = self.innocence(&summary);
+        summary.ask(&self.filter.select.causes);
+        if let Some(recorder) = &mut self.recorder {
+            complain(&recorder.end(&summary));
+            summary.unrecorded = recorder.failed();
+        }
         self.report.summary(&mut *self.out, &summary).context("cannot write to stdout")?;
         Ok(summary)
     }
 
-    /// The accounts of the blockers that were asked for.
-    fn innocence(&self, summary: &Summary) -> Vec<innocence::Checked> {
+    /// What the accounts of blockers are made of.
+    fn account(&self) -> Account {
         let watching = refused::programs(self.tier);
-        let ours = |name: &str| watching.contains(name);
-        let programs = self.ebpf.programs().filter(|(name, _)| ours(name));
-        let run = innocence::Run {
+        let programs = self.ebpf.programs().filter(|(name, _)| watching.contains(name));
+        Account {
             reach: self.reach,
-            lost: summary.lost(),
             skipped: programs.filter_map(|(_, program)| ask::skipped_runs(program)).sum(),
-        };
-        let account = |cause: &Cause| {
-            innocence::check(*cause, summary.counters.connects, self.refused.count(*cause), &run)
-        };
-        self.filter.causes.iter().filter_map(account).collect()
+            denied: self.refused.counts(),
+        }
+    }
+
+    /// Somebody asks for what was recorded (SIGUSR1).
+    pub fn write_out(&mut self) {
+        let now = Moment::local(SystemTime::now());
+        complain(&match &mut self.recorder {
+            Some(recorder) => recorder.write_out(now, monotonic_ns()),
+            None => vec!["SIGUSR1 writes a recording out, and there is none: -w FILE".to_owned()],
+        });
     }
 
     fn drain(&mut self) -> Result<()> {
@@ -392,6 +433,9 @@ impl<'a> Session<'a> {
             let bytes = Bytes::copy_from_slice(&record);
             drop(record);
             self.rest.read();
+            if let Some(dump) = &mut self.dump {
+                dump.add(&bytes)?;
+            }
             match event::decode(&bytes) {
                 Ok(event) => self.take(event)?,
                 Err(error) => {
@@ -481,6 +525,17 @@ impl<'a> Session<'a> {
         for (inum, pid) in self.watch.namespaces() {
             self.gatherer.note_namespace(inum, pid);
         }
+    }
+}
+
+fn totals(counters: &Counters) -> Totals {
+    Totals {
+        connects: counters.connects,
+        established: counters.established,
+        failed: counters.failed,
+        sent: counters.sent,
+        lost: counters.lost + counters.proc_lost + counters.conns_full + counters.hints_lost,
+        found_late: counters.found_late,
     }
 }
 

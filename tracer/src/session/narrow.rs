@@ -4,21 +4,16 @@
 use super::{Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{Case, request::Request},
-    diagnose,
     event::Stage,
     nginx::{Asked, Candidate, ConfigLine, Located, Role, Setting},
     report::Incident,
 };
 
 /// Leaves of an incident's candidates those that its request can have led to; `place`: where nginx says that the request
-/// is.
-pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Option<&Located>) {
+/// is. True if the case has changed by that, or by what the client saw: its verdict is to be made anew.
+pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Option<&Located>) -> bool {
     let Some(request) = &incident.attribution.request else {
-        if incident.case.facts.said.is_some() {
-            incident.verdict = diagnose::diagnose(&incident.case);
-            notes::add(&mut incident.verdict, &incident.case, worker);
-        }
-        return;
+        return false;
     };
     let case = &mut incident.case;
     let mut narrowed = false;
@@ -48,14 +43,13 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Optio
             Stage::Connect | Stage::SynSent | Stage::Established | Stage::Untried => {}
         }
     }
+    let saw = case.client_saw != request.status;
     case.client_saw = request.status;
     let others = case.forget_other_client(request.client);
-    // In a storm most verdicts stay as they are.
-    if !narrowed && !others && case.gave_up().is_none() && case.attempt.stage != Stage::Established {
-        return;
+    if narrowed {
+        case.story = Some(Box::new(notes::story(case, worker)));
     }
-    incident.verdict = diagnose::diagnose(case);
-    notes::add(&mut incident.verdict, case, worker);
+    narrowed || others || saw
 }
 
 /// True if there is more than one pass to choose from.

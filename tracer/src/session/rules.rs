@@ -151,10 +151,10 @@ impl Rules {
             self.generations.insert(identity, generation);
         }
         let packet = packet(ns, &known.ruleset, attempt, drop, facts);
-        let hook = facts.drop_hook.and_then(Hook::named);
+        let hook = facts.drop_hook.as_deref().and_then(Hook::named);
         let mut found = firewall::candidates(&known.ruleset, &packet, hook);
         // Newer kernels free the packet inside the engine, so its caller tells which one it was.
-        let engine = match facts.drop_engine {
+        let engine = match facts.drop_engine.as_deref() {
             Some("nftables") => Some(Engine::Nftables),
             Some("iptables-legacy") => Some(Engine::Legacy),
             _ => None,
@@ -416,7 +416,7 @@ fn answer(attempt: &Attempt, drop: &Drop) -> Answer {
 /// The packet as it was when it was dropped.
 fn packet(ns: &NetNs, ruleset: &Ruleset, attempt: &Attempt, drop: &Drop, facts: &Facts) -> Packet {
     let own = ns.inum() == attempt.netns;
-    let hook = facts.drop_hook.and_then(Hook::named);
+    let hook = facts.drop_hook.as_deref().and_then(Hook::named);
     let reply = drop.reply;
     // The evidence was found by the connection's own addresses: of a packet that conntrack has not seen these are its
     // own, else those that it had before translation here.

@@ -69,7 +69,7 @@ impl Snapshot {
         }
         let edited = self.edited();
         let [(path, _), others @ ..] = edited.as_slice() else { return None };
-        let others = super::notes::and_others(others.len());
+        let others = crate::diagnose::story::and_others(others.len());
         Some(format!(
             "{}{others} on disk is not what nginx runs with, which has not been reloaded since: its lines are those of \
              its memory",

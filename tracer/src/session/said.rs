@@ -12,7 +12,7 @@ use aya::Ebpf;
 
 use super::{config::Snapshot, maps::Maps, watch::Watched};
 use crate::{
-    diagnose::Evidence,
+    correlate::story::Word,
     event::{
         Attempt,
         said::{Identity, REFUSED, Said, Statement},
@@ -298,26 +298,10 @@ pub(super) fn place(said: &Statement, worker: &Watched) -> Option<Located> {
     worker.config.model.place(&place.file, place.line, &place.location)
 }
 
-/// What nginx says, in its words; `known`: the place that it names is one of the configuration.
-pub(super) fn evidence(said: &Statement, known: bool) -> Evidence {
-    let place = match said.place.as_ref().filter(|_| known) {
-        Some(place) if place.location.is_empty() => {
-            format!(" at the server of {}:{}", place.file.display(), place.line)
-        }
-        Some(place) => format!(
-            " at location {} of the server of {}:{}",
-            String::from_utf8_lossy(&place.location).escape_debug(),
-            place.file.display(),
-            place.line
-        ),
-        None => String::new(),
-    };
-    let words = match (said.text(), said.errno) {
-        (Some(text), Some(errno)) => format!("“{text}” ({errno})"),
-        (Some(text), None) => format!("“{text}”"),
-        (None, _) => "that the attempt failed".to_owned(),
-    };
-    Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") }
+/// What nginx says; `known`: the place that it names is one of the configuration.
+pub(super) fn word(said: &Statement, known: bool) -> Word {
+    let place = said.place.as_ref().filter(|_| known).cloned();
+    Word { text: said.text(), errno: said.errno, place }
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ impl Explainer {
         if silent && attempt.stage == Stage::SynSent {
             facts.conntrack = self.gatherer.own(&attempt).as_ref().and_then(table);
         }
-        let case = Case { attempt, client_gone: None, client_saw: None, reach, facts, config };
+        let case = Case::new(attempt, reach, facts, config);
         let mut verdict = diagnose::diagnose(&case);
         reword(&mut verdict, &case, &deduced, refused_by);
         // A refusal that two tries have compared needs no elimination.
@@ -146,14 +146,7 @@ impl Explainer {
         let fact =
             SelinuxFact { enforcing: Some(true), audit_off: system::audit_off(), decisions: vec![decision] };
         let facts = Facts { selinux: Some(Box::new(fact)), ..Facts::default() };
-        let case = Case {
-            attempt,
-            client_gone: None,
-            client_saw: None,
-            reach: Reach::default(),
-            facts,
-            config: Vec::new(),
-        };
+        let case = Case::new(attempt, Reach::default(), facts, Vec::new());
         let mut verdict = diagnose::diagnose(&case);
         // Nothing was tried: no call has returned anything.
         verdict.evidence.retain(|evidence| evidence.kind != "syscall");
@@ -193,7 +186,7 @@ impl Explainer {
             let odd = attempt.reset && own && !nobody && !found.translates;
             if certain || !refused || odd {
                 attempt.drop = Some(event_drop(DropClass::Netfilter, attempt.netns, target, syns));
-                facts.drop_hook = Some(hook.name());
+                facts.drop_hook = Some(hook.name().into());
                 facts.rules = Some(rules);
             }
             return Deduced { rule: Some((words, certain)), hook: Some(hook), beside, ..Deduced::default() };
@@ -393,7 +386,7 @@ mod tests {
         let attempt = attempt(stage, 1, 1, libc::ECONNREFUSED);
         let facts = Facts { is_local: Some(own), ..Facts::default() };
         let reach = Reach::default();
-        let case = Case { attempt, client_gone: None, client_saw: None, reach, facts, config: Vec::new() };
+        let case = Case::new(attempt, reach, facts, Vec::new());
         let mut verdict = Verdict::proven(Cause::ConnectRefusedNoListener, "x".to_owned());
         doubt(&mut verdict, &case, hook, doubts);
         (verdict.confidence, verdict.rival)

@@ -233,7 +233,7 @@ fn end(walk: &Walk) -> End {
     let Some((place, errno)) = &walk.end else {
         return match walk.file().map(|file| file.kind) {
             Some(Kind::Socket) => End::Socket,
-            Some(kind) => End::Other(word(kind)),
+            Some(kind) => End::Other(word(kind).into()),
             None => End::Unreadable(libc::EIO),
         };
     };
@@ -340,7 +340,7 @@ impl Names {
     fn component(&self, step: &Step) -> Component {
         Component {
             path: text(&step.path),
-            kind: word(step.kind),
+            kind: word(step.kind).into(),
             mode: step.mode,
             owner: self.user(step.uid),
             group: self.group(step.gid),

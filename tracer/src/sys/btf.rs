@@ -36,7 +36,10 @@ pub struct Field {
 }
 
 const MAGIC: u16 = 0xeb9f;
+/// Types within types that are followed.
 const MAX_DEPTH: usize = 32;
+/// Members of anonymous structs that are looked at for one name; a kernel's own have a few dozen.
+const MAX_MEMBERS: usize = 1 << 17;
 
 // Kinds of include/uapi/linux/btf.h.
 const INT: u32 = 1;
@@ -216,21 +219,25 @@ impl<'a> Btf<'a> {
         None
     }
 
-    fn size_of(&self, id: u32) -> u32 {
-        match self.resolve(id) {
-            Some((_, t)) if t.kind == PTR => 8,
-            Some((id, t)) if t.kind == ARRAY => {
-                let types = self.home(id).types;
-                match (u32_at(types, t.body), u32_at(types, t.body + 8)) {
-                    (Some(element), Some(count)) if element != id => {
-                        self.size_of(element).saturating_mul(count)
-                    }
-                    _ => 0,
+    fn size_of(&self, mut id: u32) -> u32 {
+        let mut count = 1_u32;
+        for _ in 0..MAX_DEPTH {
+            let (at, t) = match self.resolve(id) {
+                Some((_, t)) if t.kind == PTR => return count.saturating_mul(8),
+                Some((_, t)) if matches!(t.kind, INT | STRUCT | UNION | ENUM | ENUM64) => {
+                    return count.saturating_mul(t.word);
                 }
-            }
-            Some((_, t)) if matches!(t.kind, INT | STRUCT | UNION | ENUM | ENUM64) => t.word,
-            _ => 0,
+                Some((at, t)) if t.kind == ARRAY => (at, t),
+                _ => return 0,
+            };
+            let types = self.home(at).types;
+            let (Some(element), Some(more)) = (u32_at(types, t.body), u32_at(types, t.body + 8)) else {
+                return 0;
+            };
+            id = element;
+            count = count.saturating_mul(more);
         }
+        0
     }
 
     /// Size of a struct, bytes.
@@ -255,11 +262,13 @@ impl<'a> Btf<'a> {
         let mut width = 0;
         for name in names {
             let missing = || BtfError::NoField(root.to_owned(), name.to_owned());
-            // An array in the middle of a path: its first element.
-            while let Some((at, t)) = self.resolve(id).filter(|(_, t)| t.kind == ARRAY) {
-                id = u32_at(self.home(at).types, t.body).filter(|e| *e != at).ok_or_else(missing)?;
+            // An array in the middle of a path: its first element. No struct is found in arrays that hold each other.
+            for _ in 0..MAX_DEPTH {
+                let Some((at, t)) = self.resolve(id).filter(|(_, t)| t.kind == ARRAY) else { break };
+                id = u32_at(self.home(at).types, t.body).ok_or_else(missing)?;
             }
-            let (offset, member, member_width) = self.member(id, name, MAX_DEPTH).ok_or_else(missing)?;
+            let found = self.member(id, name, MAX_DEPTH, &mut { MAX_MEMBERS });
+            let (offset, member, member_width) = found.ok_or_else(missing)?;
             bits = bits.saturating_add(offset);
             id = member;
             width = member_width;
@@ -272,13 +281,15 @@ impl<'a> Btf<'a> {
     }
 
     /// Bit offset, type and bit-field width (0 = none) of a member, descending into anonymous ones.
-    fn member(&self, id: u32, name: &str, depth: usize) -> Option<(u32, u32, u32)> {
+    /// `left`: how many more may be looked at, since structs that hold each other twice have no end.
+    fn member(&self, id: u32, name: &str, depth: usize, left: &mut usize) -> Option<(u32, u32, u32)> {
         let (id, t) = self.resolve(id)?;
         if depth == 0 || !matches!(t.kind, STRUCT | UNION) {
             return None;
         }
         let home = self.home(id);
         for index in 0..t.vlen as usize {
+            *left = left.checked_sub(1)?;
             let at = t.body + index * 12;
             let member_name = home.string(u32_at(home.types, at)?);
             let member_type = u32_at(home.types, at + 4)?;
@@ -288,7 +299,7 @@ impl<'a> Btf<'a> {
                 return Some((offset, member_type, width));
             }
             if member_name.is_empty()
-                && let Some((inner, found, width)) = self.member(member_type, name, depth - 1)
+                && let Some((inner, found, width)) = self.member(member_type, name, depth - 1, left)
             {
                 return Some((offset.saturating_add(inner), found, width));
             }
@@ -371,134 +382,5 @@ fn type_at(types: &[u8], at: usize) -> Option<Type> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Builds BTF bytes: types as word lists, strings by name.
-    struct Builder {
-        types: Vec<u32>,
-        strings: Vec<u8>,
-    }
-
-    impl Builder {
-        fn new() -> Self {
-            Self { types: Vec::new(), strings: vec![0] }
-        }
-
-        fn name(&mut self, name: &str) -> u32 {
-            let at = self.strings.len() as u32;
-            self.strings.extend_from_slice(name.as_bytes());
-            self.strings.push(0);
-            at
-        }
-
-        fn push(&mut self, name: u32, kind: u32, vlen: u32, flag: bool, word: u32, body: &[u32]) {
-            self.types.extend([name, kind << 24 | vlen | u32::from(flag) << 31, word]);
-            self.types.extend(body);
-        }
-
-        fn bytes(&self) -> Vec<u8> {
-            let types_len = self.types.len() as u32 * 4;
-            let mut out = Vec::new();
-            out.extend(MAGIC.to_ne_bytes());
-            out.extend([1, 0]);
-            for word in [24, 0, types_len, types_len, self.strings.len() as u32] {
-                out.extend(word.to_ne_bytes());
-            }
-            for word in &self.types {
-                out.extend(word.to_ne_bytes());
-            }
-            out.extend(&self.strings);
-            out
-        }
-    }
-
-    fn sample() -> Vec<u8> {
-        let mut b = Builder::new();
-        let (int, sock, common, anon_field, err, flags) = (
-            b.name("int"),
-            b.name("sock"),
-            b.name("common"),
-            b.name("daddr"),
-            b.name("err"),
-            b.name("flags"),
-        );
-        b.push(int, INT, 0, false, 4, &[0]); // 1
-        b.push(0, UNION, 1, false, 4, &[anon_field, 1, 0]); // 2: union { int daddr; }
-        b.push(common, STRUCT, 1, false, 8, &[0, 2, 32]); // 3: struct common { <pad>; union at byte 4 }
-        // 4: struct sock { struct common common; int err; int flags:3 at bit 99 }
-        let (c2, e2) = (common, err);
-        b.push(sock, STRUCT, 3, true, 16, &[c2, 3, 0, e2, 1, 64, flags, 1, 3 << 24 | 99]);
-        let (reason, first, second) = (b.name("reason"), b.name("R_FIRST"), b.name("R_SECOND"));
-        b.push(reason, ENUM, 2, false, 4, &[first, 0, second, 7]); // 5
-        let (f, p) = (b.name("tcp_reset"), b.name("skb"));
-        b.push(0, FUNC_PROTO, 2, false, 1, &[sock, 1, p, 1]); // 6
-        b.push(f, FUNC, 0, false, 6, &[]); // 7
-        b.bytes()
-    }
-
-    #[test]
-    fn finds_fields_through_anonymous_members() {
-        let data = sample();
-        let btf = Btf::parse(&data).unwrap();
-        assert_eq!(btf.field("sock.err").unwrap(), Field { offset: 8, size: 4 });
-        assert_eq!(btf.field("sock.common.daddr").unwrap(), Field { offset: 4, size: 4 });
-        assert_eq!(btf.struct_size("sock").unwrap(), 16);
-    }
-
-    #[test]
-    fn names_what_is_missing() {
-        let data = sample();
-        let btf = Btf::parse(&data).unwrap();
-        assert_eq!(btf.field("sock.gone"), Err(BtfError::NoField("sock".into(), "gone".into())));
-        assert_eq!(btf.field("tcp_sock.x"), Err(BtfError::NoStruct("tcp_sock".into())));
-        assert_eq!(btf.field("sock.flags"), Err(BtfError::BitField("sock.flags".into())));
-    }
-
-    #[test]
-    fn reads_enums_and_functions() {
-        let data = sample();
-        let btf = Btf::parse(&data).unwrap();
-        assert_eq!(btf.enum_values("reason"), [("R_FIRST".to_owned(), 0), ("R_SECOND".to_owned(), 7)]);
-        assert_eq!(btf.params("tcp_reset").unwrap(), ["sock", "skb"]);
-        assert_eq!(btf.func("tcp_reset"), Some(7));
-        assert_eq!(btf.func("gone"), None);
-    }
-
-    #[test]
-    fn split_data_continues_the_base() {
-        let base_data = sample();
-        let base = Btf::parse(&base_data).unwrap();
-        let mut b = Builder::new();
-        b.strings.clear();
-        let shift = base.strings.len() as u32;
-        let (name, field) = (b.name("nf_conn") + shift, b.name("tuple") + shift);
-        b.push(name, STRUCT, 1, false, 24, &[field, 4, 64]);
-        let data = b.bytes();
-        let split = Btf::parse_split(&data, &base).unwrap();
-        assert_eq!(split.field("nf_conn.tuple").unwrap(), Field { offset: 8, size: 16 });
-        assert_eq!(split.field("nf_conn.tuple.err").unwrap().offset, 16);
-        assert_eq!(split.field("sock.err").unwrap().offset, 8);
-    }
-
-    #[test]
-    fn damaged_data_is_an_error_and_never_a_panic() {
-        let data = sample();
-        assert_eq!(Btf::parse(b"").unwrap_err(), BtfError::Magic);
-        for len in 2..data.len() {
-            let _ = Btf::parse(&data[..len]);
-        }
-        for at in 0..data.len() {
-            for value in [0, 1, 0x7f, 0xff] {
-                let mut broken = data.clone();
-                broken[at] = value;
-                if let Ok(btf) = Btf::parse(&broken) {
-                    let _ = btf.field("sock.common.daddr");
-                    let _ = btf.enum_values("reason");
-                    let _ = btf.params("tcp_reset");
-                    let _ = btf.struct_size("sock");
-                }
-            }
-        }
-    }
-}
+#[path = "btf_tests.rs"]
+mod tests;

@@ -143,22 +143,17 @@ fn sample(name: &'static str, cause: Cause, confidence: &'static str, stage: Sta
         Stage::Socket | Stage::Bind | Stage::Untried => Vec::new(),
         Stage::Connect | Stage::SynSent | Stage::Established => model().candidates(remote, &|_| Vec::new()),
     };
-    let case = Case {
-        attempt: Attempt {
-            socket: 0xffff_8881_0000_0000,
-            netns: OWN,
-            start_ns: Some(900_000_000_000),
-            end_ns: 900_000_038_000,
-            local: SocketAddr::new(if remote.ip().is_loopback() { remote.ip() } else { ip(local) }, 45_678),
-            remote,
-            ..Attempt::blank(stage, 133)
-        },
-        client_gone: None,
-        client_saw: None,
-        reach: FULL,
-        facts: Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() },
-        config,
+    let attempt = Attempt {
+        socket: 0xffff_8881_0000_0000,
+        netns: OWN,
+        start_ns: Some(900_000_000_000),
+        end_ns: 900_000_038_000,
+        local: SocketAddr::new(if remote.ip().is_loopback() { remote.ip() } else { ip(local) }, 45_678),
+        remote,
+        ..Attempt::blank(stage, 133)
     };
+    let facts = Facts { is_local: Some(remote.ip().is_loopback()), ..Facts::default() };
+    let case = Case::new(attempt, FULL, facts, config);
     Sample { name, cause: (cause, confidence), case, container: None, bind_lines: Vec::new() }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::counts::{self, Counts};
 use super::{Session, stream};
-use crate::{binaries, process};
+use crate::{binaries, fuzz, process};
 
 /// Where tests that cannot run note their names: `why502_skip::FILE`.
 const SKIPS: &str = "WHY502_SKIPS";
@@ -52,6 +52,21 @@ pub(super) fn unit(_: &mut Session) -> Result<Counts> {
     let skipped = counts::skipped(&noted);
     skipped.iter().for_each(|(test, why)| println!("skip {test}: {why}"));
     Ok(counts.without(skipped.len()).with_status(status.success()))
+}
+
+/// Every fuzz target from its seeds, the same inputs each time.
+pub(super) fn fuzz(_: &mut Session) -> Result<Counts> {
+    let mut counts = Counts::default();
+    for (name, result) in fuzz::short()? {
+        match result {
+            Ok(()) => counts.add(Counts::one_passed()),
+            Err(error) => {
+                println!("failed: {name}: {error:#}");
+                counts.add(Counts::one_failed());
+            }
+        }
+    }
+    Ok(counts)
 }
 
 pub(super) fn build(session: &mut Session) -> Result<Counts> {

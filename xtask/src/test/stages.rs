@@ -37,6 +37,7 @@ pub(super) const STAGES: &[Stage] = &[
     Stage { name: "fmt", about: "cargo fmt --check", run: cargo::fmt, ..STAGE },
     Stage { name: "clippy", about: "cargo clippy, warnings denied", run: cargo::clippy, ..STAGE },
     Stage { name: "unit", about: "cargo test: units, command line, golden data", run: cargo::unit, ..STAGE },
+    Stage { name: "fuzz", about: "every fuzz target, a fixed number of inputs from its seeds", run: cargo::fuzz, ..STAGE },
     Stage { name: "build", about: "release build of why502 and the fault lab", run: cargo::build, ..STAGE },
     Stage { name: "live", about: "the fault lab on this kernel", run: live::cases, ..LIVE },
     Stage { name: "check", about: "what check finds in every case before its first request", run: live::check, ..LIVE },

@@ -4,24 +4,24 @@ use crate::diagnose::Cause;
 
 /// One denial.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Denial {
+pub struct Denial {
     /// Its number in the audit log (`time:serial`), by which two logs are one.
-    pub(super) id: String,
+    pub id: String,
     /// Seconds after 1970.
-    pub(super) time: i64,
+    pub time: i64,
     /// The process.
-    pub(super) pid: Option<u32>,
+    pub pid: Option<u32>,
     /// Its name.
-    pub(super) comm: String,
+    pub comm: String,
     /// The cause that a connection denied like that has; `None` if it is not of connections.
-    pub(super) cause: Option<Cause>,
+    pub cause: Option<Cause>,
     /// What was denied, the same for equal denials.
-    pub(super) what: String,
+    pub what: String,
 }
 
 /// Reads a line of audit.log, of the kernel's log or of the journal; `None` for anything else, and for what a
 /// permissive mode let through.
-pub(super) fn denial(line: &str) -> Option<Denial> {
+pub fn denial(line: &str) -> Option<Denial> {
     let (_, stamp) = line.split_once("audit(")?;
     let (stamp, _) = stamp.split_once(')')?;
     let (time, _) = stamp.split_once(':')?;

@@ -4,20 +4,20 @@ use crate::diagnose::Cause;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line<'a> {
+pub struct Line<'a> {
     /// Seconds after 1970 if its clock were UTC.
-    pub(super) clock: i64,
+    pub clock: i64,
     /// `error`, `emerg` …
-    pub(super) level: &'a str,
+    pub level: &'a str,
     /// The process that wrote it, as its own namespace numbers it.
-    pub(super) pid: u32,
+    pub pid: u32,
     /// What it says, without the connection's number.
-    pub(super) text: &'a str,
+    pub text: &'a str,
 }
 
 /// Reads `2026/11/23 17:05:41 [error] 123#123: *5 connect() failed …`; `None` for anything else, such as the second line
 /// of a message.
-pub(super) fn line(text: &str) -> Option<Line<'_>> {
+pub fn line(text: &str) -> Option<Line<'_>> {
     let (date, rest) = text.split_once(' ')?;
     let (time, rest) = rest.split_once(' ')?;
     let (level, rest) = rest.strip_prefix('[')?.split_once("] ")?;
@@ -55,7 +55,7 @@ fn clock(date: &str, time: &str) -> Option<i64> {
 
 /// What decides where one message has several meanings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lsm {
+pub enum Lsm {
     /// SELinux is there.
     Selinux,
     /// AppArmor is.
@@ -66,19 +66,19 @@ pub(super) enum Lsm {
 
 /// What a line says of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told {
+pub struct Told {
     /// The cause that fits best.
-    pub(super) cause: Cause,
+    pub cause: Cause,
     /// What else it can have been.
-    pub(super) rival: &'static str,
+    pub rival: &'static str,
     /// The message without names and numbers of requests.
-    pub(super) message: String,
+    pub message: String,
     /// Where nginx had gone, if the line says so.
-    pub(super) upstream: Option<String>,
+    pub upstream: Option<String>,
 }
 
 /// What a line tells of an upstream; `None` where it is about something else.
-pub(super) fn told(text: &str, lsm: Lsm) -> Option<Told> {
+pub fn told(text: &str, lsm: Lsm) -> Option<Told> {
     // What follows comes from clients and servers.
     let message = text.split(", client: ").next().unwrap_or(text);
     let upstream = upstream(text);

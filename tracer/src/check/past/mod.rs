@@ -2,8 +2,8 @@
 //! by cause; what is older than a day is mentioned and is no finding.
 
 mod collect;
-mod denial;
-mod line;
+pub mod denial;
+pub mod line;
 mod logs;
 mod read;
 

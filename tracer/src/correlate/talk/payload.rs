@@ -12,9 +12,15 @@ pub fn shown(bytes: &[u8]) -> Option<String> {
     if bytes.is_empty() {
         return None;
     }
+    Some(escaped(bytes.get(..body(bytes)).unwrap_or(bytes), MOST))
+}
+
+/// Where the body behind an HTTP head begins; the length where there is none.
+#[must_use]
+pub fn body(bytes: &[u8]) -> usize {
     let looks_like_head = bytes.first().is_some_and(u8::is_ascii_alphabetic);
     let head = if looks_like_head { http1::head_length(bytes) } else { None };
-    Some(escaped(bytes.get(..head.unwrap_or(bytes.len())).unwrap_or(bytes), MOST))
+    head.unwrap_or(bytes.len())
 }
 
 /// Bytes as a C string literal would hold them, at most so many characters.

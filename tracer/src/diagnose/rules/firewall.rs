@@ -200,7 +200,7 @@ impl Verdict {
             format!(
                 "allow {} in the {} chain of that ruleset",
                 case.attempt.remote,
-                case.facts.drop_hook.unwrap_or("matching")
+                case.facts.drop_hook.as_deref().unwrap_or("matching")
             ),
             found.map_or("nft -a list ruleset", |found| found.list.as_str()),
         )

@@ -229,8 +229,8 @@ fn facts(case: &mut Case, dice: &mut Dice) {
     f.ipv6_disabled = dice.pick(&[None, Some(false), Some(true)]);
     f.queue_at_retransmit = dice.one_in(4).then(|| listening(NEAR, dice.pick(&[0, 4, 5]), 4));
     f.translated = dice.one_in(5).then(|| FAR.parse().unwrap());
-    f.drop_engine = dice.pick(&[None, Some("nftables"), Some("iptables-legacy")]);
-    f.drop_hook = dice.pick(&[None, Some("output"), Some("input")]);
+    f.drop_engine = dice.pick(&[None, Some("nftables"), Some("iptables-legacy")]).map(Into::into);
+    f.drop_hook = dice.pick(&[None, Some("output"), Some("input")]).map(Into::into);
     f.drop_reason = dice.one_in(2).then(|| "NETFILTER_DROP".to_owned());
     f.other_namespace = dice.one_in(2).then(|| "container docker 0123456789ab".to_owned());
     // Whoever overflowed elsewhere on this machine has that address there.

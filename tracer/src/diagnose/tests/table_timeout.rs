@@ -70,7 +70,7 @@ fn full_tables() {
         ("full and counted", dropped().conntrack(100, 9), Conntrack, Proven),
         (
             "full, but nftables dropped it",
-            dropped().conntrack(100, 9).edit(|c| c.facts.drop_engine = Some("nftables")),
+            dropped().conntrack(100, 9).edit(|c| c.facts.drop_engine = Some("nftables".into())),
             Conntrack,
             Likely,
         ),

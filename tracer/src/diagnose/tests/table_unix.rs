@@ -12,8 +12,14 @@ use crate::{
 
 const PATH: &str = "/run/php/fpm.sock";
 
-fn component(path: &str, kind: &'static str, mode: u32) -> Component {
-    Component { path: path.to_owned(), kind, mode, owner: "root".to_owned(), group: "shop".to_owned() }
+fn component(path: &str, kind: &str, mode: u32) -> Component {
+    Component {
+        path: path.to_owned(),
+        kind: kind.to_owned().into(),
+        mode,
+        owner: "root".to_owned(),
+        group: "shop".to_owned(),
+    }
 }
 
 fn fact(end: End) -> UnixFact {
@@ -191,8 +197,13 @@ fn refusals() {
         ("nobody looked", failed(libc::ECONNREFUSED, None), UnixNoListener, Likely),
         ("no such abstract name", abstract_one(refused(End::Abstract)), UnixNoListener, Proven),
         ("there is one now", abstract_one(with(End::Abstract, Type::Stream)), UnixNoListener, Likely),
-        ("a regular file", refused(End::Other("regular file")), UnixNotASocket, Proven),
-        ("a regular file by now", changed(refused(End::Other("regular file"))), UnixNotASocket, Likely),
+        ("a regular file", refused(End::Other("regular file".into())), UnixNotASocket, Proven),
+        (
+            "a regular file by now",
+            changed(refused(End::Other("regular file".into()))),
+            UnixNotASocket,
+            Likely,
+        ),
         ("a datagram socket does not refuse", with(End::Socket, Type::Datagram), Unexplained, No),
         ("a filter refuses", refused_by(-libc::ECONNREFUSED, refused(End::Socket)), Unexplained, No),
         ("of TCP", super::refused(NEAR).no_socket(OWN), Cause::ConnectRefusedNoListener, Proven),
@@ -304,7 +315,7 @@ fn no_combination_breaks() {
         End::NotAFolder("/run".to_owned()),
         End::Circle("/run".to_owned()),
         End::Socket,
-        End::Other("folder"),
+        End::Other("folder".into()),
         End::Unreadable(libc::EACCES),
         End::Abstract,
     ];

@@ -33,7 +33,7 @@ fn peer(number: u32, failed_ms: &[u64]) -> Peer {
     let failure = |ms| Failure {
         worker: 133,
         at_ns: 20_000_000_000 - ms * 1_000_000,
-        cause: "connect-refused-no-listener",
+        cause: "connect-refused-no-listener".into(),
         sure: true,
     };
     Peer {

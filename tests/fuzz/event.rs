@@ -1,0 +1,131 @@
+//! Any bytes are a record of the ring buffer: reading them is total, keeps nothing that is not in them, and does not hang on
+//! where they lie. What is read is explained and shown, and none of it can steer a terminal.
+#![no_main]
+
+use std::{mem::offset_of, time::SystemTime};
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use tracer::{
+    correlate::{Case, Facts, Reach, blocked::Watched, no_attempt, request::Attribution, talk},
+    diagnose::{Confidence, diagnose},
+    event::{self, Attempt, Event, Stage},
+    report::{Incident, Report as _, json::Json, text::Text},
+};
+use tracer_ebpf::{kind, talk::Broken};
+
+fuzz_target!(|record: &[u8]| {
+    let decoded = event::decode(&Bytes::copy_from_slice(record));
+    let shifted = Bytes::from([&[0; 3], record].concat()).slice(3..);
+    assert_eq!(event::decode(&shifted), decoded, "it hangs on where the record lies");
+    let Ok(found) = decoded else { return };
+    // The ring buffer rounds lengths up.
+    let longer = Bytes::from([record, &[0xff; 8]].concat());
+    assert_eq!(event::decode(&longer).as_ref(), Ok(&found), "it hangs on what follows the record");
+    match found {
+        Event::Attempt(attempt) => {
+            masked_once(record, &attempt);
+            explain(*attempt, record.last().copied().unwrap_or(0));
+        }
+        Event::Answered(answered) => {
+            assert!(answered.bytes.len() <= record.len());
+            let found = Attribution::of(&answered, 1);
+            assert!(found.note.is_some() || found.request.is_some_and(|request| request.head.is_some()));
+        }
+        Event::Dns(dns) => {
+            assert!(dns.bytes.len() <= record.len() && dns.errno >= 0);
+            let name = no_attempt::reply(&dns.bytes).and_then(|(_, name)| name);
+            assert!(name.is_none_or(|name| !name.contains(char::is_control)));
+        }
+        Event::Said(said) => {
+            let words = [&said.line, &said.host];
+            assert!(words.iter().all(|words| words.bytes.len() <= record.len()));
+            assert!(said.text().is_none_or(|text| !text.contains(char::is_control)));
+            assert!(said.began() >= SystemTime::UNIX_EPOCH && said.said() == said.said());
+        }
+        Event::Death(death) => assert!(death.comm.is_ascii() && !death.comm.contains(char::is_control)),
+        Event::Fork { .. }
+        | Event::Exec { .. }
+        | Event::Exit { .. }
+        | Event::Hint { .. }
+        | Event::ClientGone { .. }
+        | Event::Denial(_) => {}
+    }
+});
+
+/// What was masked stays as it is when it is read again.
+fn masked_once(record: &[u8], attempt: &Attempt) {
+    let Some(talk) = attempt.talk.as_deref() else { return };
+    assert_eq!(record.first_chunk::<4>(), Some(&kind::TALK.to_ne_bytes()));
+    let mut again = record.to_vec();
+    for (at, bytes) in [(offset_of!(Broken, sent), &talk.request), (offset_of!(Broken, got), &talk.response)]
+    {
+        again[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    let Ok(Event::Attempt(read)) = event::decode(&again.into()) else { panic!("it is a record no longer") };
+    let second = read.talk.map(|talk| (talk.request.clone(), talk.response.clone()));
+    assert_eq!(second, Some((talk.request.clone(), talk.response.clone())), "masking twice differs");
+}
+
+/// With nothing known but the record; `dice` decides what can have been seen.
+fn explain(mut attempt: Attempt, dice: u8) {
+    let bit = |n: u8| dice >> n & 1 == 1;
+    attempt.deduce_reset(bit(0));
+    attempt.deduce_give_up(bit(1).then_some(6));
+    let reach = Reach {
+        drops: bit(2),
+        drop_reasons: bit(2),
+        resets: bit(3),
+        icmp: bit(0),
+        accept_queue: bit(4),
+        security: bit(5),
+        blockers: if bit(5) { Watched::ALL } else { Watched::NONE },
+        talk: bit(6),
+        unix_talk: bit(6),
+        deaths: bit(6),
+    };
+    let facts = Facts { is_local: bit(7).then(|| attempt.remote.ip().is_loopback()), ..Facts::default() };
+    let client_saw = [None, Some(502), Some(504), Some(200)][usize::from(dice >> 1 & 3)];
+    let mono_ns = attempt.end_ns;
+    let case = Case { attempt, client_gone: None, client_saw, reach, facts, config: Vec::new() };
+    let whole = talk::is_whole(&case);
+    assert_eq!(whole, talk::body(&case, &talk::answer(&case)) == talk::Body::Whole);
+    let shown = talk::is_failure(&case);
+    assert!(shown || case.attempt.stage == Stage::Established, "only what stood can have gone well");
+    let verdict = diagnose(&case);
+    assert_eq!(verdict, diagnose(&case), "two verdicts for one case");
+    assert!(
+        verdict.confidence != Confidence::Proven || verdict.rival.is_none(),
+        "a proof has a rival: {verdict:?}"
+    );
+    show(&Incident {
+        time: SystemTime::UNIX_EPOCH,
+        mono_ns,
+        case,
+        verdict,
+        container: None,
+        bind_lines: Vec::new(),
+        attribution: Attribution::default(),
+    });
+}
+
+fn show(incident: &Incident) {
+    let mut json = Vec::new();
+    Json.incident(&mut json, incident).expect("a vector takes everything");
+    let text = std::str::from_utf8(&json).expect("JSON is text").trim_end();
+    assert!(
+        text.starts_with('{') && text.ends_with('}') && !text.contains('\n'),
+        "not one object a line: {text}"
+    );
+    let mut page = Vec::new();
+    Text::new(Some(100)).incident(&mut page, incident).expect("a vector takes everything");
+    let page = String::from_utf8(page).expect("a page is text");
+    // Colours are ours, everything else is somebody's else.
+    let mut rest = page.as_str();
+    while let Some((before, after)) = rest.split_once("\x1b[") {
+        assert!(!before.contains(|c: char| c.is_control() && c != '\n'), "{before:?}");
+        rest = after.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        rest = rest.strip_prefix('m').expect("no colour");
+    }
+    assert!(!rest.contains(|c: char| c.is_control() && c != '\n'), "{rest:?}");
+}
