@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::counts::{self, Counts};
-use super::{Session, stream};
+use super::{Session, results, stream};
 use crate::binaries;
 
 /// Limits far above what the runs take: they end what hangs.
@@ -28,10 +28,14 @@ fn both(session: &Session, name: &str, args: &[&str]) -> Result<Counts> {
     };
     let mut counts = run(&with(&["--jobs", "4", "--timing", "leave"])?, name)?;
     if session.thorough {
-        counts.add(run(
-            &with(&["--jobs", "1", "--timing", "only", "--plays", "3"])?,
-            &format!("{name}-timed"),
-        )?);
+        let mut timed = with(&["--jobs", "1", "--timing", "only", "--plays", "3"])?;
+        let name = format!("{name}-timed");
+        let recording = stream::log_file(&name)?.with_extension("w502");
+        if !args.contains(&"--check") {
+            timed.arg("--record").arg(&recording);
+        }
+        counts.add(run(&timed, &name)?);
+        results::count(&name, Counts::default(), Some(recording));
     }
     Ok(counts)
 }
