@@ -77,7 +77,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     prepare(web, dir, &mut backends, bound)?;
     let nginx = Nginx::start(web, &settings(load), dir, bound)?;
     if let Some(watch) = &watch {
-        sys::poll_until(Duration::from_secs(1), || watch.names_process(nginx.pid));
+        sys::poll_until(Duration::from_secs(10), || watch.names_process(nginx.pid));
     }
     let pids: BTreeSet<u32> = web.pids().into_iter().collect();
     let start = Instant::now();
@@ -161,12 +161,13 @@ fn settings(load: &Load) -> Settings {
     }
 }
 
-/// The least precision and recall, percent, that are not a failure: what is reached less a margin, since what fails when is
-/// random. The aim is 100 of both. In an emulated guest timers are late, and more connections end before nginx has written.
-const FLOORS: Floors = Floors { precision: 95.0, recall: 92.0 };
-const SLOW_FLOORS: Floors = Floors { precision: 80.0, recall: 70.0 };
-/// Where nginx itself is asked as well.
-const ASKED_FLOORS: Floors = Floors { precision: 99.0, recall: 99.0 };
+/// The least precision and recall, percent, that are not a failure, just below what ARCHITECTURE.md claims: 99.2 and 98.7 by kernel
+/// evidence alone, where all that is missed lies in TLS. Of 1,400 lines, chance moves that share by a third of a percent.
+const FLOORS: Floors = Floors { precision: 98.5, recall: 97.8 };
+/// In an emulated guest timers are late, and more connections end before nginx has written. Played thoroughly alone.
+const SLOW_FLOORS: Floors = Floors { precision: 95.0, recall: 92.0 };
+/// Where nginx itself is asked as well nothing is missed: 100 and 100. One of a thousand is left to the moment of the end.
+const ASKED_FLOORS: Floors = Floors { precision: 99.9, recall: 99.9 };
 
 fn clients(web: &NetNs, load: &Load, bound: Duration) -> Result<()> {
     let next = AtomicU64::new(1);

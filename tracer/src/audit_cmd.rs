@@ -11,10 +11,12 @@ use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
     cli::{Audit, Format},
+    retold::retold,
     run::{DONE, INCIDENTS, INCOMPLETE, output},
 };
 use tracer::{
     audit::{Logs, Options, Stream, audit},
+    record::{self, Reader},
     report::{
         audit::{Shown, json, text},
         local_offset,
@@ -91,6 +93,10 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>> {
             path.display(),
             path.display()
         ));
+    }
+    if record::begins_like_ours(begin) {
+        let reader = Reader::open(reader).with_context(|| unreadable(path))?;
+        return Ok(Box::new(retold(reader)));
     }
     Ok(Box::new(reader))
 }

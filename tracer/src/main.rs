@@ -7,6 +7,7 @@ mod doctor;
 mod explain;
 mod find;
 mod replay_cmd;
+mod retold;
 mod run;
 mod show;
 
