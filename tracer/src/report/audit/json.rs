@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::{super::json, Shown};
 use crate::{
     audit::{Basis, Told, Written},
+    errlog::Level,
     moment::Moment,
 };
 
@@ -208,7 +209,7 @@ fn counts<'a>(shown: &Shown<'a>) -> AuditLine<'a> {
             Basis::Incidents(_) => "incidents",
             Basis::Machine => "machine",
         },
-        level: audit.level.map(|level| level.name()),
+        level: audit.level.map(Level::name),
         lines: Lines {
             counted: audit.lines,
             missing: audit.missing.len(),
