@@ -133,6 +133,10 @@ pub(crate) struct Step {
     /// A shell command; it sees DIR (nginx's prefix), CASE (the case's folder), NGINX_PID, WORKER_PID,
     /// SECOND_PID (the second master) and WHY502 (the program; empty with `--no-why502`).
     pub(crate) run: Option<String>,
+    /// With `at = "connecting"`: nginx still connects when it is done. If its timer was faster, the case is set up anew before
+    /// anything is judged.
+    #[serde(default)]
+    pub(crate) in_time: bool,
     /// Run it in the background until the case ends.
     #[serde(default)]
     pub(crate) background: bool,
@@ -504,6 +508,9 @@ mod tests {
         let alike = cases.iter().filter(|c| !c.look_alike_of.is_empty()).count();
         assert!(cases.len() >= 36, "{} cases", cases.len());
         assert!(alike * 2 >= cases.len(), "{alike} look-alikes of {} cases", cases.len());
+        let unexplained = |c: &&Case| c.expect.tracepoint.iter().any(|t| !t.unexplained_without.is_empty());
+        let allowed = cases.iter().filter(unexplained).count();
+        assert!(allowed <= 4, "{allowed} cases may stay unexplained on the tracepoint tier");
         let core: Vec<_> = cases.iter().filter(|c| c.core).collect();
         let alike = core.iter().filter(|c| !c.look_alike_of.is_empty()).count();
         assert!(

@@ -1,10 +1,9 @@
 //! The chaos run: many requests side by side to backends that fail at random in all known ways, and every failure that
-//! nginx logs has exactly one incident, and the reverse. See `compare.rs`.
+//! nginx logs has exactly one incident, and the reverse. See `audit.rs`.
 
+use crate::audit::{self, ACCESS, Floors};
 use crate::backend::{self, Backend, Backends, Dice};
 use crate::case::Nginx as Settings;
-use crate::compare::{self, ACCESS, Line, Truth};
-use crate::judge;
 use crate::net::{self, NetNs, World};
 use crate::nginx::Nginx;
 use crate::report;
@@ -41,7 +40,7 @@ pub(crate) struct Load {
     /// nginx logs at `error`, as by default: then `--uprobes=auto` asks it
     #[arg(long)]
     quiet_log: bool,
-    /// Leave nginx's logs and all incidents in this folder
+    /// Leave nginx's logs, all incidents and the audit in this folder
     #[arg(long, value_name = "DIR")]
     keep: Option<std::path::PathBuf>,
 }
@@ -78,7 +77,7 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     prepare(web, dir, &mut backends, bound)?;
     let nginx = Nginx::start(web, &settings(load), dir, bound)?;
     if let Some(watch) = &watch {
-        sys::poll_until(Duration::from_secs(1), || watch.names_process(nginx.pid));
+        sys::poll_until(Duration::from_secs(10), || watch.names_process(nginx.pid));
     }
     let pids: BTreeSet<u32> = web.pids().into_iter().collect();
     let start = Instant::now();
@@ -87,55 +86,40 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     report::say(&format!("{} requests in {seconds:.1} s, {} workers", load.requests, load.workers));
     let incidents = watch.as_ref().map(|watch| {
         stress::stand_still(watch);
-        let mut incidents = watch.incidents(&pids);
-        // nginx logs clients that leave at `info`.
-        incidents.retain(|incident| !load.quiet_log || judge::text(incident, "/cause") != "client-aborted");
-        incidents
+        watch.incidents(&pids)
     });
     Nginx::stop_all(web, bound);
     drop(backends);
-    let (errors, accesses) = (nginx.read("error.log"), nginx.read("chaos.log"));
-    if let Some(folder) = &load.keep {
+    let errors = nginx.read(audit::ERRORS);
+    let folder = load.keep.as_deref().unwrap_or(dir);
+    if load.keep.is_some() {
         std::fs::create_dir_all(folder)?;
-        std::fs::write(folder.join("error.log"), &errors)?;
-        std::fs::write(folder.join("chaos.log"), &accesses)?;
-        let all: Vec<String> = incidents.iter().flatten().map(ToString::to_string).collect();
-        std::fs::write(folder.join("incidents.jsonl"), all.join("\n"))?;
+        std::fs::write(folder.join(audit::ERRORS), &errors)?;
+        std::fs::write(folder.join(audit::ACCESSES), nginx.read(audit::ACCESSES))?;
     }
-    let (lines, mut problems) = lines(&errors, &accesses);
-    let mut stderr = String::new();
-    let asked = watch.as_ref().is_some_and(|watch| watch.asks(load.quiet_log));
-    if let Some(watch) = watch {
-        let end = watch.finish(bound);
-        problems.extend(end.problems);
-        stderr = end.stderr;
-        let number = |name: &str| end.summary.as_ref().and_then(|s| s.pointer(name)?.as_u64()).unwrap_or(0);
-        report::say(&format!(
-            "why502: {} events lost, {} runs of programs skipped by the kernel, {} ends found late",
-            number("/events_lost"),
-            number("/skipped_runs"),
-            number("/found_late")
-        ));
-    }
-    match incidents {
-        Some(incidents) => {
-            let truth = compare::compare(&lines, &incidents);
-            if let Some(folder) = &load.keep {
-                let all = [("missed", &truth.missed), ("surplus", &truth.surplus), ("wrong", &truth.wrong)];
-                for (name, list) in all {
-                    std::fs::write(folder.join(name), list.join("\n"))?;
-                }
-            }
-            let floors = match (options.slow > 1.0, asked) {
-                (true, _) => SLOW_FLOORS,
-                (false, true) => ASKED_FLOORS,
-                (false, false) => FLOORS,
-            };
-            problems.extend(rate(&truth, floors));
-        }
-        None => tell(&lines),
-    }
-    Ok(stress::verdict(&problems, &stderr))
+    let (Some(watch), Some(incidents), Some(program)) = (watch, incidents, &options.program) else {
+        audit::tell(&errors);
+        return Ok(stress::verdict(&[], ""));
+    };
+    let asked = watch.asks(load.quiet_log);
+    let end = watch.finish(bound);
+    let number = |name: &str| end.summary.as_ref().and_then(|s| s.pointer(name)?.as_u64()).unwrap_or(0);
+    report::say(&format!(
+        "why502: {} events lost, {} runs of programs skipped by the kernel, {} ends found late",
+        number("/events_lost"),
+        number("/skipped_runs"),
+        number("/found_late")
+    ));
+    let all: Vec<String> = incidents.iter().chain(&end.summary).map(ToString::to_string).collect();
+    std::fs::write(folder.join(audit::INCIDENTS), all.join("\n"))?;
+    let floors = match (options.slow > 1.0, asked) {
+        (true, _) => SLOW_FLOORS,
+        (false, true) => ASKED_FLOORS,
+        (false, false) => FLOORS,
+    };
+    let mut problems = end.problems;
+    problems.extend(audit::judge(program, folder, level(load), floors)?);
+    Ok(stress::verdict(&problems, &end.stderr))
 }
 
 /// What is neither nginx nor a script: ports, a rule that drops, a certificate and TLS in front of the plain backend.
@@ -153,9 +137,13 @@ fn prepare(web: &NetNs, dir: &Path, backends: &mut Backends, bound: Duration) ->
     Ok(())
 }
 
+/// The level of nginx's log; the lab's own is `info`.
+fn level(load: &Load) -> &'static str {
+    if load.quiet_log { "error" } else { "info" }
+}
+
 fn settings(load: &Load) -> Settings {
-    let level =
-        if load.quiet_log { "sed -i 's/error.log info/error.log error/' \"$DIR/nginx.conf\"\n" } else { "" };
+    let quiet = format!("sed -i 's/error.log info/error.log {}/' \"$DIR/nginx.conf\"\n", level(load));
     Settings {
         conf: format!("log_format chaos '{ACCESS}';\naccess_log chaos.log chaos;\n{}", scripts::CONF),
         stream: String::new(),
@@ -168,99 +156,18 @@ fn settings(load: &Load) -> Settings {
         listen: NGINX.to_owned(),
         current: false,
         // So that its log's times need no zone.
-        launch: Some(format!("{level}exec env TZ=UTC0 \"$@\"")),
+        launch: Some(format!("{quiet}exec env TZ=UTC0 \"$@\"")),
         seen_at: None,
     }
 }
 
-/// What nginx has logged, and the lines about upstreams that this program does not know.
-fn lines(errors: &str, accesses: &str) -> (Vec<Line>, Vec<String>) {
-    let mut problems = Vec::new();
-    let mut found = Vec::new();
-    for text in errors.lines().filter(|text| compare::names_upstream(text)) {
-        match compare::error_line(text) {
-            Some(line) => found.push(line),
-            None => problems.push(format!("a line of nginx that is not known: {text}")),
-        }
-    }
-    found.extend(accesses.lines().flat_map(compare::access_line));
-    problems.truncate(20);
-    (found, problems)
-}
-
-/// Without why502: what went wrong, by class.
-fn tell(lines: &[Line]) {
-    let mut counts = BTreeMap::new();
-    for line in lines {
-        *counts.entry(line.class).or_insert(0_u32) += 1;
-    }
-    for (class, count) in counts {
-        report::say(&format!("  {count:>6} {class:?}"));
-    }
-}
-
-/// The least precision and recall, percent, that are not a failure: what is reached less a margin, since what fails when is
-/// random. The aim is 100 of both. In an emulated guest timers are late, and more connections end before nginx has written.
-const FLOORS: (f64, f64) = (95.0, 92.0);
-const SLOW_FLOORS: (f64, f64) = (80.0, 70.0);
-/// Where nginx itself is asked as well.
-const ASKED_FLOORS: (f64, f64) = (99.0, 99.0);
-
-/// Tells every miss. What fails the run is a false proof, and less than the floors.
-fn rate(truth: &Truth, floors: (f64, f64)) -> Vec<String> {
-    for ((class, cause), count) in &truth.table {
-        let mark = if class.fits(cause) { ' ' } else { '!' };
-        report::say(&format!("{mark} {count:>6} {class:?}: {cause}"));
-    }
-    report::say(&format!(
-        "chaos: {} lines of nginx, {} incidents: precision {:.3} %, recall {:.3} %; {} missed, {} surplus, \
-         {} of another cause, {} of those proven",
-        truth.lines,
-        truth.incidents,
-        truth.precision(),
-        truth.recall(),
-        truth.missed.len(),
-        truth.surplus.len(),
-        truth.wrong.len(),
-        truth.false_proven
-    ));
-    for (what, list) in [("missed", &truth.missed), ("surplus", &truth.surplus)] {
-        let mut kinds: BTreeMap<&str, u32> = BTreeMap::new();
-        for text in list {
-            *kinds.entry(kind(text)).or_default() += 1;
-        }
-        kinds.iter().for_each(|(kind, count)| report::say(&format!("! {count:>6} {what}: {kind}")));
-    }
-    for (what, list) in
-        [("missed", &truth.missed), ("surplus", &truth.surplus), ("another cause", &truth.wrong)]
-    {
-        list.iter().take(12).for_each(|text| report::say(&format!("! {what}: {text}")));
-        if list.len() > 12 {
-            report::say(&format!("! {what}: {} more", list.len() - 12));
-        }
-    }
-    let (precision, recall) = floors;
-    let mut problems = Vec::new();
-    if truth.false_proven > 0 {
-        problems.push(format!("{} incidents are proven to be what they are not", truth.false_proven));
-    }
-    if truth.precision() < precision || truth.recall() < recall {
-        problems.push(format!(
-            "precision {:.3} % and recall {:.3} %, at least {precision} and {recall} are expected",
-            truth.precision(),
-            truth.recall()
-        ));
-    }
-    problems
-}
-
-/// The class of a line, or the cause of an incident.
-fn kind(text: &str) -> &str {
-    match text.split_once("\"cause\":\"") {
-        Some((_, rest)) => rest.split('"').next().unwrap_or_default(),
-        None => text.split(':').next().unwrap_or_default(),
-    }
-}
+/// The least precision and recall, percent, that are not a failure, just below what ARCHITECTURE.md claims: 99.2 and 98.7 by kernel
+/// evidence alone, where all that is missed lies in TLS. Of 1,400 lines, chance moves that share by a third of a percent.
+const FLOORS: Floors = Floors { precision: 98.5, recall: 97.8 };
+/// In an emulated guest timers are late, and more connections end before nginx has written. Played thoroughly alone.
+const SLOW_FLOORS: Floors = Floors { precision: 95.0, recall: 92.0 };
+/// Where nginx itself is asked as well nothing is missed: 100 and 100. One of a thousand is left to the moment of the end.
+const ASKED_FLOORS: Floors = Floors { precision: 99.9, recall: 99.9 };
 
 fn clients(web: &NetNs, load: &Load, bound: Duration) -> Result<()> {
     let next = AtomicU64::new(1);

@@ -2,12 +2,12 @@
 //!
 //! Without a subcommand it runs the cases; `leak`, `healthy` and `requests` are the long runs. See ../README.md.
 
+mod audit;
 mod backend;
 mod case;
 mod chaos;
 mod check;
 mod client;
-mod compare;
 mod conntrack;
 mod dns;
 mod expect;
@@ -22,6 +22,8 @@ mod nginx;
 mod older;
 mod packet;
 mod record;
+#[cfg(test)]
+mod recorded;
 mod refuse;
 mod remote;
 mod report;

@@ -101,7 +101,11 @@ impl Nginx {
             return false;
         }
         self.worker = if settings.master {
-            web.pids().into_iter().find(|pid| parent(*pid) == Some(self.pid)).unwrap_or(0)
+            // A child that has not written its own title yet has its master's, and is no worker to anybody who looks.
+            let children: Vec<u32> =
+                web.pids().into_iter().filter(|pid| parent(*pid) == Some(self.pid)).collect();
+            let titled = children.iter().all(|pid| !title(*pid).starts_with(b"nginx: master process"));
+            children.first().copied().filter(|_| titled).unwrap_or(0)
         } else {
             self.pid
         };
@@ -110,7 +114,7 @@ impl Nginx {
 
     /// Whether a process is the master that the `launch` text has started.
     fn launched(&self, pid: u32) -> bool {
-        let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let title = title(pid);
         let Some(child) = self.child.as_ref().map(Child::id) else { return false };
         title.starts_with(b"nginx: master process")
             && std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == child)
@@ -153,7 +157,6 @@ impl Drop for Nginx {
 
 /// The processes by which a case's nginx are known now: a step may have put another master in the first one's place.
 pub(crate) fn masters(web: &NetNs, started: &[Nginx]) -> Vec<u32> {
-    let title = |pid: u32| std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     // One that has ended and is not waited for has no title.
     let alive: Vec<u32> =
         started.iter().map(|nginx| nginx.pid).filter(|pid| !title(*pid).is_empty()).collect();
@@ -212,6 +215,10 @@ fn marked(text: &str) -> impl Iterator<Item = (u64, &str)> {
     (1..).zip(text.lines()).flat_map(|(number, line)| {
         line.split_ascii_whitespace().filter_map(move |word| Some((number, word.strip_prefix("#@")?)))
     })
+}
+
+fn title(pid: u32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
 /// The parent of a process.

@@ -68,6 +68,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if options.check == Some(Which::Expecting) {
         cases.retain(|c| c.check.as_ref().is_some_and(CheckExpect::expects));
     }
+    if cases.is_empty() {
+        return finish(&[], "", &[], options, None);
+    }
     let attach = Duration::from_secs_f64(15.0 * options.slow);
     let traced = options.program.clone().filter(|_| options.check.is_none()).map(|mut program| {
         program.extra.extend(options.record.iter().map(|path| format!("--write={}", path.display())));

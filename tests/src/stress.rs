@@ -166,7 +166,7 @@ fn scene(
     std::fs::create_dir_all(dir.join("tmp")).with_context(|| format!("cannot create {}", dir.display()))?;
     let nginx = Nginx::start(web, &settings, dir, bound)?;
     if let Some(watch) = watch {
-        sys::poll_until(Duration::from_secs(1), || watch.names_process(nginx.pid));
+        sys::poll_until(Duration::from_secs(10), || watch.names_process(nginx.pid));
     }
     let start = Instant::now();
     let done = clients(web, options.clients, requests, status, bound)?;

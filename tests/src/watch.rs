@@ -14,6 +14,9 @@ use std::time::Duration;
 /// More incidents than this are counted by cause and not kept (the leak run makes a million).
 const KEPT: usize = 20_000;
 
+/// What a start may take at least: the kernel verifies every program, and other work may be beside it.
+const START: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 struct Stream {
     incidents: Vec<Value>,
@@ -79,6 +82,7 @@ impl Watch {
         }
         command.args(&program.extra);
         own_group(&mut command);
+        let bound = bound.max(START);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

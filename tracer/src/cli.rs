@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracer::{
     check,
     diagnose::Cause,
+    errlog::Level,
     nginx::Version,
     probes::Tier,
     report::select::{Network, Select, Status},
@@ -36,6 +37,9 @@ pub(crate) enum Command {
     /// Look at every running nginx without traffic: is it reloaded, what in its configuration breaks requests, can its
     /// workers reach every upstream server, what did its logs say. Changes nothing, sends no request.
     Check(Check),
+    /// Compare what a run has told with nginx's own error logs, line by line: what is missing, what is too much, whose cause or
+    /// request is another. Needs no privileges.
+    Audit(Audit),
     /// Show the configuration as nginx runs with it: upstreams, who uses them, and every value in force with the
     /// line that it comes from.
     Config(Config),
@@ -260,6 +264,40 @@ pub(crate) struct Check {
     pub color: Color,
 }
 
+/// Options of `audit`.
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// What `why502 -o json` has written; - is stdin.
+    #[arg(value_name = "INCIDENTS")]
+    pub incidents: PathBuf,
+    /// The error logs of that nginx, rotated pieces included; - is stdin.
+    #[arg(value_name = "LOG", required = true)]
+    pub logs: Vec<PathBuf>,
+    /// An access log that tells which servers answered with 5xx themselves, written with log_format NAME
+    /// '$msec|$pid|$request_uri|$upstream_addr|$upstream_status|$upstream_header_time|$request_time'. Repeatable.
+    #[arg(long, value_name = "LOG")]
+    pub access: Vec<PathBuf>,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Text)]
+    pub output: Format,
+    /// How far the error logs' clock is ahead of UTC, such as +02:00. Default: what makes most incidents fit, else this
+    /// machine's.
+    #[arg(long, value_name = "OFFSET", value_parser = parse_offset, allow_hyphen_values = true)]
+    pub utc_offset: Option<i64>,
+    /// Level of the error logs. Default: the lowest that they show.
+    #[arg(long, value_name = "LEVEL", value_parser = Level::from_str)]
+    pub level: Option<Level>,
+    /// How many of each kind are listed. (JSON always has them all.)
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub list: usize,
+    /// Exit with 1 if the two do not agree.
+    #[arg(long)]
+    pub exit_code: bool,
+    /// Colours; `auto` follows NO_COLOR, CLICOLOR_FORCE and the terminal.
+    #[arg(long, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
 /// What `explain` explains.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Explained {
@@ -431,6 +469,33 @@ fn parse_size(text: &str) -> Result<u64, String> {
     if size < 64 << 10 { Err(bad()) } else { Ok(size) }
 }
 
+/// `+02:00`, `-0330`, `+2`, `Z`, as seconds.
+fn parse_offset(text: &str) -> Result<i64, String> {
+    let bad = || format!("{text} is no offset: write Z, or a sign with hours and minutes, such as +02:00");
+    if text == "Z" {
+        return Ok(0);
+    }
+    let (sign, rest) = match text.split_at_checked(1) {
+        Some(("+", rest)) => (1, rest),
+        Some(("-", rest)) => (-1, rest),
+        _ => return Err(bad()),
+    };
+    let digits = rest.replacen(':', "", 1);
+    let (hours, minutes) = match digits.len() {
+        1 | 2 => (digits.as_str(), "0"),
+        4 => digits.split_at_checked(2).ok_or_else(bad)?,
+        _ => return Err(bad()),
+    };
+    let number = |text: &str, most: u8| {
+        text.parse::<u8>()
+            .ok()
+            .filter(|n| *n <= most && !text.starts_with('+'))
+            .map(i64::from)
+            .ok_or_else(bad)
+    };
+    Ok(sign * (number(hours, 14)? * 3600 + number(minutes, 59)? * 60))
+}
+
 /// A name that a finding can have.
 fn parse_finding(text: &str) -> Result<String, String> {
     let names: Vec<&str> = check::names().map(|(name, _)| name).collect();
@@ -498,6 +563,18 @@ mod tests {
         assert_eq!(parse_size("2g"), Ok(2 << 30));
         for bad in ["", "M", "1K", "-1", "1.5M", "99999999999G", "é"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn reads_offsets() {
+        for (text, seconds) in
+            [("Z", 0), ("+02:00", 7200), ("-0330", -12_600), ("+2", 7200), ("+14", 50_400), ("-00:00", 0)]
+        {
+            assert_eq!(parse_offset(text), Ok(seconds), "{text}");
+        }
+        for bad in ["", "+", "2", "+15:00", "+02:60", "+2:3", "+é1", "++1", "+-1:00", "CET"] {
+            assert!(parse_offset(bad).is_err(), "{bad}");
         }
     }
 

@@ -3,9 +3,11 @@
 //! The program is `main.rs`; this library holds everything else, so that tests, benchmarks and fuzzers reach
 //! it. ARCHITECTURE.md is the map.
 
+pub mod audit;
 pub mod check;
 pub mod correlate;
 pub mod diagnose;
+pub mod errlog;
 pub mod event;
 pub mod firewall;
 pub mod moment;

@@ -1,11 +1,13 @@
 //! `why502`: parse, run, exit code.
 
+mod audit_cmd;
 mod check_cmd;
 mod cli;
 mod doctor;
 mod explain;
 mod find;
 mod replay_cmd;
+mod retold;
 mod run;
 mod show;
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         Some(Command::Config(options)) => show::run(options),
         Some(Command::Check(options)) => check_cmd::run(options),
         Some(Command::Replay(options)) => replay_cmd::run(options),
+        Some(Command::Audit(options)) => audit_cmd::run(options),
         Some(Command::Trace(options)) => run::trace(options),
         None => run::trace(&cli.trace),
     };

@@ -99,6 +99,13 @@ pub fn moment(time: SystemTime) -> String {
     Moment::local(time).to_string()
 }
 
+/// What this machine's clock is ahead of UTC at a time (seconds after 1970), seconds.
+#[must_use]
+pub fn local_offset(at: i64) -> i64 {
+    let since = std::time::Duration::from_secs(u64::try_from(at).unwrap_or(0));
+    i64::from(Moment::local(UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)).offset())
+}
+
 /// Hour, minute and second.
 fn of_day(seconds: i64) -> (i64, i64, i64) {
     let of_day = seconds.rem_euclid(DAY);

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers as well")]
 
+#[path = "cli/audit.rs"]
+mod audit;
 #[path = "cli/check.rs"]
 mod check;
 #[path = "cli/config.rs"]
@@ -17,6 +19,8 @@ mod kernels;
 mod nginx;
 #[path = "cli/program.rs"]
 mod program;
+#[path = "cli/recordings.rs"]
+mod recordings;
 #[path = "cli/refusals.rs"]
 mod refusals;
 #[path = "cli/streams.rs"]

@@ -124,7 +124,7 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
         done.push(this);
     }
     let code = finish(&done, started.elapsed());
-    if args.thorough {
+    if args.thorough && !signals::interrupted() {
         results::keep()?;
         results::report()?;
     }

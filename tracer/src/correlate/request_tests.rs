@@ -193,3 +193,36 @@ fn nginx_marks_change_nothing_of_what_is_read() {
         assert!(!parsed_by_nginx(sent, 500) && parsed_by_nginx(left, 500));
     }
 }
+
+#[test]
+fn names_in_the_logs_of_others() {
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let ids = |request_id: Option<&str>, traceparent: Option<&str>| Ids {
+        request_id: request_id.map(str::to_owned),
+        traceparent: traceparent.map(str::to_owned),
+    };
+    let none = ids(None, None);
+    for (text, expect) in [
+        (
+            format!("GET / HTTP/1.1\r\nX-Request-ID: a1\r\ntraceparent: {PARENT}\r\n\r\n"),
+            ids(Some("a1"), Some(PARENT)),
+        ),
+        (
+            format!("GET / HTTP/1.1\r\nTraceparent: {PARENT}-more\r\n\r\n"),
+            ids(None, Some(&format!("{PARENT}-more"))),
+        ),
+        // As nginx leaves them in its memory.
+        ("GET / HTTP/1.1\r\nx-request-id\0 a2\0\nHost\0 x\0\n\r\n".to_owned(), ids(Some("a2"), None)),
+        ("GET / HTTP/1.1\r\nX-Request-ID: a\r\nX-Request-ID: b\r\n\r\n".to_owned(), none.clone()),
+        ("GET / HTTP/1.1\r\nX-Request-ID: a b\r\n\r\n".to_owned(), none.clone()),
+        (format!("GET / HTTP/1.1\r\nX-Request-ID: {}\r\n\r\n", "x".repeat(129)), none.clone()),
+        (format!("GET / HTTP/1.1\r\ntraceparent: {}\r\n\r\n", PARENT.to_uppercase()), none.clone()),
+        ("GET / HTTP/1.1\r\ntraceparent: 00-1-2-3\r\n\r\n".to_owned(), none.clone()),
+        ("GET / HTTP/1.1\r\n\r\nX-Request-ID: body\r\n".to_owned(), none.clone()),
+        ("HTTP/1.1 200 OK\r\nX-Request-ID: a\r\n\r\n".to_owned(), none.clone()),
+        (String::new(), none.clone()),
+    ] {
+        assert_eq!(Ids::of(text.as_bytes()), expect, "{text:?}");
+    }
+    assert_eq!(ids(Some("a"), None).or(ids(Some("b"), Some("c"))), ids(Some("a"), Some("c")));
+}

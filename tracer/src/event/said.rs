@@ -93,7 +93,7 @@ pub enum Fault {
 }
 
 /// What nginx was doing (`ngx_log_t.action`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum During {
     /// The handshake of TLS.
     Handshake,
@@ -108,7 +108,7 @@ pub enum During {
 }
 
 impl During {
-    fn of(action: &[u8]) -> Self {
+    pub(crate) fn of(action: &[u8]) -> Self {
         match action {
             b"SSL handshaking to upstream" => Self::Handshake,
             b"sending request to upstream" => Self::Request,
@@ -122,7 +122,7 @@ impl During {
 impl Fault {
     /// By the text (ngx_http_upstream.c, ngx_event_pipe.c and the modules). Of those that say what was sent, only what ends the
     /// attempt has the level of an error, but for a response without a header, which is passed on as HTTP/0.9.
-    fn of(format: &[u8]) -> Option<Self> {
+    pub(crate) fn of(format: &[u8]) -> Option<Self> {
         let begins = |text: &str| format.starts_with(text.as_bytes());
         if begins("upstream prematurely closed stream") {
             // Its connection stands: what came says more.

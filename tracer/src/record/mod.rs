@@ -41,6 +41,12 @@ const EXPANDED: usize = FRAME + LINE;
 /// Window of the compression, as a power of two: bounds the reader's memory.
 const WINDOW_LOG: u32 = 23;
 
+/// True if these first bytes of a file can be those of a recording.
+#[must_use]
+pub fn begins_like_ours(bytes: &[u8]) -> bool {
+    bytes.starts_with(&SKIPPABLE)
+}
+
 /// The skippable frame.
 fn preface() -> Vec<u8> {
     let text = [NAME, VERSION.to_string().as_bytes(), b"\n"].concat();

@@ -1,5 +1,6 @@
 //! Showing incidents: what an incident is, and the ways to print it.
 
+pub mod audit;
 pub mod check;
 pub mod config;
 pub mod diff;
@@ -29,7 +30,7 @@ use crate::{
     nginx::{Candidate, ConfigLine, Role},
 };
 
-pub use crate::moment::moment;
+pub use crate::moment::{local_offset, moment};
 pub use summary::{Occupancy, ProgramCost, Summary, Totals, plural};
 
 /// A failed attempt with its cause, ready to be shown.

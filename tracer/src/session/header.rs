@@ -5,6 +5,7 @@ use std::{fs, time::SystemTime};
 use super::watch::Watch;
 use crate::{
     moment::Moment,
+    nginx::binary::Build,
     probes::{
         Tier,
         load::{Loaded, State},
@@ -41,7 +42,7 @@ pub(super) fn of(tier: Tier, hooks: Vec<Hook>, payload: bool, watch: &Watch) -> 
         .map(|(pid, config)| Master {
             pid,
             config: config.main.as_ref().map(|main| main.to_string_lossy().into_owned()),
-            version: config.build.as_ref().and_then(|build| build.core()).map(|version| version.to_string()),
+            version: config.build.as_ref().and_then(Build::core).map(|version| version.to_string()),
         })
         .collect();
     masters.sort_by_key(|master| master.pid);

@@ -21,6 +21,11 @@ fn wrong_values_are_usage_errors_that_name_the_right_ones() {
         refused(&["trace", &format!("--duration={time}")], &["is no time", "s, m or h"]);
     }
     refused(&["-p", "nginx"], &["invalid digit"]);
+    refused(&["--status", "600"], &["is no status", "5xx"]);
+    refused(&["--client", "10.0.0/8"], &["neither an IP address nor a network"]);
+    refused(&["-w", "x", "--max-size", "1K"], &["is no size of 64K or more"]);
+    refused(&["--keep", "15m"], &["--write"]);
+    refused(&["--max-size", "1M"], &["--write"]);
     refused(&["-p", "-1"], &["-1"]);
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,9 +26,11 @@ const LIMIT: Duration = Duration::from_secs(1500);
 const THOROUGH_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// How much of a failed guest's console and of its programs' stderr is shown, in bytes.
 const TAIL: usize = 6000;
+const TIERS: [&str; 3] = ["full", "kprobe", "tracepoint"];
 
 /// Runs in the guest, in a folder with `why502`, `faultlab` and `data`. Each part is announced, and its status told.
-/// `lab PART ARGUMENTS` plays the cases that do not hang on time, `timed` those that do, several times and alone.
+/// `lab PART ARGUMENTS` plays the cases that do not hang on time, `timed` those that do, several times and alone. `$core` is
+/// `--core`, or empty if everything is to be played.
 const HEAD: &str = r#"
 part() { echo "@ $1"; shift; "$@"; echo "@ status $?"; }
 cases() { name=$1; shift; part "$name" ./faultlab --why502 ./why502 --cases data --slow 15 --settle-ms 20 "$@"; }
@@ -54,7 +56,8 @@ hooks() {
     done
 }
 part doctor hooks
-lab check --jobs 4 --check expecting --core $only
+if [ -z "$core" ]; then only=; fi
+lab check --jobs 4 --check expecting $core $only
 part older ./faultlab older --why502 ./why502 --slow 15 --tier full
 lab uprobes --jobs 4 --tier full --why502-arg=--uprobes=on \
     --case request-http2 --case stood-tls-c --case stood-tls-t --case current-tls- --case tls-client
@@ -68,7 +71,7 @@ hooks() {
     ! grep 'MISSING  *selinux' doctor.txt
 }
 part "selinux doctor" hooks
-lab "selinux check" --jobs 1 --check expecting --case selinux-
+lab "selinux check" --jobs 1 --check expecting $core --case selinux-
 "#;
 
 /// How the script's own lines begin, and the end of a part.
@@ -129,7 +132,7 @@ fn one(session: &Session, kernel: &Kernel, lsm: Lsm) -> Outcome {
         println!("kernel {name} ({}): started", kernel.release);
         let started = Instant::now();
         let mut shown = Progress::default();
-        job(session, kernel.series, lsm).and_then(|job| {
+        job(session, kernel.series, name, lsm).and_then(|job| {
             lab::run(kernel, &job, &mut |stream, bytes| {
                 for part in shown.parts(stream, bytes) {
                     println!("kernel {name}: {part} begins after {:.0} s", started.elapsed().as_secs_f64());
@@ -167,12 +170,14 @@ fn script(session: &Session, series: &str, lsm: Lsm) -> String {
         Lsm::Selinux => ("selinux ", "--jobs 1 --case selinux-", SELINUX),
         Lsm::Kernel | Lsm::Bpf | Lsm::Apparmor => ("", "--jobs 4", SCRIPT),
     };
-    let core = if session.thorough { "" } else { " --core" };
-    let mut script = format!("{HEAD}{about}");
-    for tier in ["full", "kprobe", "tracepoint"] {
-        script += &format!("lab \"{part}{tier}\" {cases}{core} --tier {tier}\n");
+    let core = if session.thorough { "" } else { "--core" };
+    let mut script = format!("{HEAD}core={core}\n{about}");
+    for tier in TIERS {
+        script += &format!("lab \"{part}{tier}\" {cases} $core --tier {tier}\n");
         if session.thorough {
-            script += &format!("timed \"{part}{tier}\" {cases} --tier {tier}\n");
+            let file = format!("timed-{tier}.w502");
+            script +=
+                &format!("timed \"{part}{tier}\" {cases} --tier {tier} --record {file}; touch {file}\n");
         }
     }
     if session.thorough && lsm != Lsm::Selinux && series == CHAOS {
@@ -181,7 +186,12 @@ fn script(session: &Session, series: &str, lsm: Lsm) -> String {
     script
 }
 
-fn job(session: &Session, series: &str, lsm: Lsm) -> Result<Job> {
+/// Where the recording of what hangs on time goes.
+fn recording(guest: &str, tier: &str) -> Result<PathBuf> {
+    Ok(stream::log_file(&format!("guest-{guest}-{tier}-timed"))?.with_extension("w502"))
+}
+
+fn job(session: &Session, series: &str, name: &str, lsm: Lsm) -> Result<Job> {
     let script = script(session, series, lsm);
     let mut job = Job::new(["sh", "-c", script.as_str()]);
     job.copies = vec![
@@ -189,6 +199,9 @@ fn job(session: &Session, series: &str, lsm: Lsm) -> Result<Job> {
         session.binaries.get("faultlab")?.to_owned(),
         binaries::root().join("tests/data"),
     ];
+    for tier in TIERS.into_iter().filter(|_| session.thorough) {
+        job.fetch.push((format!("timed-{tier}.w502"), recording(name, tier)?));
+    }
     job.lsm = lsm;
     job.timeout = if session.thorough { THOROUGH_LIMIT } else { LIMIT };
     job.memory_mib = 2048;
@@ -231,7 +244,7 @@ fn judge(name: &str, guest: &GuestRun) -> Outcome {
             Some(end) if end.starts_with(STATUS) => {
                 let counts = part.finish(end.strip_prefix(STATUS) == Some("0"));
                 text += &part.report(name, counts);
-                results::count(&part.place(name), counts, log.clone());
+                results::count(&part.place(name), counts, part.recording(name).or_else(|| log.clone()));
                 total.add(counts);
                 part = Part::default();
             }
@@ -287,6 +300,12 @@ impl Part {
     /// Where this is, for the reader and the results.
     fn place(&self, kernel: &str) -> String {
         format!("kernel {kernel}, {}", self.name)
+    }
+
+    /// What why502 recorded of it.
+    fn recording(&self, kernel: &str) -> Option<PathBuf> {
+        let tier = self.name.strip_suffix(" timed")?;
+        recording(kernel, tier.rsplit(' ').next()?).ok()
     }
 
     /// A program that counts nothing counts as one test.

@@ -81,10 +81,8 @@ pub(super) fn keep() -> Result<()> {
 /// Tells what all runs of this tree have found together; true if nothing failed and nothing is left to run.
 pub(super) fn report() -> Result<bool> {
     let path = file()?;
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(_) => String::new(),
-    };
+    // No file: no run yet.
+    let text = fs::read_to_string(&path).unwrap_or_default();
     let runs: Vec<Places> = text
         .lines()
         .map(serde_json::from_str)

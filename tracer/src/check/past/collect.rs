@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     super::Place,
-    line::{self, Lsm, told},
+    told::{Lsm, told},
 };
-use crate::diagnose::Cause;
+use crate::{
+    diagnose::Cause,
+    errlog::{self, Level},
+};
 
 /// Most servers that are counted for one cause.
 const MOST_UPSTREAMS: usize = 256;
@@ -101,11 +104,11 @@ impl Collected {
     /// Adds the lines of a log whose clock is `offset` seconds ahead of UTC.
     pub(super) fn add(&mut self, text: &str, offset: i64, context: &Context) {
         for whole in text.lines() {
-            let Some(line) = line::line(whole) else { continue };
+            let Some(line) = errlog::line(whole) else { continue };
             let time = line.clock - offset;
             let recent = (context.since..=context.until).contains(&time);
             let of_master = line.pid == context.master;
-            if line.level == "emerg" && of_master && time > context.newest_worker && recent {
+            if line.level == Level::Emerg && of_master && time > context.newest_worker && recent {
                 let newer = self.refused.as_ref().is_none_or(|(known, _)| time >= *known);
                 // "still could not bind()" follows the error that says why.
                 if newer && !line.text.starts_with("still could not bind") {
@@ -113,7 +116,7 @@ impl Collected {
                 }
                 continue;
             }
-            if line.level == "alert"
+            if line.level == Level::Alert
                 && line.text.starts_with("worker process ")
                 && line.text.contains(" exited on signal ")
             {
@@ -126,14 +129,14 @@ impl Collected {
                 }
                 continue;
             }
-            if line.text.contains("worker_connections are not enough") && line.level == "alert" {
+            if line.text.contains("worker_connections are not enough") && line.level == Level::Alert {
                 if recent {
                     let group = self.exhausted.get_or_insert_with(|| Group::new(time, String::new(), ""));
                     group.add(time, whole);
                 }
                 continue;
             }
-            let Some(told) = told(line.text, context.lsm) else { continue };
+            let Some(told) = told(&line, context.lsm) else { continue };
             if !recent {
                 self.older += 1;
                 continue;

@@ -9,9 +9,9 @@ use std::{
 
 use super::{
     super::{Place, Subject, config::view},
-    line, read,
+    read,
 };
-use crate::{nginx::Model, sys::rootfs::RootFs};
+use crate::{errlog, nginx::Model, sys::rootfs::RootFs};
 
 /// What is read of a log and of the one before it, bytes together.
 const MOST: u64 = 4 << 20;
@@ -178,7 +178,7 @@ fn part(root: &RootFs, path: &Path, most: u64) -> io::Result<(String, Option<i64
     let written = file.metadata()?.mtime();
     let (bytes, cut) = read::tail(&file, most)?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let last = text.lines().rev().take(1000).find_map(line::line).map(|line| line.clock);
+    let last = text.lines().rev().take(1000).find_map(errlog::line).map(|line| line.clock);
     let offset = last.and_then(|last| zone(last, written));
     Ok((text, offset, cut))
 }
@@ -193,13 +193,7 @@ fn zone(last: i64, written: i64) -> Option<i64> {
 
 /// What this machine's clock is ahead of UTC now.
 fn local_offset() -> i64 {
-    // SAFETY: `tm` is plain data for which zero is valid, and the functions write into it alone.
-    unsafe {
-        let now = libc::time(std::ptr::null_mut());
-        let mut tm: libc::tm = std::mem::zeroed();
-        libc::localtime_r(&raw const now, &raw mut tm);
-        tm.tm_gmtoff
-    }
+    crate::report::local_offset(super::seconds(std::time::SystemTime::now()))
 }
 
 /// stderr and syslog end in the journal, where there is one.
@@ -210,7 +204,7 @@ fn from_journal(logs: &mut Logs) {
             let offset = entries
                 .iter()
                 .rev()
-                .find_map(|(time, text)| zone(line::line(text)?.clock, super::seconds(*time)));
+                .find_map(|(time, text)| zone(errlog::line(text)?.clock, super::seconds(*time)));
             logs.texts.push(Log { text: text.join("\n"), offset: offset.unwrap_or_else(local_offset) });
             logs.paths.push(PathBuf::from("the journal"));
         }

@@ -3,9 +3,9 @@
 
 mod collect;
 pub mod denial;
-pub mod line;
 mod logs;
 mod read;
+mod told;
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use std::{
 use self::{
     collect::{Collected, Group},
     denial::Denial,
-    line::Lsm,
+    told::Lsm,
 };
 use super::{Checked, Finding, Name, Options, Report, Subject};
 use crate::{
