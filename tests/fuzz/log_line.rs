@@ -22,7 +22,8 @@ fuzz_target!(|bytes: &[u8]| {
         assert!((0..=LAST).contains(&line.clock), "{line:?}");
         let fields = fields(line.text);
         assert!(line.text.starts_with(fields.message), "{fields:?}");
-        let parts = [fields.client, fields.server, fields.request, fields.subrequest, fields.upstream, fields.host];
+        let parts =
+            [fields.client, fields.server, fields.request, fields.subrequest, fields.upstream, fields.host];
         for part in parts.into_iter().flatten() {
             assert!(line.text.contains(part), "{fields:?}");
         }
