@@ -24,7 +24,7 @@ fn told(millis: i64, cause: Cause, target: Option<&str>) -> Told {
         time: T + millis * 1000,
         pid: 22,
         cause,
-        proven: true,
+        confidence: Confidence::Proven,
         summary: "it was so".to_owned(),
         address: Address::of("127.0.0.1:3000"),
         fastcgi: false,
@@ -80,6 +80,23 @@ fn pairs_are_one_to_one() {
     assert_eq!(audit.requests, BTreeMap::from([(Same::Unknown, 1)]));
 }
 
+/// As many failures in one second as there can be: none is looked for among all.
+#[test]
+fn a_storm_is_paired_in_its_order() {
+    const MANY: usize = 30_000;
+    let target = |at: usize| format!("/p/{at}");
+    let lines: Vec<String> = (0..MANY).map(|at| line(31, RESET, &target(at))).collect();
+    let incidents: Vec<Told> = (0..MANY)
+        .map(|at| {
+            // Those that do not know their request are as good.
+            let target = target(at);
+            let target = (at % 3 > 0).then_some(target.as_str());
+            told(i64::try_from(at / 31).unwrap(), Cause::UpstreamReset, target)
+        })
+        .collect();
+    assert_eq!(counts(&lines, &incidents), [MANY, 0, 0, 0, 0]);
+}
+
 #[test]
 fn what_is_not_the_same_attempt() {
     let lines = [line(31, RESET, "/p/7")];
@@ -110,7 +127,8 @@ fn a_cause_that_the_text_does_not_allow() {
     assert_eq!((found.right, found.contradicted.len(), found.false_proven), (0, 1, 1));
     assert!(!found.agrees() && found.missing.is_empty() && found.surplus.is_empty());
     // One that names no cause contradicts nothing, and is not right either.
-    let honest = stream(&[Told { proven: false, cause: Cause::Unexplained, ..wrong.clone() }]);
+    let honest =
+        stream(&[Told { confidence: Confidence::Unexplained, cause: Cause::Unexplained, ..wrong.clone() }]);
     let found = audit(&honest, &all, &UTC);
     assert_eq!((found.right, found.unexplained.len(), found.false_proven), (0, 1, 0));
     assert!(found.agrees() && found.precision() < 1.0);

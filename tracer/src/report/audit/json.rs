@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{super::json, Shown};
 use crate::{
-    audit::{Basis, Told, Written},
+    audit::{Basis, Same, Told, Written},
     errlog::Level,
     moment::Moment,
 };
@@ -40,7 +40,7 @@ struct Incident<'a> {
     time: String,
     worker: u32,
     cause: &'static str,
-    proven: bool,
+    confidence: &'static str,
     summary: &'a str,
     upstream: Option<String>,
     method: Option<&'a str>,
@@ -125,7 +125,7 @@ fn incident(told: &Told) -> Incident<'_> {
         time: stamp(told.time),
         worker: told.pid,
         cause: told.cause.name(),
-        proven: told.proven,
+        confidence: told.confidence.name(),
         summary: &told.summary,
         upstream: told.address.as_ref().map(ToString::to_string),
         method: told.method.as_deref(),
@@ -226,7 +226,7 @@ fn counts<'a>(shown: &Shown<'a>) -> AuditLine<'a> {
             other_request: audit.other_request.len(),
             remarked: audit.remarked,
         },
-        requests: audit.requests.iter().map(|(same, count)| (same.name(), *count)).collect(),
+        requests: Same::ALL.map(|same| (same.name(), audit.requests.get(&same).copied().unwrap_or(0))).into(),
         excused: audit.excused.iter().map(|(excuse, count)| (excuse.name(), *count)).collect(),
         workers: audit.aliases.iter().map(|(host, own)| (host.to_string(), *own)).collect(),
         table: audit
