@@ -12,7 +12,10 @@ use super::{
     super::{json, time::rfc3339},
     Shown,
 };
-use crate::audit::{Basis, Same, Told, Written};
+use crate::{
+    audit::{Basis, Same, Told, Written},
+    errlog::Level,
+};
 
 /// One line or incident that does not fit.
 #[derive(Serialize)]
@@ -208,7 +211,7 @@ fn counts<'a>(shown: &Shown<'a>) -> AuditLine<'a> {
             Basis::Incidents(_) => "incidents",
             Basis::Machine => "machine",
         },
-        level: audit.level.map(|level| level.name()),
+        level: audit.level.map(Level::name),
         lines: Lines {
             counted: audit.lines,
             missing: audit.missing.len(),
