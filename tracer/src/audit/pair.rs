@@ -24,7 +24,6 @@ const MOST_ASKED: usize = 256;
 /// Lines in the order of time.
 struct InTime<'a> {
     lines: &'a [&'a Written],
-    offset: i64,
     /// The time of each, and which it is.
     order: Vec<(i64, usize)>,
     /// The farthest that one may be from its incident.
@@ -40,7 +39,7 @@ impl<'a> InTime<'a> {
         order.sort_unstable();
         let widest = order.iter().filter_map(|(_, at)| Some(get(*at)?.within())).max().unwrap_or(0);
         let free = (0..=order.len()).collect();
-        Self { lines, offset, order, widest, free }
+        Self { lines, order, widest, free }
     }
 
     /// The first place whose line can be of the time of an incident.

@@ -139,7 +139,7 @@ fn what_cannot_be_read() {
 
 #[test]
 fn a_live_run_agrees_with_nginx() {
-    let Some(nginx) = Nginx::start("a_live_run_agrees_with_nginx") else { return };
+    let Some(nginx) = Nginx::start() else { return };
     let live = Live::start(&mut why502(&["-o", "json", "-p", &nginx.pid_arg()])).watching();
     for _ in 0..5 {
         assert_eq!(nginx.get("/refused"), 502);

@@ -4,7 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use tracer::{
@@ -16,11 +16,12 @@ use tracer::{
     },
     diagnose::Cause,
     event::{self, Attempt, DropClass, Icmp, Overflow, Stage},
+    moment::Moment,
     nginx::{self, Candidate, ConfigLine, Files, InForces, Model, Platform, Problem, Role, Setting, Source},
     probes::Tier,
-    report::{Occupancy, ProgramCost, Summary},
+    report::{Occupancy, ProgramCost, Summary, Totals, innocence::Account},
 };
-use tracer_ebpf::{Counters, Evidence, drop_flag, flag};
+use tracer_ebpf::{Evidence, drop_flag, flag};
 
 #[path = "unix.rs"]
 mod unix;
@@ -94,8 +95,8 @@ const TRACEPOINT: Reach =
     Reach { icmp: false, accept_queue: false, security: false, blockers: Watched::NONE, ..FULL };
 
 /// 2026-11-22T14:02:11.482113Z.
-pub(crate) fn time() -> SystemTime {
-    UNIX_EPOCH + Duration::from_micros(1_795_356_131_482_113)
+pub(crate) fn time() -> Moment {
+    Moment::utc(UNIX_EPOCH + Duration::from_micros(1_795_356_131_482_113))
 }
 
 struct Folder;
@@ -259,7 +260,7 @@ fn refusals() -> Vec<Sample> {
             .icmp(libc::ECONNREFUSED, 3, 3, "127.0.0.1")
             .edit(|a, f| {
                 a.drop = drops(DropClass::Netfilter, 1, OWN, 0, near);
-                (f.drop_hook, f.drop_engine) = (Some("output"), Some("nftables"));
+                (f.drop_hook, f.drop_engine) = (Some("output".into()), Some("nftables".into()));
                 f.drop_reason = Some("NETFILTER_DROP".to_owned());
                 f.listeners = Some(Listeners {
                     exact: vec![listening(near, "node (pid 4121)", 0, 511)],
@@ -283,7 +284,7 @@ fn timeouts() -> Vec<Sample> {
     let rule = |name, cause, confidence| {
         sample(name, cause, confidence, SynSent, far).timer().edit(|a, f| {
             a.drop = drops(DropClass::Netfilter, 2, OWN, 0, far);
-            (f.drop_hook, f.drop_reason) = (Some("output"), Some("NETFILTER_DROP".to_owned()));
+            (f.drop_hook, f.drop_reason) = (Some("output".into()), Some("NETFILTER_DROP".to_owned()));
         })
     };
     let mut aborted = sample("client-aborted", Cause::ClientAborted, "proven", SynSent, far)
@@ -291,7 +292,7 @@ fn timeouts() -> Vec<Sample> {
     aborted.case.client_gone = Some(("203.0.113.9:51514".parse().unwrap(), true));
     vec![
         rule("timeout-firewall-drop", Cause::ConnectTimeoutFirewallDrop, "proven")
-            .edit(|_, f| f.drop_engine = Some("nftables")),
+            .edit(|_, f| f.drop_engine = Some("nftables".into())),
         rule("timeout-conntrack-full", Cause::ConnectTimeoutConntrackFull, "proven")
             .edit(|_, f| f.conntrack = Some(ConntrackFact { count: 65_536, max: 65_536, drops: 1203 })),
         sample("timeout-backlog-full", Cause::ConnectTimeoutBacklogFull, "proven", SynSent, near)
@@ -434,7 +435,8 @@ fn untried() -> Vec<Sample> {
         made.case.facts.no_attempt = Some(Box::new(no_attempt));
         made
     };
-    let failure = |at_ns| Failure { worker: 133, at_ns, cause: "connect-refused-no-listener", sure: true };
+    let failure =
+        |at_ns| Failure { worker: 133, at_ns, cause: "connect-refused-no-listener".into(), sure: true };
     let peers = upstream.servers.iter().zip(servers()).map(|(server, line)| Peer {
         server: server.text.clone(),
         address: server.text.parse().ok(),
@@ -508,21 +510,10 @@ fn untried() -> Vec<Sample> {
 pub(crate) fn summary() -> Summary {
     Summary {
         time: time(),
+        mono_ns: 0,
         duration: Duration::from_millis(61_500),
         incidents: [(Cause::ConnectTimeoutNoAnswer, 2), (Cause::ConnectRefusedNoListener, 41)].into(),
-        counters: Counters {
-            connects: 1000,
-            established: 957,
-            failed: 43,
-            sent: 43,
-            lost: 1,
-            conns_full: 2,
-            proc_lost: 3,
-            closed: 1000,
-            hints_lost: 4,
-            found_late: 0,
-            drops_rescued: 0,
-        },
+        counters: Totals { connects: 1000, established: 957, failed: 43, sent: 43, lost: 10, found_late: 0 },
         unread: 5,
         workers: 4,
         masters: 2,
@@ -530,6 +521,8 @@ pub(crate) fn summary() -> Summary {
         maps: Occupancy { conns: 7, procs: 6, flows: 5 },
         skipped_runs: 0,
         programs: vec![ProgramCost { name: "set_state".to_owned(), runs: 3000, run_time_ns: 600_000 }],
+        unrecorded: false,
+        account: Account::default(),
         checked: Vec::new(),
     }
 }

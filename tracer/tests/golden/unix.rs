@@ -68,7 +68,7 @@ pub(super) fn sockets() -> Vec<Sample> {
     };
     let socket = |mode, group: &str| Component {
         path: PATH.to_owned(),
-        kind: "socket",
+        kind: "socket".into(),
         mode,
         owner: "shop".to_owned(),
         group: group.to_owned(),

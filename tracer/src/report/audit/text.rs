@@ -15,7 +15,10 @@ use super::{
     },
     Shown,
 };
-use crate::audit::{Pair, Told, Written};
+use crate::{
+    audit::{Pair, Told, Written},
+    errlog::Level,
+};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 
@@ -67,7 +70,7 @@ impl Writer<'_> {
             self.item("log", &format!("{name}: {all} lines, {own} about upstream servers near the run"))?;
         }
         self.item("times", &format!("{}: {}", zone(audit.zone.offset), shown.basis()))?;
-        let level = audit.level.map_or("nothing was written", |level| level.name());
+        let level = audit.level.map_or("nothing was written", Level::name);
         self.item("level", level)?;
         for (host, own) in &audit.aliases {
             self.item("worker", &format!("{host} calls itself {own} in the logs"))?;
