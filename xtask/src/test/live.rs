@@ -71,7 +71,7 @@ fn asked_for(session: &Session) -> &'static str {
 /// From kernel evidence alone, and with nginx itself asked, which tells what TLS hides.
 pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
     let requests = if session.quick { session.chaos.min(2000) } else { session.chaos }.to_string();
-    let chaos = ["chaos", "--requests", &requests, ROOM];
+    let chaos = ["chaos", "--requests", &requests];
     let mut counts = run(faultlab(session, &chaos)?.arg(ALONE), "chaos")?;
     counts.add(run(faultlab(session, &chaos)?.args([AUTO, "--quiet-log"]), "chaos-uprobes")?);
     Ok(counts)
