@@ -25,8 +25,9 @@ pub(crate) struct Floors {
     pub(crate) recall: f64,
 }
 
-/// Has the run in `folder` audited, tells the result, and gives what is wrong with it. What fails it is a false proof, another
-/// request, a line that is not understood, and less than the floors.
+/// Has the run in `folder` audited, tells the result, and gives what is wrong with it. What fails it is a false proof, a method,
+/// host or client that is not that of the request, a line that is not understood, and less than the floors. (An incident and a
+/// line that are left and differ in their target can have nothing to do with each other: both count against the floors.)
 pub(crate) fn judge(program: &Program, folder: &Path, level: &str, floors: Floors) -> Result<Vec<String>> {
     let shown = audit(program, folder, level, &["--list", SHOWN])?;
     String::from_utf8_lossy(&shown.stdout).lines().for_each(report::say);
@@ -65,7 +66,9 @@ fn problems(audit: &Value, floors: Floors) -> Vec<String> {
     let mut problems = Vec::new();
     for (path, what) in [
         ("/false_proven", "incidents are proven to be what they are not"),
-        ("/incidents/other_request", "incidents name the request of another line"),
+        ("/requests/other-method", "incidents name another method than the line of their request"),
+        ("/requests/other-host", "incidents name another host"),
+        ("/requests/other-client", "incidents name another client"),
         ("/lines/unknown", "lines of nginx are not known"),
         ("/lines/outside", "lines of nginx are outside of the run"),
     ] {
@@ -112,7 +115,8 @@ mod tests {
 
     fn good() -> Value {
         json!({"precision": 99.0, "recall": 92.0, "false_proven": 0,
-            "lines": {"counted": 7, "unknown": 0, "outside": 0}, "incidents": {"other_request": 0}})
+            "lines": {"counted": 7, "unknown": 0, "outside": 0},
+            "requests": {"equal": 6, "other-target": 1, "other-method": 0, "other-host": 0, "other-client": 0}})
     }
 
     #[test]
@@ -122,7 +126,7 @@ mod tests {
             ("/precision", json!(94.999), "precision 94.999 %"),
             ("/recall", json!(91.0), "recall 91.000 %"),
             ("/false_proven", json!(1), "1 incidents are proven"),
-            ("/incidents/other_request", json!(2), "2 incidents name"),
+            ("/requests/other-host", json!(2), "2 incidents name another host"),
             ("/lines/unknown", json!(3), "3 lines of nginx are not known"),
             ("/lines/outside", json!(3), "3 lines of nginx are outside"),
             ("/lines/counted", json!(0), "nothing that could be compared"),

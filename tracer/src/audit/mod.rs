@@ -24,7 +24,7 @@ pub use written::{ACCESS, Clock, Logs, Source, Written};
 pub use zone::{Basis, Zone};
 
 use crate::{
-    diagnose::Cause,
+    diagnose::{Cause, Confidence},
     errlog::{Level, Meaning},
 };
 
@@ -236,7 +236,7 @@ impl<'a> Audit<'a> {
         if told.cause == Cause::Unexplained {
             self.unexplained.push(pair);
         } else if !fits {
-            self.false_proven += usize::from(told.proven);
+            self.false_proven += usize::from(told.confidence == Confidence::Proven);
             self.contradicted.push(pair);
         }
     }

@@ -25,6 +25,10 @@ pub enum Same {
 }
 
 impl Same {
+    /// All there are.
+    pub const ALL: [Self; 7] =
+        [Self::Equal, Self::Unknown, Self::Behind, Self::Target, Self::Method, Self::Host, Self::Client];
+
     /// A name for counts.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -24,7 +24,7 @@ fn told(millis: i64, cause: Cause, target: Option<&str>) -> Told {
         time: T + millis * 1000,
         pid: 22,
         cause,
-        proven: true,
+        confidence: Confidence::Proven,
         summary: "it was so".to_owned(),
         address: Address::of("127.0.0.1:3000"),
         fastcgi: false,
@@ -110,7 +110,8 @@ fn a_cause_that_the_text_does_not_allow() {
     assert_eq!((found.right, found.contradicted.len(), found.false_proven), (0, 1, 1));
     assert!(!found.agrees() && found.missing.is_empty() && found.surplus.is_empty());
     // One that names no cause contradicts nothing, and is not right either.
-    let honest = stream(&[Told { proven: false, cause: Cause::Unexplained, ..wrong.clone() }]);
+    let honest =
+        stream(&[Told { confidence: Confidence::Unexplained, cause: Cause::Unexplained, ..wrong.clone() }]);
     let found = audit(&honest, &all, &UTC);
     assert_eq!((found.right, found.unexplained.len(), found.false_proven), (0, 1, 0));
     assert!(found.agrees() && found.precision() < 1.0);

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{SECOND, Written, each_line};
 use crate::{
-    diagnose::Cause,
+    diagnose::{Cause, Confidence},
     errlog::{Address, clock},
 };
 
@@ -28,8 +28,8 @@ pub struct Told {
     pub pid: u32,
     /// Why.
     pub cause: Cause,
-    /// Whether that is called proven.
-    pub proven: bool,
+    /// How sure.
+    pub confidence: Confidence,
     /// In words.
     pub summary: String,
     /// The server.
@@ -163,7 +163,11 @@ impl Said {
                     time,
                     pid: raw.worker.ok_or("it has no worker")?.pid,
                     cause,
-                    proven: raw.confidence.as_deref() == Some("proven"),
+                    confidence: match raw.confidence.as_deref() {
+                        Some("proven") => Confidence::Proven,
+                        Some("likely") => Confidence::Likely,
+                        _ => Confidence::Unexplained,
+                    },
                     summary: raw.summary.unwrap_or_default(),
                     address,
                     fastcgi,
@@ -329,7 +333,7 @@ mod tests {
         let stream = Stream::read(text.as_bytes()).unwrap();
         let told = &stream.told[0];
         assert_eq!((told.line, told.time, told.pid, told.cause), (1, 2 * SECOND, 7, Cause::UpstreamReset));
-        assert!(told.proven && told.fastcgi && !told.truncated);
+        assert!(told.confidence == Confidence::Proven && told.fastcgi && !told.truncated);
         assert_eq!((told.client.as_deref(), told.host.as_deref()), (Some("::1"), None));
         assert_eq!(told.address, Address::of("[::1]:80"));
         assert_eq!(stream.runs, [Run { from: 500_000, to: 5 * SECOND, lost: 2 }]);

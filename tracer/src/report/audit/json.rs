@@ -12,7 +12,10 @@ use super::{
     super::{json, time::rfc3339},
     Shown,
 };
-use crate::audit::{Basis, Told, Written};
+use crate::{
+    audit::{Basis, Same, Told, Written},
+    errlog::Level,
+};
 
 /// One line or incident that does not fit.
 #[derive(Serialize)]
@@ -39,7 +42,7 @@ struct Incident<'a> {
     time: String,
     worker: u32,
     cause: &'static str,
-    proven: bool,
+    confidence: &'static str,
     summary: &'a str,
     upstream: Option<String>,
     method: Option<&'a str>,
@@ -124,7 +127,7 @@ fn incident(told: &Told) -> Incident<'_> {
         time: stamp(told.time),
         worker: told.pid,
         cause: told.cause.name(),
-        proven: told.proven,
+        confidence: told.confidence.name(),
         summary: &told.summary,
         upstream: told.address.as_ref().map(ToString::to_string),
         method: told.method.as_deref(),
@@ -208,7 +211,7 @@ fn counts<'a>(shown: &Shown<'a>) -> AuditLine<'a> {
             Basis::Incidents(_) => "incidents",
             Basis::Machine => "machine",
         },
-        level: audit.level.map(|level| level.name()),
+        level: audit.level.map(Level::name),
         lines: Lines {
             counted: audit.lines,
             missing: audit.missing.len(),
@@ -225,7 +228,7 @@ fn counts<'a>(shown: &Shown<'a>) -> AuditLine<'a> {
             other_request: audit.other_request.len(),
             remarked: audit.remarked,
         },
-        requests: audit.requests.iter().map(|(same, count)| (same.name(), *count)).collect(),
+        requests: Same::ALL.map(|same| (same.name(), audit.requests.get(&same).copied().unwrap_or(0))).into(),
         excused: audit.excused.iter().map(|(excuse, count)| (excuse.name(), *count)).collect(),
         workers: audit.aliases.iter().map(|(host, own)| (host.to_string(), *own)).collect(),
         table: audit

@@ -15,7 +15,10 @@ use super::{
     },
     Shown,
 };
-use crate::audit::{Pair, Told, Written};
+use crate::{
+    audit::{Pair, Told, Written},
+    errlog::Level,
+};
 
 const GOOD: Style = AnsiColor::Green.on_default();
 
@@ -50,7 +53,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn item(&mut self, label: &str, text: &str) -> io::Result<()> {
-        writeln!(self.out, "  {LABEL}{label:<13}{LABEL:#}{}", safe(text))
+        writeln!(self.out, "  {LABEL}{label:<14}{LABEL:#}{}", safe(text))
     }
 
     /// What is compared with what.
@@ -67,13 +70,13 @@ impl Writer<'_> {
             self.item("log", &format!("{name}: {all} lines, {own} about upstream servers near the run"))?;
         }
         self.item("times", &format!("{}: {}", zone(audit.zone.offset), shown.basis()))?;
-        let level = audit.level.map_or("nothing was written", |level| level.name());
+        let level = audit.level.map_or("nothing was written", Level::name);
         self.item("level", level)?;
         for (host, own) in &audit.aliases {
             self.item("worker", &format!("{host} calls itself {own} in the logs"))?;
         }
         for doubt in shown.doubts() {
-            writeln!(self.out, "  {LIKELY}{:<13}{}{LIKELY:#}", "incomplete", safe(&doubt))?;
+            writeln!(self.out, "  {LIKELY}{:<14}{}{LIKELY:#}", "incomplete", safe(&doubt))?;
         }
         Ok(())
     }
@@ -141,7 +144,11 @@ impl Writer<'_> {
             ("missing", "a line without an incident", lines(&audit.missing)),
             ("surplus", "an incident without a line", surplus.collect()),
             ("contradicted", "the text does not allow the cause", pairs(&audit.contradicted)),
-            ("other request", "the line is of another request", pairs(&audit.other_request)),
+            (
+                "other request",
+                "the line is of another request, or neither has its own",
+                pairs(&audit.other_request),
+            ),
             ("unexplained", "the incident names no cause", pairs(&audit.unexplained)),
             ("not known", "a line that this program does not know", lines(&audit.unknown)),
         ];
@@ -152,7 +159,7 @@ impl Writer<'_> {
             if list.is_empty() {
                 continue;
             }
-            writeln!(self.out, "\n  {PROVEN}{label:<13}{}{PROVEN:#} {meaning}{kinds}", list.len())?;
+            writeln!(self.out, "\n  {PROVEN}{label:<14}{}{PROVEN:#} {meaning}{kinds}", list.len())?;
             for text in list.iter().take(self.most) {
                 writeln!(self.out, "    {text}")?;
             }
@@ -170,7 +177,7 @@ impl Writer<'_> {
 
     fn told(&self, told: &Told) -> String {
         let place = format!("{}:{}", self.shown.stream_name, told.line);
-        let confidence = if told.proven { "proven" } else { "not proven" };
+        let confidence = told.confidence.name();
         let server = told.address.as_ref().map(ToString::to_string).unwrap_or_default();
         let request = match (&told.method, &told.target) {
             (Some(method), Some(target)) => format!("  {method} {target}"),
