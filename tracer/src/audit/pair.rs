@@ -1,6 +1,6 @@
 //! Each incident with its line: the worker, the time, the server and the request must be the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Told, Written, fits::fits, request};
 use crate::errlog::Meaning;
@@ -14,14 +14,22 @@ pub(super) struct Paired {
     pub(super) taken: Vec<bool>,
 }
 
+/// Most lines that are looked at for one incident in one round: an incident comes in the order of its line, so that the right
+/// one is near the first that is free.
+const MOST_TRIED: usize = 10_000;
+
+/// Most incidents of a worker that are asked for its other number.
+const MOST_ASKED: usize = 256;
+
 /// Lines in the order of time.
 struct InTime<'a> {
     lines: &'a [&'a Written],
-    offset: i64,
     /// The time of each, and which it is.
     order: Vec<(i64, usize)>,
     /// The farthest that one may be from its incident.
     widest: i64,
+    /// For each place in the order, that place or a later one, up to the first that is free.
+    free: Vec<usize>,
 }
 
 impl<'a> InTime<'a> {
@@ -30,22 +38,111 @@ impl<'a> InTime<'a> {
         let mut order: Vec<(i64, usize)> = which.filter_map(|at| Some((get(at)?.time(offset), at))).collect();
         order.sort_unstable();
         let widest = order.iter().filter_map(|(_, at)| Some(get(*at)?.within())).max().unwrap_or(0);
-        Self { lines, offset, order, widest }
+        let free = (0..=order.len()).collect();
+        Self { lines, order, widest, free }
     }
 
-    /// Those that can be of the time of an incident and are of the same server, the earliest first.
-    fn near<'b>(&'b self, told: &'b Told) -> impl Iterator<Item = (usize, &'a Written)> + 'b {
-        let begin = self.order.partition_point(|(time, _)| *time < told.time - self.widest);
-        let rest = self.order.get(begin..).unwrap_or_default().iter();
-        rest.take_while(move |(time, _)| *time <= told.time + self.widest).filter_map(move |(_, at)| {
-            let line = self.lines.get(*at).copied()?;
-            let server = match (&line.address, &told.address) {
-                (Some(line), Some(told)) => line == told,
-                _ => true,
-            };
-            let in_time = (line.time(self.offset) - told.time).abs() <= line.within();
-            (server && in_time).then_some((*at, line))
-        })
+    /// The first place whose line can be of the time of an incident.
+    fn begin(&self, told: &Told) -> usize {
+        self.order.partition_point(|(time, _)| *time < told.time - self.widest)
+    }
+
+    /// The line at a place, unless it and all that follow are too late for an incident; whether it is in time and of the
+    /// same server.
+    fn at(&self, place: usize, told: &Told) -> Option<(usize, &'a Written, bool)> {
+        let (time, at) = *self.order.get(place).filter(|(time, _)| *time <= told.time + self.widest)?;
+        let line = self.lines.get(at).copied()?;
+        let server = match (&line.address, &told.address) {
+            (Some(line), Some(told)) => line == told,
+            _ => true,
+        };
+        Some((at, line, server && (time - told.time).abs() <= line.within()))
+    }
+
+    /// The first free place from here on.
+    fn free_from(&mut self, mut place: usize) -> usize {
+        while let Some(next) = self.free.get(place).copied().filter(|next| *next != place) {
+            let after = self.free.get(next).copied().unwrap_or(next);
+            if let Some(shorter) = self.free.get_mut(place) {
+                *shorter = after;
+            }
+            place = next;
+        }
+        place
+    }
+
+    /// Takes the first free line that can be an incident's and is as wanted.
+    fn take(&mut self, told: &Told, taken: &mut [bool], wanted: impl Fn(&Written) -> bool) -> Option<usize> {
+        let mut place = self.free_from(self.begin(told));
+        let mut tried = 0;
+        while tried < MOST_TRIED {
+            let (at, line, near) = self.at(place, told)?;
+            let is_taken = taken.get_mut(at)?;
+            if *is_taken {
+                // By another list that holds it.
+                *self.free.get_mut(place)? = place + 1;
+            } else if near && wanted(line) {
+                *is_taken = true;
+                *self.free.get_mut(place)? = place + 1;
+                return Some(at);
+            } else {
+                tried += 1;
+            }
+            place = self.free_from(place + 1);
+        }
+        None
+    }
+
+    /// All that can be of the time of an incident and are of the same server.
+    fn near(&self, told: &Told) -> impl Iterator<Item = &'a Written> {
+        (self.begin(told)..)
+            .map_while(move |place| self.at(place, told))
+            .filter_map(|(_, line, near)| near.then_some(line))
+            .take(MOST_TRIED)
+    }
+}
+
+/// The lines of a worker.
+struct Worker<'a> {
+    all: InTime<'a>,
+    /// Those of one target.
+    by_target: HashMap<&'a str, InTime<'a>>,
+    /// Those that name none, or not the whole.
+    of_unknown: InTime<'a>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(lines: &'a [&'a Written], offset: i64, own: &[usize]) -> Self {
+        let mut by_target: HashMap<&str, Vec<usize>> = HashMap::new();
+        let mut unknown = Vec::new();
+        for at in own {
+            match lines.get(*at).and_then(|line| line.target.as_deref().filter(|_| !line.cut)) {
+                Some(target) => by_target.entry(target).or_default().push(*at),
+                None => unknown.push(*at),
+            }
+        }
+        let in_time = |which: Vec<usize>| InTime::new(lines, offset, which.into_iter());
+        Self {
+            all: in_time(own.to_vec()),
+            by_target: by_target.into_iter().map(|(target, which)| (target, in_time(which))).collect(),
+            of_unknown: in_time(unknown),
+        }
+    }
+
+    fn take(&mut self, told: &Told, taken: &mut [bool], round: &Round) -> Option<usize> {
+        let wanted = |line: &Written| {
+            (line.meaning == Meaning::Remark) == round.remark
+                && (request::target(told, line) == Some(false)) == round.other_target
+                && fits(line.meaning, line.tls, told.cause) == round.fits
+        };
+        match told.target.as_deref().filter(|_| !told.truncated && !round.other_target) {
+            Some(target) => self
+                .by_target
+                .get_mut(target)
+                .and_then(|own| own.take(told, taken, wanted))
+                .or_else(|| self.of_unknown.take(told, taken, wanted)),
+            None => self.all.take(told, taken, wanted),
+        }
     }
 }
 
@@ -85,10 +182,8 @@ pub(super) fn pair(told: &[Told], lines: &[&Written], offset: i64, aliases: &BTr
     for (at, line) in lines.iter().enumerate() {
         by_worker.entry(line.pid).or_default().push(at);
     }
-    let by_worker: BTreeMap<u32, InTime<'_>> = by_worker
-        .into_iter()
-        .map(|(pid, which)| (pid, InTime::new(lines, offset, which.into_iter())))
-        .collect();
+    let mut workers: BTreeMap<u32, Worker<'_>> =
+        by_worker.into_iter().map(|(pid, own)| (pid, Worker::new(lines, offset, &own))).collect();
     let mut paired = Paired { line_of: vec![None; told.len()], taken: vec![false; lines.len()] };
     for round in ROUNDS {
         for (_, at) in &order {
@@ -96,19 +191,9 @@ pub(super) fn pair(told: &[Told], lines: &[&Written], offset: i64, aliases: &BTr
             if line_of.is_some() || told.target.is_some() != round.named {
                 continue;
             }
-            let Some(of) = by_worker.get(aliases.get(&told.pid).unwrap_or(&told.pid)) else { continue };
-            let found = of.near(told).find(|(at, line)| {
-                !paired.taken.get(*at).copied().unwrap_or(true)
-                    && (line.meaning == Meaning::Remark) == round.remark
-                    && (request::target(told, line) == Some(false)) == round.other_target
-                    && fits(line.meaning, line.tls, told.cause) == round.fits
-            });
-            if let Some((line, _)) = found {
-                *line_of = Some(line);
-                if let Some(taken) = paired.taken.get_mut(line) {
-                    *taken = true;
-                }
-            }
+            let pid = aliases.get(&told.pid).unwrap_or(&told.pid);
+            let Some(worker) = workers.get_mut(pid) else { continue };
+            *line_of = worker.take(told, &mut paired.taken, round);
         }
     }
     paired
@@ -123,15 +208,21 @@ pub(super) fn aliases(told: &[Told], lines: &[&Written], offset: i64) -> BTreeMa
     let mut votes: BTreeMap<(u32, u32), usize> = BTreeMap::new();
     if told.iter().any(|told| strange(&told)) {
         let all = InTime::new(lines, offset, 0..lines.len());
+        let mut asked: BTreeMap<u32, usize> = BTreeMap::new();
         for told in told.iter().filter(strange) {
+            let asked = asked.entry(told.pid).or_default();
+            *asked += 1;
+            if *asked > MOST_ASKED {
+                continue;
+            }
             let own: BTreeSet<u32> = all
                 .near(told)
-                .filter(|(_, line)| {
+                .filter(|line| {
                     !hosts.contains(&line.pid)
                         && request::target(told, line) == Some(true)
                         && fits(line.meaning, line.tls, told.cause)
                 })
-                .map(|(_, line)| line.pid)
+                .map(|line| line.pid)
                 .collect();
             for pid in own {
                 *votes.entry((told.pid, pid)).or_default() += 1;

@@ -80,6 +80,23 @@ fn pairs_are_one_to_one() {
     assert_eq!(audit.requests, BTreeMap::from([(Same::Unknown, 1)]));
 }
 
+/// As many failures in one second as there can be: none is looked for among all.
+#[test]
+fn a_storm_is_paired_in_its_order() {
+    const MANY: usize = 30_000;
+    let target = |at: usize| format!("/p/{at}");
+    let lines: Vec<String> = (0..MANY).map(|at| line(31, RESET, &target(at))).collect();
+    let incidents: Vec<Told> = (0..MANY)
+        .map(|at| {
+            // Those that do not know their request are as good.
+            let target = target(at);
+            let target = (at % 3 > 0).then_some(target.as_str());
+            told(i64::try_from(at / 31).unwrap(), Cause::UpstreamReset, target)
+        })
+        .collect();
+    assert_eq!(counts(&lines, &incidents), [MANY, 0, 0, 0, 0]);
+}
+
 #[test]
 fn what_is_not_the_same_attempt() {
     let lines = [line(31, RESET, "/p/7")];
