@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Played {
     /// Tier of the run.
     pub(crate) tier: String,
+    /// Where the lab was started: nginx's too.
+    #[serde(default)]
+    pub(crate) cwd: String,
     pub(crate) cases: Vec<PlayedCase>,
 }
 
@@ -52,7 +55,8 @@ pub(crate) fn note(recording: &Path, tier: &str, done: &[(Outcome, Vec<Seen>)]) 
             incidents: outcome.incidents.len(),
         })
     };
-    let played = Played { tier: tier.to_owned(), cases: done.iter().filter_map(last).collect() };
+    let cwd = std::env::current_dir().map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default();
+    let played = Played { tier: tier.to_owned(), cwd, cases: done.iter().filter_map(last).collect() };
     let path = list_of(recording);
     let text = serde_json::to_vec(&played)?;
     std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

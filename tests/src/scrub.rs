@@ -18,11 +18,14 @@ const BEGIN_S: i64 = 1_767_225_600;
 const NAMESPACES: std::ops::Range<u64> = 0xF000_0000..0xF800_0000;
 /// Where nginx's prefix is.
 const FOLDER: &str = "/tmp/w502-lab";
+/// How the folders of all cases begin.
+const PREFIX: &str = "/tmp/w502-";
 /// Names of numbers that are processes.
 const PROCESSES: [&str; 6] = ["worker", "master", "pid", "parent", "thread", "sender"];
 
 struct Run {
     dir: String,
+    cwd: String,
     /// Recorded beginning, monotonic.
     from_ns: u64,
     from_s: i64,
@@ -30,13 +33,14 @@ struct Run {
     namespaces: BTreeMap<u64, u64>,
 }
 
-/// The incidents as any run could have recorded them; `dir`: nginx's prefix in this one.
-pub(crate) fn scrub(incidents: &[Incident], dir: &str) -> Result<Vec<Incident>> {
+/// The incidents as any run could have recorded them; `dir`: nginx's prefix in this one, `cwd`: where the lab was started.
+pub(crate) fn scrub(incidents: &[Incident], dir: &str, cwd: &str) -> Result<Vec<Incident>> {
     let (Some(first), begins) = (incidents.first(), incidents.iter().map(|i| i.mono_ns).min()) else {
         return Ok(Vec::new());
     };
     let mut run = Run {
         dir: dir.to_owned(),
+        cwd: cwd.to_owned(),
         from_ns: begins.unwrap_or(0),
         from_s: first.time.unix_seconds(),
         processes: BTreeMap::new(),
@@ -107,7 +111,20 @@ impl Run {
     }
 
     fn text(&mut self, text: &str) -> String {
-        let text = if self.dir.is_empty() { text.to_owned() } else { text.replace(&self.dir, FOLDER) };
+        let mut text = if self.dir.is_empty() { text.to_owned() } else { text.replace(&self.dir, FOLDER) };
+        if self.cwd.len() > 1 {
+            text = text.replace(&self.cwd, "/lab");
+        }
+        // Of cases that ran beside this one.
+        let others: Vec<String> = text
+            .split(PREFIX)
+            .skip(1)
+            .map(|rest| rest.chars().take_while(char::is_ascii_hexdigit).collect::<String>())
+            .filter(|tag| tag.len() > 4)
+            .collect();
+        for tag in others {
+            text = text.replace(&format!("{PREFIX}{tag}"), &format!("{PREFIX}other"));
+        }
         let mut clean = String::with_capacity(text.len());
         let mut rest = text.as_str();
         // Numbers: those behind `pid `, and those that can only be namespaces.

@@ -75,7 +75,7 @@ fn read(path: &Path) -> Result<Run> {
     let mut incidents = BTreeMap::new();
     for case in &played.cases {
         if let Some(all) = found.remove(&case.name).filter(|all| all.len() == case.incidents) {
-            let clean: Result<Vec<Incident>> = scrub(&all, &case.dir);
+            let clean: Result<Vec<Incident>> = scrub(&all, &case.dir, &played.cwd);
             incidents.insert(case.name.clone(), clean.with_context(|| case.name.clone())?);
         }
     }
