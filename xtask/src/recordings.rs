@@ -85,19 +85,22 @@ fn play(args: &Args, programs: &[PathBuf; 2], raw: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Tracepoints are what every kernel has.
+/// Tracepoints are what every kernel has. What TLS hides is told only where nginx itself is asked: those cases once more.
 fn host(programs: &[PathBuf; 2], raw: &Path) -> Result<()> {
     let release = process::output(Command::new("uname").arg("-r"))?;
     let release = String::from_utf8_lossy(&release.stdout).into_owned();
-    let file = raw.join(format!("{}-tracepoint.w502", short(&release)?));
     let [why502, faultlab] = programs;
-    let mut lab = Command::new("timeout");
-    lab.arg(LIMIT.as_secs().to_string()).arg(faultlab).arg("--why502").arg(why502);
-    lab.arg("--cases").arg(binaries::root().join("tests/data"));
-    lab.args(["--jobs", "2", "--tier", "tracepoint", "--record"]).arg(&file);
-    // A case that failed is not stored.
-    if let Err(error) = process::visible(&mut lab) {
-        eprintln!("recordings: {error:#}");
+    let asked = ["--why502-arg=--uprobes=on", "--case", "-tls-"];
+    for (name, more) in [("", &[][..]), ("-asked", &asked)] {
+        let file = raw.join(format!("{}{name}-tracepoint.w502", short(&release)?));
+        let mut lab = Command::new("timeout");
+        lab.arg(LIMIT.as_secs().to_string()).arg(faultlab).arg("--why502").arg(why502);
+        lab.arg("--cases").arg(binaries::root().join("tests/data"));
+        lab.args(["--jobs", "2", "--tier", "tracepoint", "--record"]).arg(&file).args(more);
+        // A case that failed is not stored.
+        if let Err(error) = process::visible(&mut lab) {
+            eprintln!("recordings: {error:#}");
+        }
     }
     Ok(())
 }

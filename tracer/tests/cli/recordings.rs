@@ -157,3 +157,24 @@ fn what_is_no_recording_is_an_error_that_says_so() {
         assert_eq!(fs::read_to_string(&file).unwrap(), "precious\n");
     }
 }
+
+/// Never renewed: what the first version wrote must be readable by every later one.
+#[test]
+fn old_recordings_stay_readable() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/recordings");
+    for (name, cause) in [
+        ("v1-truncated", "response-truncated"),
+        ("v1-selinux", "blocked-selinux"),
+        ("v1-unix", "unix-permission"),
+        ("v1-no-live", "no-live-upstreams"),
+        ("v1-rule", "connect-timeout-firewall-drop"),
+    ] {
+        let file = folder.join(format!("{name}.w502"));
+        let ended = replay(&file, &["-o", "json"]);
+        // They are single cases, cut out of their runs: they have no summary.
+        ended.code(4).says(&["has no end"]);
+        let first = ended.stdout.lines().next().unwrap_or_default();
+        assert!(first.contains(&format!("\"cause\":\"{cause}\"")), "{name}\n{ended}");
+        replay(&file, &["--diff"]).code(4).says(&["would be told otherwise today"]);
+    }
+}
