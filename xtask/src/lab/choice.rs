@@ -12,7 +12,7 @@ use super::archive::{Archive, ROOT_SUITES};
 use super::cache::Cache;
 use super::debian::KernelBuild;
 use super::images::{INITRD_PACKAGE, ROOT_PACKAGES};
-use super::nginx;
+use super::{emulator, nginx};
 
 const LOOK_UP_EVERY: Duration = Duration::from_secs(24 * 3600);
 const FILE: &str = "choice.json";
@@ -30,6 +30,9 @@ pub(super) struct Choice {
     /// Package → version of the current nginx; empty if the archive lacks one. None: not looked up.
     #[serde(default)]
     pub(super) nginx: Option<BTreeMap<String, String>>,
+    /// The same of the emulator for machines whose own is too old.
+    #[serde(default)]
+    pub(super) emulator: Option<BTreeMap<String, String>>,
     /// What apt complained about; empty if nothing.
     pub(super) complaints: String,
 }
@@ -45,7 +48,8 @@ impl Choice {
     pub(super) fn is_fresh(&self) -> bool {
         let now = seconds_now();
         // A clock that was set back must not keep a choice for ever.
-        self.nginx.is_some() && self.looked_up <= now && now - self.looked_up < LOOK_UP_EVERY.as_secs()
+        let whole = self.nginx.is_some() && self.emulator.is_some();
+        whole && self.looked_up <= now && now - self.looked_up < LOOK_UP_EVERY.as_secs()
     }
 
     /// Asks the archive. Without network an older choice goes on being used, with a warning.
@@ -53,7 +57,7 @@ impl Choice {
         eprintln!("lab: looking for the newest guest packages (once a day)");
         let mut suites = ROOT_SUITES.to_vec();
         suites.extend(SERIES.iter().flat_map(|series| series.suites.iter().copied()));
-        suites.extend(nginx::SUITES);
+        suites.extend(nginx::SUITES.iter().chain(emulator::SUITES));
         suites.sort_unstable();
         suites.dedup();
         let archive = Archive::open(cache, &suites)?;
@@ -75,7 +79,12 @@ impl Choice {
         if !nginx::is_complete(&nginx) {
             nginx.clear();
         }
-        let new = Choice { looked_up: seconds_now(), kernels, root, busybox, nginx: Some(nginx), complaints };
+        let mut emulator = archive.newest_versions(emulator::PACKAGES, emulator::SUITES)?;
+        if !emulator::is_usable(&emulator) {
+            emulator.clear();
+        }
+        let (nginx, emulator) = (Some(nginx), Some(emulator));
+        let new = Choice { looked_up: seconds_now(), kernels, root, busybox, nginx, emulator, complaints };
         let choice = new.or_older(Choice::cached(cache))?;
         choice.save(cache)?;
         Ok(choice)
@@ -86,15 +95,15 @@ impl Choice {
     fn or_older(self, older: Option<Choice>) -> Result<Choice> {
         match older {
             Some(older) if !self.is_complete() => {
-                let nginx = older.nginx.or(self.nginx);
-                Ok(Choice { looked_up: self.looked_up, nginx, ..older })
+                let (nginx, emulator) = (older.nginx.or(self.nginx), older.emulator.or(self.emulator));
+                Ok(Choice { looked_up: self.looked_up, nginx, emulator, ..older })
             }
             Some(older) => {
                 let mut kernels = older.kernels;
                 kernels.extend(self.kernels);
-                let found = self.nginx.filter(|nginx| !nginx.is_empty());
-                let nginx = found.or(older.nginx).or(Some(BTreeMap::new()));
-                Ok(Choice { kernels, nginx, ..self })
+                let nginx = found_or(self.nginx, older.nginx);
+                let emulator = found_or(self.emulator, older.emulator);
+                Ok(Choice { kernels, nginx, emulator, ..self })
             }
             None if self.is_complete() => Ok(self),
             None => bail!(
@@ -114,6 +123,14 @@ impl Choice {
         fs::write(&new, text).with_context(|| format!("cannot write {}", new.display()))?;
         fs::rename(&new, &path).with_context(|| format!("cannot replace {}", path.display()))
     }
+}
+
+/// What was found now, else what was found earlier.
+fn found_or<T>(
+    now: Option<BTreeMap<String, T>>,
+    earlier: Option<BTreeMap<String, T>>,
+) -> Option<BTreeMap<String, T>> {
+    now.filter(|versions| !versions.is_empty()).or(earlier).or(Some(BTreeMap::new()))
 }
 
 fn seconds_now() -> u64 {
@@ -141,6 +158,7 @@ mod tests {
             root: ROOT_PACKAGES.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect(),
             busybox: "1".into(),
             nginx: Some(BTreeMap::from([("nginx".to_owned(), "1".to_owned())])),
+            emulator: Some(BTreeMap::from([("qemu-system-x86".to_owned(), "1".to_owned())])),
             complaints: String::new(),
         }
     }
@@ -154,16 +172,24 @@ mod tests {
     }
 
     #[test]
-    fn an_nginx_that_is_gone_from_the_archive_is_kept() {
+    fn an_nginx_or_emulator_that_is_gone_from_the_archive_is_kept() {
         let older = choice(&[]);
         let mut new = choice(&[]);
-        new.nginx = Some(BTreeMap::new());
-        assert_eq!(new.clone().or_older(Some(older.clone())).unwrap().nginx, older.nginx);
-        new.root.clear();
-        assert_eq!(new.clone().or_older(Some(older.clone())).unwrap().nginx, older.nginx);
+        (new.nginx, new.emulator) = (Some(BTreeMap::new()), Some(BTreeMap::new()));
+        for broken in [false, true] {
+            if broken {
+                new.root.clear();
+            }
+            let merged = new.clone().or_older(Some(older.clone())).unwrap();
+            assert_eq!((&merged.nginx, &merged.emulator), (&older.nginx, &older.emulator));
+        }
         // What an earlier xtask has written knows of none.
-        let text = serde_json::to_string(&older).unwrap().replace("\"nginx\":", "\"something\":");
-        let older: Choice = serde_json::from_str(&text).unwrap();
+        let before = |name: &str| {
+            let text = serde_json::to_string(&older).unwrap();
+            serde_json::from_str::<Choice>(&text.replace(&format!("\"{name}\":"), "\"something\":")).unwrap()
+        };
+        assert!(before("emulator").emulator.is_none() && !before("emulator").is_fresh());
+        let older = before("nginx");
         assert!(older.nginx.is_none() && !older.is_fresh());
         assert_eq!(new.or_older(Some(older)).unwrap().nginx, Some(BTreeMap::new()));
     }

@@ -11,7 +11,8 @@ use clap::Subcommand;
 use super::cache::Cache;
 use super::choice::Choice;
 use super::{
-    GuestRun, Job, Lsm, Prepared, SERIES, Series, Stream, images, nginx, prepare, prepare_one, run, series,
+    Emulator, GuestRun, Job, Lsm, Prepared, SERIES, Series, Stream, emulator, images, nginx, prepare,
+    prepare_one, run, series,
 };
 
 /// Arguments of `cargo xtask lab`.
@@ -101,6 +102,16 @@ fn list() -> Result<ExitCode> {
     println!("{:<7} {:<32} {}", "root", "bookworm", state(root));
     let version = versions.get("nginx").map_or("not looked up", String::as_str);
     println!("{:<7} {version:<32} {}", "nginx", state(nginx.is_some()));
+    let (version, ready) = match Emulator::installed() {
+        Ok(installed) if installed.is_sound() => (installed.version, true),
+        Ok(_) => {
+            let versions = choice.as_ref().and_then(|choice| choice.emulator.clone()).unwrap_or_default();
+            let version = versions.get(emulator::PACKAGES[0]).map_or("not looked up", String::as_str);
+            (version.to_owned(), emulator::unpacked(&cache, &versions).is_some())
+        }
+        Err(_) => ("not installed".to_owned(), false),
+    };
+    println!("{:<7} {version:<32} {}", "qemu", state(ready));
     for series in SERIES {
         let build = choice.as_ref().and_then(|choice| choice.kernels.get(series.name));
         let ready = build.is_some_and(|build| images::kernel(&cache, &images::kernel_name(build)).is_some());
@@ -125,7 +136,8 @@ fn build(names: &[String], refresh: bool) -> Result<ExitCode> {
     } else {
         names.iter().map(|name| series(name)).collect::<Result<_>>()?
     };
-    let Prepared { kernels, skipped, nginx } = prepare(&wanted, refresh)?;
+    let Prepared { kernels, skipped, nginx, emulator } = prepare(&wanted, refresh)?;
+    println!("{:<7} {:<32} ready", "qemu", emulator.version);
     match &nginx {
         Ok(nginx) => println!("{:<7} {:<32} ready", "nginx", nginx.version),
         Err(error) => println!("{:<7} skipped: {error:#}", "nginx"),

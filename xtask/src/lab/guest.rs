@@ -17,7 +17,6 @@ use crate::process;
 
 const INITRD_INIT: &[u8] = include_bytes!("initrd-init.sh");
 const GUEST_INIT: &[u8] = include_bytes!("guest-init.sh");
-const QEMU: &str = "qemu-system-x86_64";
 /// How often output is looked for.
 const POLL: Duration = Duration::from_millis(20);
 /// How long QEMU may take to power off once the job has reported its status.
@@ -373,7 +372,7 @@ fn shell_script(command: &[String]) -> String {
 fn qemu_command(kernel: &Kernel, job: &Job, run: &Path) -> Command {
     // A guest must not outlive a killed xtask.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", QEMU]);
+    command.args(["--pdeathsig", "KILL"]).args(kernel.emulator.words());
     command.env("TMPDIR", run); // for the temporary layers of snapshot=on
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     // KVM is much faster where it works; guests were seen to hang in nested KVM, so it has to be asked for.

@@ -10,6 +10,7 @@ mod command;
 mod cpio;
 mod debian;
 mod disk;
+mod emulator;
 mod guest;
 mod images;
 mod nginx;
@@ -23,6 +24,7 @@ use archive::Archive;
 use cache::Cache;
 use choice::Choice;
 pub(crate) use command::{Args, main};
+use emulator::Emulator;
 pub(crate) use guest::{GuestRun, Job, LockedUp, Lsm, Stream, run};
 use images::{KernelFiles, Root};
 pub(crate) use nginx::CurrentNginx;
@@ -52,6 +54,7 @@ pub(crate) struct Kernel {
     pub(crate) release: String,
     files: KernelFiles,
     root: Root,
+    emulator: Emulator,
     cache: Cache,
 }
 
@@ -69,6 +72,8 @@ pub(crate) struct Prepared {
     pub(crate) skipped: Vec<Skipped>,
     /// The current nginx in the guests, or why they have none.
     pub(crate) nginx: Result<CurrentNginx>,
+    /// What runs them.
+    emulator: Emulator,
 }
 
 /// Finds a series by its name, such as `6.12`.
@@ -87,14 +92,15 @@ pub(crate) fn series(name: &str) -> Result<&'static Series> {
 /// use what root has built, however old.
 ///
 /// # Errors
-/// If the shared root file system cannot be had. A single kernel that cannot is skipped.
+/// If the emulator or the shared root file system cannot be had. A single kernel that cannot is skipped.
 pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepared> {
     let cache = Cache::open()?;
     let mut lock = None;
     let choice = choose(&cache, refresh, &mut lock)?;
+    let emulator = ready_emulator(&cache, &choice, &mut lock)?;
     let nginx = ready_nginx(&cache, &choice, &mut lock);
     let root = ready_root(&cache, &choice, nginx.as_ref().ok(), &mut lock)?;
-    let mut prepared = Prepared { kernels: Vec::new(), skipped: Vec::new(), nginx };
+    let mut prepared = Prepared { kernels: Vec::new(), skipped: Vec::new(), nginx, emulator };
     for series in wanted {
         match ready_kernel(&cache, &choice, series, &mut lock) {
             Ok((release, files)) => prepared.kernels.push(Kernel {
@@ -102,6 +108,7 @@ pub(crate) fn prepare(wanted: &[&'static Series], refresh: bool) -> Result<Prepa
                 release,
                 files,
                 root: root.clone(),
+                emulator: prepared.emulator.clone(),
                 cache: cache.clone(),
             }),
             Err(error) => {
@@ -163,6 +170,36 @@ pub(crate) fn prepare_one(name: &str) -> Result<Kernel> {
         (None, Some(skipped)) => bail!("kernel {name} cannot be had: {}", skipped.reason),
         (None, None) => bail!("kernel {name} cannot be had"),
     }
+}
+
+fn ready_emulator(cache: &Cache, choice: &Choice, lock: &mut Option<File>) -> Result<Emulator> {
+    let installed = Emulator::installed()?;
+    if installed.is_sound() {
+        return Ok(installed);
+    }
+    newer_emulator(cache, choice, &installed, lock).with_context(|| emulator::by_hand(&installed))
+}
+
+fn newer_emulator(
+    cache: &Cache,
+    choice: &Choice,
+    installed: &Emulator,
+    lock: &mut Option<File>,
+) -> Result<Emulator> {
+    let versions = choice.emulator.as_ref().filter(|versions| emulator::is_usable(versions));
+    let Some(versions) = versions else {
+        bail!("{} has no newer one now; {}", emulator::SUITES.join(" and "), or_none(&choice.complaints));
+    };
+    if emulator::unpacked(cache, versions).is_none() {
+        need_root()?;
+        hold(cache, lock)?;
+        if emulator::unpacked(cache, versions).is_none() {
+            eprintln!("lab: QEMU {} is too old, unpacking a newer one beside it", installed.version);
+            emulator::unpack(cache, versions)?;
+        }
+    }
+    cache.mark_used(&emulator::folder(versions));
+    emulator::unpacked(cache, versions).context("the new QEMU vanished: try again")
 }
 
 fn ready_nginx(cache: &Cache, choice: &Choice, lock: &mut Option<File>) -> Result<CurrentNginx> {
