@@ -120,6 +120,11 @@ impl Nginx {
             && std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == child)
     }
 
+    /// The master, and the process that was started: why502 may have found a daemon before it left that one.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
+        [Some(self.pid), self.child.as_ref().map(Child::id)].into_iter().flatten()
+    }
+
     /// A file of the prefix as text; empty when there is none.
     pub(crate) fn read(&self, name: &str) -> String {
         std::fs::read(self.dir.join(name))

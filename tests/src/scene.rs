@@ -198,6 +198,7 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
     // Before any step changes a file: the lines are those of the configuration nginx has read.
     scene.mark()?;
     scene.steps(At::AfterNginx)?;
+    scene.followed();
     if setup.check && check::moment(case) == Moment::BeforeRequests {
         return scene.look(outcome);
     }
@@ -258,12 +259,20 @@ impl Scene<'_> {
         self.see(seen);
         if let Some(watch) = self.setup.watch {
             // why502 says on stderr when it follows a new master; what fails before is nobody's.
-            let pid = nginx.pid;
             let bound = if self.case.expect.none { 1.0 } else { INCIDENT };
-            sys::poll_until(self.setup.bound(bound), || watch.names_process(pid));
+            sys::poll_until(self.setup.bound(bound), || nginx.pids().any(|pid| watch.names_process(pid)));
         }
         self.nginx.push(nginx);
         Ok(())
+    }
+
+    /// Waits until why502 follows the master that a step has put in the place of the one that was started.
+    fn followed(&self) {
+        let Some(watch) = self.setup.watch else { return };
+        let known = |pid: &u32| self.nginx.iter().any(|nginx| nginx.pids().any(|known| known == *pid));
+        for pid in nginx::masters(&self.world.web, &self.nginx).into_iter().filter(|pid| !known(pid)) {
+            sys::poll_until(self.setup.bound(INCIDENT), || watch.names_process(pid));
+        }
     }
 
     fn mark(&mut self) -> Result<()> {

@@ -9,7 +9,11 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+/// The tier that lacks some hooks.
+const TRACEPOINT: &str = "tracepoint";
 
 /// More incidents than this are counted by cause and not kept (the leak run makes a million).
 const KEPT: usize = 20_000;
@@ -96,6 +100,11 @@ impl Watch {
         if let Some(err) = child.stderr.take() {
             follow(err, &stream, |stream, line| stream.stderr.push(line));
         }
+        // Beside the start, which keeps one processor busy with the kernel's verifier for many seconds in an emulated guest.
+        let asked = (program.tier == TRACEPOINT).then(|| {
+            let (path, tier) = (program.path.clone(), program.tier.clone());
+            std::thread::spawn(move || Hooks::ask(&path, &tier))
+        });
         let uprobes = program.extra.iter().find_map(|arg| arg.strip_prefix("--uprobes=")).map(str::to_owned);
         let mut watch = Self { child, stream, tier: program.tier.clone(), hooks: Hooks::default(), uprobes };
         let mut exit = None;
@@ -119,8 +128,11 @@ impl Watch {
             }
             watch.tier = tier;
         }
-        if watch.tier == "tracepoint" {
-            watch.hooks = Hooks::ask(&program.path, &watch.tier)?;
+        if watch.tier == TRACEPOINT {
+            watch.hooks = match asked.map(JoinHandle::join) {
+                Some(Ok(hooks)) => hooks?,
+                Some(Err(_)) | None => Hooks::ask(&program.path, &watch.tier)?,
+            };
         }
         Ok(Start::Running(watch))
     }
