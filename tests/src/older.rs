@@ -179,7 +179,8 @@ const SET_UPS: u32 = 4;
 /// Plays and judges; true if nothing is amiss.
 pub(crate) fn run(options: &Options) -> Result<bool> {
     let Some(program) = &options.program else { bail!("this run needs --why502 PATH") };
-    let mut timeout = Duration::from_secs(if options.slow > 1.0 { 20 } else { 8 });
+    // why502's start takes 25 seconds of it in an emulated guest.
+    let mut timeout = Duration::from_secs(if options.slow > 1.0 { 40 } else { 8 });
     for _ in 0..SET_UPS {
         let bound = Duration::from_secs_f64(15.0 * options.slow);
         match play(program, timeout, bound)? {
