@@ -33,7 +33,7 @@ pub(crate) struct Target {
     pub(crate) name: &'static str,
     /// Longest input, bytes.
     most: u32,
-    /// Inputs of the short run: a few seconds on a slow machine.
+    /// Inputs of the run that has an end.
     runs: u32,
 }
 
@@ -48,6 +48,12 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "protocols", most: 2048, runs: 40_000 },
     Target { name: "recording", most: 16_384, runs: 5_000 },
 ];
+
+/// So many of them at most, unless the run is a thorough one.
+const SHORT: u32 = 5_000;
+/// The short run's inputs take less time than the compiler needs to make them fast.
+const SHORT_BUILD: [&str; 4] =
+    ["--config", "profile.release.opt-level=1", "--config", "profile.release.package.tracer.opt-level=1"];
 
 const FOLDER: &str = "tests/fuzz";
 /// Inline counters, comparisons and program counters, as cargo-fuzz asks for them.
@@ -67,7 +73,7 @@ fn target(name: &str) -> Result<&'static Target, String> {
 /// # Errors
 /// If the targets do not build, or one fails: the input is kept, and its path is the last thing printed.
 pub(crate) fn main(args: &Args) -> Result<ExitCode> {
-    let programs = build()?;
+    let programs = build(&[])?;
     let chosen = TARGETS.iter().filter(|target| args.target.is_none_or(|one| one.name == target.name));
     for target in chosen {
         eprintln!("fuzz: {}", target.name);
@@ -85,16 +91,19 @@ pub(crate) fn main(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The short run of every target: from the seeds of the tree alone, and with the same numbers each time. Whether each passed.
+/// The run of every target that has an end: from the seeds of the tree alone, and with the same numbers each time. Whether each
+/// passed.
 ///
 /// # Errors
 /// If the targets do not build.
-pub(crate) fn short() -> Result<Vec<(&'static str, Result<()>)>> {
-    let programs = build()?;
-    Ok(TARGETS.iter().map(|target| (target.name, once(&programs, target))).collect())
+pub(crate) fn fixed(thorough: bool) -> Result<Vec<(&'static str, Result<()>)>> {
+    let (most, options) = if thorough { (u32::MAX, &[][..]) } else { (SHORT, &SHORT_BUILD[..]) };
+    let programs = build(options)?;
+    let run = |target: &'static Target| (target.name, once(&programs, target, target.runs.min(most)));
+    Ok(TARGETS.iter().map(run).collect())
 }
 
-fn once(programs: &Path, target: &Target) -> Result<()> {
+fn once(programs: &Path, target: &Target, runs: u32) -> Result<()> {
     let started = Instant::now();
     let corpus = root().join("target/fuzz/short").join(target.name);
     if corpus.exists() {
@@ -102,9 +111,9 @@ fn once(programs: &Path, target: &Target) -> Result<()> {
     }
     fs::create_dir_all(&corpus).with_context(|| format!("cannot create {}", corpus.display()))?;
     let mut fuzz = command(programs, target)?;
-    fuzz.args(["-seed=1", "-reload=0", &format!("-runs={}", target.runs)]).arg(corpus).arg(seeds(target));
+    fuzz.args(["-seed=1", "-reload=0", &format!("-runs={runs}")]).arg(corpus).arg(seeds(target));
     process::output(&mut fuzz)?;
-    println!("{:<15} {:>6} inputs, {:.1} s", target.name, target.runs, started.elapsed().as_secs_f64());
+    println!("{:<15} {:>6} inputs, {:.1} s", target.name, runs, started.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -133,12 +142,13 @@ fn command(programs: &Path, target: &Target) -> Result<Command> {
     Ok(fuzz)
 }
 
-/// Builds the targets, and returns the folder they are in. What runs while they are built (macros, build scripts) is not
-/// instrumented, because it is built for the host and not for a named target.
-fn build() -> Result<PathBuf> {
+/// Builds the targets with more options of cargo's, and returns the folder they are in. What runs while they are built (macros,
+/// build scripts) is not instrumented, because it is built for the host and not for a named target.
+fn build(options: &[&str]) -> Result<PathBuf> {
     let (folder, triple) = (root().join("target/fuzz"), host()?);
     let mut command = binaries::cargo(["build", "--release", "--target", &triple]);
     command.arg("--manifest-path").arg(Path::new(FOLDER).join("Cargo.toml")).arg("--target-dir").arg(&folder);
+    command.args(options);
     command.env("RUSTFLAGS", COVERAGE).env_remove("CARGO_ENCODED_RUSTFLAGS");
     // Nothing is loaded into the kernel here.
     command.env("WHY502_BPF_OBJECT", "/dev/null");

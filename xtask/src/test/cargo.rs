@@ -55,9 +55,9 @@ pub(super) fn unit(_: &mut Session) -> Result<Counts> {
 }
 
 /// Every fuzz target from its seeds, the same inputs each time.
-pub(super) fn fuzz(_: &mut Session) -> Result<Counts> {
+pub(super) fn fuzz(session: &mut Session) -> Result<Counts> {
     let mut counts = Counts::default();
-    for (name, result) in fuzz::short()? {
+    for (name, result) in fuzz::fixed(session.thorough)? {
         match result {
             Ok(()) => counts.add(Counts::one_passed()),
             Err(error) => {
