@@ -7,7 +7,7 @@ use std::{mem::offset_of, time::SystemTime};
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use tracer::{
-    correlate::{Case, Facts, Reach, blocked::Watched, no_attempt, request::Attribution, talk},
+    correlate::{Case, Facts, Reach, blocked::Watched, no_attempt, request::Attribution, said, talk},
     diagnose::{Confidence, verdict},
     event::{self, Attempt, Event, Stage},
     moment::Moment,
@@ -30,11 +30,6 @@ fuzz_target!(|record: &[u8]| {
             masked_once(record, &attempt);
             explain(*attempt, record.last().copied().unwrap_or(0));
         }
-        Event::Answered(answered) => {
-            assert!(answered.bytes.len() <= record.len());
-            let found = Attribution::of(&answered, 1);
-            assert!(found.note.is_some() || found.request.is_some_and(|request| request.head.is_some()));
-        }
         Event::Dns(dns) => {
             assert!(dns.bytes.len() <= record.len() && dns.errno >= 0);
             let name = no_attempt::reply(&dns.bytes).and_then(|(_, name)| name);
@@ -43,6 +38,11 @@ fuzz_target!(|record: &[u8]| {
         Event::Said(said) => {
             let words = [&said.line, &said.host];
             assert!(words.iter().all(|words| words.bytes.len() <= record.len()));
+            assert!(said.head.len() <= record.len() && said.attempt_number != Some(0));
+            if let Some(request) = said::request(&said) {
+                let found = said::attribution(request, 1, said.noted);
+                assert!(found.note.is_some() || found.request.is_some_and(|request| request.head.is_some()));
+            }
             assert!(said.text().is_none_or(|text| !text.contains(char::is_control)));
             assert!(said.began() >= SystemTime::UNIX_EPOCH && said.said() == said.said());
         }
@@ -50,6 +50,7 @@ fuzz_target!(|record: &[u8]| {
         Event::Fork { .. }
         | Event::Exec { .. }
         | Event::Exit { .. }
+        | Event::Answered(_)
         | Event::Hint { .. }
         | Event::ClientGone { .. }
         | Event::Denial(_) => {}

@@ -101,7 +101,15 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
         audit::tell(&errors);
         return Ok(stress::verdict(&[], ""));
     };
-    let asked = watch.asks(load.quiet_log);
+    let asked = watch.asks();
+    if !asked {
+        let (without, with): (Vec<&str>, Vec<&str>) = errors.lines().partition(|line| has_no_socket(line));
+        report::say(&format!(
+            "{} lines are about no socket: only nginx's word tells of those",
+            without.len()
+        ));
+        std::fs::write(folder.join(audit::ERRORS), with.join("\n") + "\n")?;
+    }
     let end = watch.finish(bound);
     let number = |name: &str| end.summary.as_ref().and_then(|s| s.pointer(name)?.as_u64()).unwrap_or(0);
     report::say(&format!(
@@ -120,6 +128,13 @@ pub(crate) fn run(options: &Options, load: &Load) -> Result<bool> {
     let mut problems = end.problems;
     problems.extend(audit::judge(program, folder, level(load), floors)?);
     Ok(stress::verdict(&problems, &end.stderr))
+}
+
+/// nginx has tried nobody.
+fn has_no_socket(line: &str) -> bool {
+    ["no live upstreams", "could not be resolved", "no resolver defined"]
+        .iter()
+        .any(|text| line.contains(text))
 }
 
 /// What is neither nginx nor a script: ports, a rule that drops, a certificate and TLS in front of the plain backend.

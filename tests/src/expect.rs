@@ -171,19 +171,21 @@ pub(crate) struct Expect {
     pub(crate) full: Option<TierExpect>,
     pub(crate) kprobe: Option<TierExpect>,
     pub(crate) tracepoint: Option<TierExpect>,
-    /// What else holds if nginx itself is asked (`--why502-arg=--uprobes=on`).
+    /// What else holds as nginx itself is asked: its memory, and its log unless `--why502-arg=--uprobes=off`.
     pub(crate) uprobes: Option<UprobeExpect>,
 }
 
 impl Expect {
-    /// What is expected where nginx itself is asked: its word on the lines counts more than what a request leaves open.
-    pub(crate) fn told(&self) -> Self {
+    /// What is expected where nginx itself is asked: its word on the lines counts more than what a request leaves open. `words`: so
+    /// is its log.
+    pub(crate) fn told(&self, words: bool) -> Self {
         let mut told = self.clone();
         if let Some(lines) = self.uprobes.as_ref().and_then(|uprobes| uprobes.lines.clone()) {
             told.lines = lines;
             told.only_lines = true;
         }
-        if let Some(says) = self.uprobes.as_ref().and_then(|uprobes| uprobes.says.as_ref()) {
+        let says = self.uprobes.as_ref().and_then(|uprobes| uprobes.says.as_ref());
+        if let Some(says) = says.filter(|_| words) {
             let sure = Confidence::Proven;
             told.confidence = Some(Floors { full: sure, kprobe: sure, tracepoint: sure });
             told.evidence_contains.push(says.clone());
@@ -216,9 +218,6 @@ impl Expect {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UprobeExpect {
-    /// nginx logs so little that `--uprobes=auto` asks it as well.
-    #[serde(default)]
-    pub(crate) auto: bool,
     pub(crate) request: RequestExpect,
     /// Markers of the lines that every incident names, all of them and no other.
     pub(crate) lines: Option<Vec<String>>,

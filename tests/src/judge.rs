@@ -51,17 +51,15 @@ pub(crate) fn counted<'a>(expect: &Expect, incidents: &'a [Value]) -> Vec<&'a Va
     incidents.iter().filter(|i| !expect.allow.iter().any(|a| a == text(i, "/cause"))).collect()
 }
 
-/// Whether the kernel can tell on this tier which request an attempt was for: the tracepoint behind every send is
-/// there since 6.6.
+/// Whether what nginx reads and writes is seen on this tier: the tracepoints behind every send and read are there since 6.6.
 pub(crate) fn watched(tier: &str, kernel: (u32, u32)) -> bool {
     tier != "tracepoint" || kernel >= (6, 6)
 }
 
-/// Judges the incidents of one case on one tier; no failures means pass. `watched`: see there.
+/// Judges the incidents of one case on one tier; no failures means pass.
 pub(crate) fn judge(
     expect: &Expect,
     tier: &str,
-    watched: bool,
     incidents: &[Value],
     markers: &BTreeMap<String, Line>,
 ) -> (Vec<String>, Score) {
@@ -86,12 +84,12 @@ pub(crate) fn judge(
     }
     if !counted.is_empty() {
         let is_known = |incident: &Value| !text(incident, "/request/target").is_empty();
-        if wanted(expect, tier, watched) == RequestExpect::Known {
+        if wanted(expect, tier) == RequestExpect::Known {
             let count = |known: bool| counted.iter().filter(|i| is_known(i) == known).count();
             score.known = u32::try_from(count(true)).unwrap_or(u32::MAX);
             score.lost = u32::try_from(count(false)).unwrap_or(u32::MAX);
         }
-        let all_known = watched && score.lost == 0;
+        let all_known = score.lost == 0;
         match expect.without_request.as_ref().filter(|_| !all_known) {
             Some(WithoutRequest { lines }) => {
                 let unknown = counted.iter().filter(|incident| !is_known(incident));
@@ -109,7 +107,7 @@ pub(crate) fn judge(
             failures
                 .extend(one(each, incident, markers).into_iter().map(|f| format!("incident {number}: {f}")));
         }
-        for each in expect.each.iter().filter(|_| watched) {
+        for each in &expect.each {
             let Some(target) = &each.target else { continue };
             let own: Vec<_> = counted.iter().filter(|i| text(i, "/request/target") == target).collect();
             if own.is_empty() && all_known {
@@ -194,12 +192,8 @@ fn reasons(incident: &Value) -> String {
 }
 
 /// How much must be known of the requests.
-pub(crate) fn wanted(expect: &Expect, tier: &str, watched: bool) -> RequestExpect {
-    if watched {
-        expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request)
-    } else {
-        RequestExpect::Unknown
-    }
+pub(crate) fn wanted(expect: &Expect, tier: &str) -> RequestExpect {
+    expect.tier(tier).and_then(|t| t.request).unwrap_or(expect.request)
 }
 
 fn address(expect: &Expect, incident: &Value, failures: &mut Vec<String>) {
@@ -355,7 +349,6 @@ fn range(min: usize, max: usize) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::requests;
     use serde_json::json;
 
     pub(crate) fn expect(more: &str) -> Expect {
@@ -377,7 +370,7 @@ pub(crate) mod tests {
     fn check(more: &str, tier: &str, incidents: &[Value], says: &[&str]) -> Score {
         let markers =
             [("server".to_owned(), ("/x/nginx.conf".into(), 4)), ("no".to_owned(), ("/x/y".into(), 4))];
-        let (failures, score) = judge(&expect(more), tier, true, incidents, &markers.into());
+        let (failures, score) = judge(&expect(more), tier, incidents, &markers.into());
         assert_eq!(failures.len(), says.len(), "{failures:?}");
         for (failure, says) in failures.iter().zip(says) {
             assert!(failure.contains(says), "{failure} / {says}");
@@ -430,7 +423,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn where_requests_are_not_watched() {
+    fn requests_that_are_not_named() {
         assert!(watched("full", (5, 10)) && watched("tracepoint", (6, 6)) && !watched("tracepoint", (6, 1)));
         let more = "request = 'known'\nlines = ['no']\nwithout_request = { lines = ['server'] }\n\
                     [[each]]\ntarget = '/a'\nlines = ['no']";
@@ -439,22 +432,17 @@ pub(crate) mod tests {
             ("server".to_owned(), ("/x/nginx.conf".into(), 4)),
             ("no".to_owned(), ("/x/y".into(), 4)),
         ]);
-        let of = |watched| judge(&expect(more), "tracepoint", watched, &incidents, &markers).0;
-        assert!(of(false).is_empty(), "{:?}", of(false));
-        // One whose link is missing is judged as one of a kernel that tells nothing; how many those are is limited.
-        assert!(of(true).is_empty(), "{:?}", of(true));
-        let score = |incidents: &[Value]| judge(&expect(more), "full", true, incidents, &markers).1;
+        let of = || judge(&expect(more), "tracepoint", &incidents, &markers).0;
+        // One that is not known is judged by its address; how many those are is limited.
+        assert!(of().is_empty(), "{:?}", of());
+        let score = |incidents: &[Value]| judge(&expect(more), "full", incidents, &markers).1;
         assert_eq!((score(&incidents).known, score(&incidents).lost), (0, 1));
         let mut known = said("fd-limit", "proven");
         known["request"] = json!({"target": "/a"});
         assert_eq!((score(&[known.clone()]).known, score(&[known.clone()]).lost), (1, 0));
-        assert_eq!(judge(&expect(more), "full", true, &[known], &markers).0.len(), 3);
+        assert_eq!(judge(&expect(more), "full", &[known], &markers).0.len(), 3);
         let of = |known, lost| Score { known, lost, ..Score::default() }.loses_requests();
         assert!(!of(0, 1) && of(0, 2) && !of(38, 2) && !of(95, 5) && of(95, 7));
-        let none = BTreeMap::new();
-        assert!(
-            requests::judge(&expect(more), "tracepoint", false, false, &[], &incidents, &none).is_empty()
-        );
     }
 
     #[test]

@@ -8,11 +8,12 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 /// The first need that is not met, in words; None when the case can run.
-/// `answers`: why502 sees on this tier what nginx answers its clients.
-pub(crate) fn unmet(needs: &[String], answers: bool) -> Option<String> {
+/// `answers`: why502 sees on this tier what servers answer. `words`: nginx's log is asked.
+pub(crate) fn unmet(needs: &[String], answers: bool, words: bool) -> Option<String> {
     needs.iter().find_map(|need| match need.as_str() {
         "answers" => (!answers)
-            .then(|| "this kernel shows on this tier nothing of nginx's answers to its clients".to_owned()),
+            .then(|| "this kernel shows on this tier nothing of what nginx reads and writes".to_owned()),
+        "words" => (!words).then(|| "nothing but nginx's log tells of it".to_owned()),
         other => known(other),
     })
 }

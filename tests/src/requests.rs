@@ -12,14 +12,13 @@ use std::collections::BTreeMap;
 pub(crate) fn judge(
     expect: &Expect,
     tier: &str,
-    watched: bool,
-    uprobes: bool,
+    told: bool,
     sent: &[Request],
     incidents: &[Value],
     markers: &BTreeMap<String, Line>,
 ) -> Vec<String> {
-    let told = expect.uprobes.as_ref().filter(|_| uprobes);
-    let wanted = told.map_or_else(|| wanted(expect, tier, watched), |told| told.request);
+    let told = expect.uprobes.as_ref().filter(|_| told);
+    let wanted = told.map_or_else(|| wanted(expect, tier), |told| told.request);
     let mut failures = Vec::new();
     for incident in counted(expect, incidents) {
         if let Some(wanted) = told.and_then(|told| told.lines.as_ref()) {
@@ -96,7 +95,7 @@ mod tests {
             said["request"] =
                 json!({"method": "GET", "target": target, "host": HOST, "client": "127.0.0.1:1"});
             said["attempt"] = json!({"client_saw": saw});
-            judge(&expect(more), "full", true, false, &sent, &[said], &BTreeMap::new())
+            judge(&expect(more), "full", false, &sent, &[said], &BTreeMap::new())
         };
         assert!(of("", "/a", 502).is_empty() && of("request = 'known'", "/b2", 200).is_empty());
         for (more, target, saw) in
@@ -106,7 +105,7 @@ mod tests {
         }
         let known = expect("request = 'known'");
         let said = [said("fd-limit", "proven")];
-        let nothing = judge(&known, "full", true, false, &sent, &said, &BTreeMap::new());
+        let nothing = judge(&known, "full", false, &sent, &said, &BTreeMap::new());
         assert!(nothing[0].contains("must be Known"), "{nothing:?}");
     }
 

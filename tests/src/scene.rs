@@ -91,7 +91,8 @@ pub(crate) fn run(case: &Case, setup: &Setup<'_>) -> (Outcome, Seen) {
         return (outcome, seen);
     }
     let answers = setup.watch.is_none_or(|watch| judge::watched(&watch.tier, sys::kernel()));
-    if let Some(why) = needs::unmet(&case.needs, answers) {
+    let words = setup.watch.is_none_or(Watch::asks);
+    if let Some(why) = needs::unmet(&case.needs, answers, words) {
         outcome.skipped = Some(why);
         return (outcome, seen);
     }
@@ -216,15 +217,12 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
     Nginx::stop_all(&scene.world.web, setup.bound(5.0));
     if let Some(watch) = setup.watch {
         outcome.incidents = watch.incidents(&seen.pids);
-        let watched = judge::watched(&watch.tier, sys::kernel());
         let (expect, told) = expected(case, watch);
-        let (failures, score) =
-            judge::judge(&expect, &watch.tier, watched, &outcome.incidents, &scene.markers);
+        let (failures, score) = judge::judge(&expect, &watch.tier, &outcome.incidents, &scene.markers);
         outcome.failures.extend(failures);
         outcome.failures.extend(requests::judge(
             &expect,
             &watch.tier,
-            watched,
             told,
             &case.request,
             &outcome.incidents,
@@ -241,11 +239,10 @@ fn act(scene: &mut Scene<'_>, outcome: &mut Outcome, seen: &mut Seen) -> Result<
     Ok(())
 }
 
-/// What is expected in this run, and whether nginx itself is asked.
+/// What is expected in this run, and whether nginx tells more than the case expects otherwise: its memory is always asked.
 fn expected(case: &Case, watch: &Watch) -> (Expect, bool) {
-    let watched = judge::watched(&watch.tier, sys::kernel());
-    let told = watched && case.expect.uprobes.as_ref().is_some_and(|uprobes| watch.asks(uprobes.auto));
-    let expect = if told { case.expect.told() } else { case.expect.clone() };
+    let told = case.expect.uprobes.is_some();
+    let expect = if told { case.expect.told(watch.asks()) } else { case.expect.clone() };
     (expect.without(&watch.tier, &watch.hooks.missing), told)
 }
 

@@ -68,13 +68,9 @@ pub(crate) struct End {
 }
 
 impl Watch {
-    /// Whether nginx itself is asked in a case for which `auto` suffices, or does not.
-    pub(crate) fn asks(&self, auto: bool) -> bool {
-        match self.uprobes.as_deref() {
-            Some("on") => true,
-            Some("off") => false,
-            _ => auto,
-        }
+    /// Whether nginx's log is asked.
+    pub(crate) fn asks(&self) -> bool {
+        self.uprobes.as_deref() != Some("off")
     }
 
     /// Starts why502 and waits for its line `why502: watching`.

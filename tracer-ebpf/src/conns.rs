@@ -81,32 +81,6 @@ pub(crate) fn find(sk: u64) -> Option<*mut Conn> {
     if spilled() != 0 { CONNS.get_ptr_mut(sk).map(|entry| entry.cast()) } else { None }
 }
 
-/// The name of a connection that its worker has closed, while it is kept for a moment: the socket itself may be another's
-/// before that is over. It leads to the same bucket, since the kernel aligns sockets to cache lines (`proto_register`,
-/// net/core/sock.c).
-#[inline(always)]
-pub(crate) fn parked(sk: u64, tgid: u32) -> u64 {
-    sk | u64::from(tgid & 31) << 1 | 1
-}
-
-/// Gives a connection the name under which it is kept after its close.
-#[inline(always)]
-pub(crate) fn park(sk: u64, tgid: u32) {
-    let name = parked(sk, tgid);
-    if let Some(b) = bucket(sk)
-        && let Some(way) = way_of(b, sk)
-    {
-        // SAFETY: as in `find`.
-        unsafe { core::ptr::write_volatile((&raw mut (*b).tags).cast::<u64>().add(way), name) };
-        return;
-    }
-    if let Some(entry) = CONNS.get_ptr(sk) {
-        // SAFETY: a live map element.
-        let _ = CONNS.insert(name, unsafe { &*entry }, 0);
-        let _ = CONNS.remove(sk);
-    }
-}
-
 /// What is said on a connection: it lies behind the record that [`find`] gives.
 #[inline(always)]
 pub(crate) fn talk_of(conn: *mut Conn) -> *mut Talk {

@@ -166,6 +166,9 @@ pub(crate) unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
     unsafe {
         (*a).kind = kind::ATTEMPT;
         (*a).flags = conn.flags | end.flags;
+        if conn.nginx != 0 {
+            (*a).flags |= flag::ASKED;
+        }
         (*a).start_ns = conn.start_ns;
         (*a).end_ns = now_ns();
         (*a).rst_ns = conn.rst_ns;
@@ -173,7 +176,6 @@ pub(crate) unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
         // Zero before ESTABLISHED; an attempt that failed after it reads them.
         (*a).bytes_acked = 0;
         (*a).bytes_received = 0;
-        (*a).client = conn.client;
         (*a).daddr = conn.daddr;
         (*a).tgid = conn.tgid;
         (*a).sk_err = end.sk_err;
@@ -187,8 +189,7 @@ pub(crate) unsafe fn head(a: *mut Attempt, sk: u64, conn: &Conn, end: &End) {
         (*a).old_state = end.old_state;
         (*a).shutdown = end.shutdown;
         (*a).rst_ttl = conn.rst_ttl;
-        (*a).number = conn.number;
-        (*a)._pad = [0; 2];
+        (*a)._pad = [0; 4];
         // Of no socket nothing can be read: the addresses near zero give zeroes.
         kernel::sock_addr_to(
             &raw mut (*a).saddr,

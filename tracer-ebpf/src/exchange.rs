@@ -172,6 +172,22 @@ pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32) {
     }
 }
 
+/// The status of the first 16 bytes of a response (RFC 9112, 4); 0 if they are no status line.
+#[inline(always)]
+pub(crate) fn status_in(words: [u64; 2]) -> u16 {
+    const LINE: u64 = u64::from_le_bytes(*b"HTTP/1.\0");
+    if words[0] & 0x00ff_ffff_ffff_ffff != LINE {
+        return 0;
+    }
+    let b = words[1].to_le_bytes();
+    let digit = |i: usize| u16::from(b[i].wrapping_sub(b'0'));
+    let (hundreds, tens, ones) = (digit(1), digit(2), digit(3));
+    if b[0] != b' ' || hundreds > 9 || tens > 9 || ones > 9 {
+        return 0;
+    }
+    hundreds * 100 + tens * 10 + ones
+}
+
 /// The status by which a CGI's response begins: the field `Status` (RFC 3875, 6.3.3), in FastCGI behind records of its
 /// standard error. 0 if it begins otherwise.
 #[inline(always)]
@@ -268,18 +284,7 @@ pub(crate) fn was_whole(sk: u64, talk: *mut Talk) -> bool {
     }
 }
 
-/// The response was not whole, and nginx closed at once though the server had not ended it: only if its client left, that was
-/// before its time.
-pub(crate) const PERHAPS: u32 = 2;
-
-/// True if the client that is being answered has sent no end of its own, or is not known.
-#[inline(always)]
-fn is_there(client_sk: u64) -> bool {
-    const TCP_ESTABLISHED: u8 = 1;
-    client_sk == 0 || read::<u8>(client_sk, setting!(skc_state)) == TCP_ESTABLISHED
-}
-
-/// Whether the end of this connection is worth a look by user space: 0 if not; [`PERHAPS`]; `SAID_5XX` if that was told already. `unix`: 1
+/// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already. `unix`: 1
 /// if it is one to a unix socket. (Its flags say so too, but what is a constant here costs the verifier nothing.)
 #[inline(never)]
 pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
@@ -292,14 +297,18 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
         let flags = (*talk).flags;
         let reset = (*conn).flags & flag::RST_IN != 0;
         let fin = (*talk).fin_ns != 0;
-        if setting!(talk) == 0 {
-            let got: u64 = read(sk, setting!(bytes_received));
-            let sent: u64 = read(sk, setting!(bytes_sent));
-            return u32::from(got == 0 && (sent != 0 || reset || fin));
-        }
         let ended = reset || flags & talk_flag::ENDED != 0;
         if flags & talk_flag::SAID_ERROR != 0 && flags & talk_flag::SAID_5XX == 0 {
             return 1;
+        }
+        // By nginx's own account.
+        if flags & talk_flag::SAID_5XX_LATE != 0 {
+            return 1;
+        }
+        if setting!(talk) == 0 {
+            let got: u64 = read(sk, setting!(bytes_received));
+            let sent: u64 = read(sk, setting!(bytes_sent));
+            return u32::from((*talk).answered != 0 || (got == 0 && (sent != 0 || reset || fin)));
         }
         if (*talk).sent_ns == 0 && flags & talk_flag::BEFORE != 0 {
             // Perhaps it was idle. An error that a read brings is no idle connection's: those are only looked at.
@@ -329,22 +338,22 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
         }
         let late = !fin && !ended && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
         let eof = flags & talk_flag::EOF != 0;
-        if !eof && !late && is_there((*talk).client_sk) {
+        // nginx closed at once though the server had not ended it: only if its client left, that was before its time.
+        if !eof && !late && flags & talk_flag::CLIENT_LEFT == 0 {
             return 0;
         }
-        let cut = if eof || late { 1 } else { PERHAPS };
         const LOOK: u32 = 3;
         let answer = match kind {
-            proto::FASTCGI if flags & talk_flag::END_REQUEST == 0 => cut,
+            proto::FASTCGI if flags & talk_flag::END_REQUEST == 0 => 1,
             proto::HTTP | proto::CGI => LOOK,
             proto::TLS => u32::from(late),
             proto::HTTP2 | proto::MEMCACHED => u32::from(eof || late),
             _ => 0,
         };
         // One state for the verifier, whichever it was: what follows is long.
-        let mut known = [answer, u32::from(late), cut];
+        let mut known = [answer, u32::from(late), u32::from(eof || late)];
         kernel::forget(&mut known);
-        let [answer, late, cut] = known;
+        let [answer, late, ended] = known;
         if answer != LOOK {
             return answer;
         }
@@ -356,8 +365,8 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
             return late;
         }
         match length::whole(slot, talk, got) {
-            length::CUT => cut,
-            length::HEADLESS => u32::from(cut != PERHAPS),
+            length::CUT => 1,
+            length::HEADLESS => ended,
             length::OPEN => late,
             _ => 0,
         }
@@ -394,30 +403,16 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
         kernel::forget(&mut end);
         emit::head(to.cast::<Attempt>(), sk, &what, &end);
         (*to.cast::<Attempt>()).kind = kind::TALK;
-        let closed = (*talk).flags & talk_flag::CLOSED != 0 && more & talk_flag::UNIX == 0;
-        let mut from = sk;
-        if closed && (*to.cast::<Attempt>()).sport != (*talk).port {
-            // It is another connection's by now.
-            from = 0;
-            not_its_own(to.cast(), (*talk).port);
-        }
-        kernel::forget(&mut from);
         emit::copy::<{ size_of::<Talk>() / 8 }>((&raw mut (*to).talk).cast(), talk.cast());
         (*to).talk.flags |= more;
-        let written: u32 = read(from, setting!(write_seq));
-        let (got, unread) = counts(from, talk, more & talk_flag::UNIX);
+        let written: u32 = read(sk, setting!(write_seq));
+        let (got, unread) = counts(sk, talk, more & talk_flag::UNIX);
         (*to).sent_bytes = written.wrapping_sub((*talk).write_seq);
         (*to).got_bytes = got;
-        (*to).unacked = written.wrapping_sub(read(from, setting!(snd_una)));
+        (*to).unacked = written.wrapping_sub(read(sk, setting!(snd_una)));
         (*to).unread = unread;
-        if closed {
-            (*to).sent_bytes = (*talk).write_seq;
-            (*to).got_bytes = (*talk).copied_seq;
-            // nginx's FIN counts as one byte.
-            (*to).unacked = (*to).unacked.saturating_sub(1);
-        }
-        (*to).total_retrans = read(from, setting!(total_retrans));
-        (*to).srtt_us = read::<u32>(from, setting!(srtt_us)) >> 3;
+        (*to).total_retrans = read(sk, setting!(total_retrans));
+        (*to).srtt_us = read::<u32>(sk, setting!(srtt_us)) >> 3;
         (*to).name_len = 0;
         (*to)._pad = 0;
         (*to).sent_len = 0;
@@ -444,23 +439,6 @@ pub(crate) fn emit(sk: u64, conn: *mut Conn, more: u32, old_state: u8, shutdown:
     }
     count(|c| c.sent += 1);
     1
-}
-
-/// Leaves out what was read from a socket that is another connection's.
-///
-/// # Safety
-/// `to` points to a writable record.
-#[inline(always)]
-unsafe fn not_its_own(to: *mut Attempt, port: u16) {
-    // SAFETY: by this function's contract.
-    unsafe {
-        (*to).saddr = [0; 16];
-        (*to).sport = port;
-        (*to).netns = 0;
-        (*to).sk_err = 0;
-        (*to).sk_err_soft = 0;
-        (*to).retransmits = 0;
-    }
 }
 
 /// The first bytes of both directions.

@@ -2,10 +2,7 @@
 
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_task,
-    generated::{
-        bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_read_user_str,
-        bpf_task_pt_regs,
-    },
+    generated::{bpf_get_current_task_btf, bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs},
 };
 use tracer_ebpf::{Addr, FlowKey, NONE};
 
@@ -178,32 +175,6 @@ pub(crate) fn syscall_answer() -> Option<(u32, i32)> {
     Some((nr as u32, ret as i32))
 }
 
-/// Second and third argument of the system call numbered `nr`, as [`syscall_args`]: a buffer and its length.
-#[inline(always)]
-pub(crate) fn buffer_of(nr: u32) -> Option<(u64, u64)> {
-    if setting!(packed_regs) == 0 {
-        return None;
-    }
-    // Third, second, first argument, number.
-    let regs: [u64; 4] = read(user_regs(), setting!(regs_arg2));
-    (regs[3] == u64::from(nr)).then_some((regs[1], regs[0]))
-}
-
-/// Copies a string of the current process, `most` bytes at most (and `N - 1`, a power of two less one); how many there are
-/// before a NUL, as far as was copied.
-#[inline(always)]
-pub(crate) fn string_of<const N: usize>(to: *mut [u8; N], addr: u64, most: u32) -> u32 {
-    const { assert!(N == 512) };
-    let mut most = u64::from(most).min(N as u64 - 2);
-    // The verifier wants to see the bound in the register that is used.
-    // SAFETY: arithmetic in a register.
-    unsafe { core::arch::asm!("{most} &= 511", most = inlateout(reg) most) };
-    // SAFETY: the caller owns N bytes at `to`; the helper writes no more.
-    let length =
-        unsafe { bpf_probe_read_user_str(to.cast(), most as u32 + 1, addr as *const core::ffi::c_void) };
-    if length > 0 { length as u32 - 1 } else { 0 }
-}
-
 const IPPROTO_TCP: u16 = 6;
 
 /// The TCP socket behind a file descriptor of the current task; 0 if it is none.
@@ -239,13 +210,20 @@ pub(crate) fn unix_stream_of_fd(fd: u32) -> u64 {
 /// no such file.
 #[inline(always)]
 fn private_of_fd(fd: u32) -> u64 {
+    let file = file_of_fd(fd);
+    if file == 0 { 0 } else { read(file, setting!(file_private)) }
+}
+
+/// The `struct file *` behind a descriptor of the current task; 0 if there is none.
+#[inline(always)]
+pub(crate) fn file_of_fd(fd: u32) -> u64 {
     // SAFETY: no arguments.
-    private_of(unsafe { bpf_get_current_task() }, fd)
+    file_of(unsafe { bpf_get_current_task() }, fd)
 }
 
 /// The same of any task.
 #[inline(always)]
-pub(crate) fn private_of(task: u64, fd: u32) -> u64 {
+pub(crate) fn file_of(task: u64, fd: u32) -> u64 {
     let files: u64 = read(task, setting!(task_files));
     let fdt: u64 = read(files, setting!(files_fdt));
     let max: u32 = read(fdt, setting!(fdt_max_fds));
@@ -253,11 +231,7 @@ pub(crate) fn private_of(task: u64, fd: u32) -> u64 {
         return 0;
     }
     let array: u64 = read(fdt, setting!(fdt_fd));
-    let file: u64 = read(array + u64::from(fd) * 8, 0);
-    if file == 0 {
-        return 0;
-    }
-    read(file, setting!(file_private))
+    read(array + u64::from(fd) * 8, 0)
 }
 
 /// True for a socket of TCP: not a log, a name server or a unix socket.

@@ -45,13 +45,13 @@ pub mod kind {
     pub const HINT: u32 = 3;
     /// A [`ClientGone`](super::ClientGone): the worker gave up an attempt because its client had left.
     pub const CLIENT_GONE: u32 = 4;
-    /// A [`Request`](super::request::Request): the client's request that failed attempts belong to.
-    pub const REQUEST: u32 = 5;
+    /// An [`Answer`](super::request::Answer): what nginx answers a request with of which an attempt failed.
+    pub const ANSWER: u32 = 5;
     /// A [`Dns`](super::request::Dns): a name server's reply without an answer, read by a worker.
     pub const DNS: u32 = 6;
     /// A [`Denial`](super::denial::Denial): what a security module, cgroup program or system call filter said.
     pub const DENIAL: u32 = 7;
-    /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes.
+    /// A [`Said`](super::said::Said): what nginx itself says of a failed attempt, by uprobes or asked by its memory.
     pub const SAID: u32 = 8;
     /// A [`Unix`](super::unix::Unix): a failed connect() to a unix socket.
     pub const UNIX: u32 = 9;
@@ -111,8 +111,8 @@ pub mod flag {
     /// The stack of the connection's own network namespace had no socket for the SYN. Seen inside `connect()`, so
     /// it needs no entry in the map of packet-level evidence.
     pub const NO_SOCKET: u32 = 1 << 16;
-    /// An earlier attempt of the same request failed.
-    pub const RETRY: u32 = 1 << 17;
+    /// nginx's own connection is known: a [`Said`](super::said::Said) that names the request follows, or came before.
+    pub const ASKED: u32 = 1 << 17;
 }
 
 /// Bits of [`Evidence::flags`].
@@ -196,15 +196,13 @@ pub struct Conn {
     /// TTL or hop limit of the RST, if [`flag::RST_TTL`].
     pub rst_ttl: u8,
     /// Padding.
-    pub _pad: u8,
-    /// Which attempt of its request this is, from 1; 0 unknown.
-    pub number: u16,
+    pub _pad: [u8; 3],
     /// [`Shared::flow_inserts`] at the beginning.
     pub flow_seq: u32,
     /// [`Shared::peer_inserts`] at the beginning.
     pub peer_seq: u32,
-    /// [`request::Client::id`] of the request that this attempt seems to serve; 0 if none does.
-    pub client: u64,
+    /// nginx's own record of the connection (`ngx_connection_t *` in the worker); 0 unknown.
+    pub nginx: u64,
 }
 
 /// Places in a [`Bucket`].
@@ -339,8 +337,6 @@ pub struct Attempt {
     pub bytes_acked: u64,
     /// Bytes received (`tcp_sock.bytes_received`).
     pub bytes_received: u64,
-    /// [`Conn::client`].
-    pub client: u64,
     /// Local address.
     pub saddr: Addr,
     /// Destination as nginx asked for it.
@@ -377,10 +373,8 @@ pub struct Attempt {
     pub shutdown: u8,
     /// TTL of the RST, if [`flag::RST_TTL`].
     pub rst_ttl: u8,
-    /// [`Conn::number`].
-    pub number: u16,
     /// Padding.
-    pub _pad: [u8; 2],
+    pub _pad: [u8; 4],
     /// What packet-level hooks saw of this flow, if [`flag::DROP`], [`flag::ICMP`] or
     /// [`flag::LISTEN_OVERFLOW`]; a record without any of them ends before it ([`ATTEMPT_HEAD`]).
     pub evidence: Evidence,
@@ -486,17 +480,12 @@ pub struct Proc {
     pub begun: u32,
     /// The connection begun last.
     pub sk: u64,
-    /// An upstream connection that it has just closed and with which nothing was wrong, see `talk_flag::CLOSED`; 1 more for a
-    /// unix socket; 0: none.
-    pub closed_sk: u64,
-    /// When it began an upstream connection last.
-    pub connected_ns: u64,
-    /// What it did last, as far as its requests are concerned.
-    pub turn: request::Turn,
-    /// Length of the buffer that it reads the beginning of a request into; 0 unknown.
-    pub buffer: u32,
-    /// Until when an answer is waited for that nothing but a uprobe tells of, seconds (CLOCK_MONOTONIC); 0: none is.
+    /// Until when an answer is waited for, seconds (CLOCK_MONOTONIC); 0: none is.
     pub awaiting: u32,
+    /// What socket() or bind() of its failed with last, and nginx has not told of yet (negative errno); 0: nothing.
+    pub failed: i32,
+    /// [`Attempt::start_ns`] and socket of that attempt.
+    pub failed_attempt: [u64; 2],
 }
 
 /// Per-CPU counters; user space sums them.
@@ -552,13 +541,13 @@ const _: () = {
     assert!(size_of::<FlowKey>() == 36);
     assert!(size_of::<PeerKey>() == 20);
     assert!(size_of::<Evidence>() == 8 * (3 + DROP_STACK_DEPTH + 2) + 32 + 32 + 8 + 8);
-    assert!(size_of::<Attempt>() == 8 + 7 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
+    assert!(size_of::<Attempt>() == 8 + 6 * 8 + 32 + size_of::<Evidence>() + 32 + 16);
     assert!(ATTEMPT_HEAD.is_multiple_of(8));
     assert!(size_of::<ProcEvent>() == 40);
     assert!(size_of::<Hint>() == 48);
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 48);
-    assert!(size_of::<Proc>() == 88);
+    assert!(size_of::<Proc>() == 64);
     assert!(size_of::<Shared>() == 40);
     assert!(size_of::<Counters>() == 88);
     assert!(last_of(1, 2, 1) == 2 && last_of(3, 1, 1) == 1 && last_of(1, 2, 0) == 1);
@@ -568,8 +557,7 @@ const _: () = {
 mod pod {
     use super::{
         Attempt, Bucket, Conn, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
-        request::{Client, Failed},
-        said::Layout,
+        request::Failed, said::Layout,
     };
 
     macro_rules! pod {
@@ -582,7 +570,7 @@ mod pod {
         };
     }
     pod!(
-        Attempt, Bucket, Client, Conn, Counters, Entry, Failed, Evidence, FlowKey, PeerKey, Proc, Settings,
-        Shared, Layout
+        Attempt, Bucket, Conn, Counters, Entry, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
+        Layout
     );
 }

@@ -8,13 +8,14 @@
 #![feature(asm_experimental_arch)]
 
 mod begins;
-mod clients;
 mod conns;
 mod emit;
 mod exchange;
+mod failed;
 mod kernel;
 mod length;
 mod maps;
+mod nginx;
 mod probes;
 mod procs;
 

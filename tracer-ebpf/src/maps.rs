@@ -7,7 +7,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     Bucket, Counters, Entry, Evidence, FlowKey, GivenUp, PeerKey, Proc, Settings, Shared,
     older::Walk,
-    request::{self, Client, Failed},
+    request::{self, Awaited, Failed, Moment},
     said::{self, Layout},
     talk::{self, Head},
     unix::{self, Standing},
@@ -133,25 +133,21 @@ pub(crate) static LAST_DROP: PerCpuArray<u64> = PerCpuArray::with_max_entries(1,
 #[map]
 pub(crate) static READER: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Requests that are not answered yet, see `clients`: 1 MiB.
+/// Requests of which an attempt failed, until nginx answers them. LRU: some clients leave before that.
 #[map]
-pub(crate) static CLIENTS: Array<Client> = Array::with_max_entries(request::CLIENTS, 0);
+pub(crate) static AWAITED: LruHashMap<Awaited, Moment> = LruHashMap::with_max_entries(request::AWAITED, 0);
 
-/// Failed attempts whose sockets are not closed yet, see `clients`.
+/// Failed attempts whose sockets are not closed yet, see `failed`.
 #[map]
 pub(crate) static FAILED: Array<Failed> = Array::with_max_entries(request::FAILED, 0);
 
-/// Programs that others go on to: what is long is verified once. `judge`, `client_left` and `next_server`.
+/// Programs that others go on to: what is long is verified once. `judge`, `client_left` and `late_end`.
 #[map]
 pub(crate) static JUMPS: ProgramArray = ProgramArray::with_max_entries(3, 0);
 
 /// The beginnings of responses, see `probes::talk`: 4 MiB.
 #[map]
 pub(crate) static HEADS: Array<Head> = Array::with_max_entries(talk::HEADS, 0);
-
-/// A place to copy the beginning of a request to, only to see whether there is a NUL in it.
-#[map]
-pub(crate) static SCRATCH: PerCpuArray<[u8; request::CLEAN]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Where the walk through the processes is that finds the holders of older connections, see `probes::older`.
 #[map]

@@ -18,6 +18,10 @@ pub mod said_flag {
     pub const CLIENT: u32 = 1 << 2;
     /// There is an upstream connection.
     pub const UPSTREAM: u32 = 1 << 3;
+    /// nginx said nothing: its memory was asked as the attempt ended.
+    pub const ASKED: u32 = 1 << 4;
+    /// The request was led elsewhere between its attempts (`X-Accel-Redirect`, `error_page`): their number tells nothing.
+    pub const LED: u32 = 1 << 5;
 }
 
 /// Offsets in an nginx's `ngx_http_request_t`.
@@ -42,8 +46,8 @@ pub const ACTION: usize = 40;
 pub const FILE: usize = 256;
 /// Room for each of the names.
 pub const NAME: usize = 128;
-/// Room for the request line.
-pub const LINE: usize = 512;
+/// Room for the request line, and for what stands behind it in the client's buffer: the header.
+pub const LINE: usize = 1024;
 
 /// What nginx said. Of each text there is one byte less than its room at most; its length is the whole one's.
 #[repr(C)]
@@ -67,8 +71,11 @@ pub struct Said {
     pub request: u64,
     /// When it began: seconds, milliseconds.
     pub began: [u64; 2],
-    /// [`Client::id`](crate::request::Client::id) under which its answer is reported; 0 if it is not.
-    pub id: u64,
+    /// What nginx has noted of the attempt (`ngx_http_upstream_state_t`): `status`, the server's or 502 and 504 of its own; 0 if
+    /// it is not set.
+    pub status: u32,
+    /// `header_time`, milliseconds; `u32::MAX` if the response's header was not whole.
+    pub header_ms: u32,
     /// Where the text is in the worker.
     pub format_at: u64,
     /// Where the words of what nginx was doing are in the worker.
@@ -90,6 +97,17 @@ pub struct Said {
     pub local_port: u16,
     /// Lengths: text, file, location, request line, host, subject, peer, action.
     pub lens: [u16; 8],
+    /// Bytes in [`Said::line`]: the request line and what follows it.
+    pub head_len: u16,
+    /// Padding.
+    pub _pad: u16,
+    /// `tcp_sock.write_seq` of the client's connection: another for the next request on it. 0 for HTTP/2, where others' answers move it.
+    pub client_seq: u32,
+    /// A sum of `tcp_sock.copied_seq` there and of where the request line lies, likewise: where a request was answered before its
+    /// subrequest failed, the next one differs by it.
+    pub client_read: u32,
+    /// Padding.
+    pub _pad2: u32,
     /// The peer's address, a `struct sockaddr`.
     pub peer: [u8; 28],
     /// The text as it stands in the program, without its arguments.
@@ -112,7 +130,9 @@ pub struct Said {
 
 const _: () = {
     assert!(size_of::<Layout>() == 16);
-    assert!(size_of::<Said>() == 16 + 12 * 8 + 32 + 4 + 16 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE);
+    assert!(
+        size_of::<Said>() == 16 + 12 * 8 + 32 + 4 + 16 + 16 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE
+    );
     assert!(FORMAT.is_power_of_two() && FILE.is_power_of_two());
     assert!(NAME.is_power_of_two() && LINE.is_power_of_two());
 };

@@ -233,6 +233,18 @@ pub struct Settings {
     pub socket_ino: u32,
     /// sock.sk_sndbuf.
     pub sk_sndbuf: u32,
+    /// socket.file.
+    pub socket_file: u32,
+    /// file.f_ep, or file.f_ep_links until 5.10.
+    pub file_ep: u32,
+    /// 1 if that is a list_head itself (until 5.10), not a pointer to a hlist_head.
+    pub file_ep_is_list: u32,
+    /// epitem.fllink.
+    pub epi_link: u32,
+    /// epitem.event.data.
+    pub epi_data: u32,
+    /// Padding.
+    pub _pad: u32,
     /// sk_buff.len.
     pub skb_len: u32,
     /// Number of buckets of open connections, less one; a power of two less one.

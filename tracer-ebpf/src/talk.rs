@@ -27,12 +27,13 @@ pub mod talk_flag {
     pub const TLS_DATA: u32 = 1 << 5;
     /// What nginx wrote last, after its last read, is a TLS alert (close_notify, as a rule).
     pub const TLS_BYE: u32 = 1 << 6;
-    /// The client of [`Talk::client_sk`] has been written to what was read here.
-    pub const CLIENT: u32 = 1 << 7;
+    /// nginx has read the whole header of the response, by its own word.
+    pub const HEADER: u32 = 1 << 7;
     /// The record was made when the response began, not when the connection ended: the server itself answered with an
     /// error (5xx).
     pub const SAID_5XX: u32 = 1 << 8;
-    /// nginx answered the client with 502 or 504 while the response, by what the kernel looks at, was whole.
+    /// nginx has noted 502 or 504 of its own ([`Talk::answered`](super::Talk::answered)) while the response, by what the kernel looks
+    /// at, was whole.
     pub const ANSWERED_BAD: u32 = 1 << 9;
     /// The kernel side saw a whole response (by its length, or its last chunk).
     pub const WHOLE: u32 = 1 << 10;
@@ -44,8 +45,8 @@ pub mod talk_flag {
     pub const NO_REQUEST: u32 = 1 << 13;
     /// The beginning of the response was driven out of its place: none follows.
     pub const NO_RESPONSE: u32 = 1 << 14;
-    /// nginx has closed the connection and nothing was wrong with it; what nginx tells the client next may change that.
-    pub const CLOSED: u32 = 1 << 15;
+    /// nginx closed the connection before the response was whole, and its client had left.
+    pub const CLIENT_LEFT: u32 = 1 << 15;
     /// The connection ended (RST, retransmissions that ran out) and nginx has not closed it yet.
     pub const ENDED: u32 = 1 << 16;
     /// FastCGI: the last bytes that were read are an END_REQUEST record.
@@ -57,6 +58,11 @@ pub mod talk_flag {
     pub const SAID_ERROR: u32 = 1 << 19;
     /// nginx has looked at the idle connection (MSG_PEEK) and found its end.
     pub const LOOKED: u32 = 1 << 20;
+    /// The server itself answered with an error (5xx), which was seen only as nginx closed the connection.
+    pub const SAID_5XX_LATE: u32 = 1 << 21;
+    /// nginx was asked for the request as the connection ended: [`HEADER`], [`CLIENT_LEFT`] and
+    /// [`Talk::answered`](super::Talk::answered) hold.
+    pub const ASKED: u32 = 1 << 22;
     /// What nginx speaks, by the first bytes of the connection: see [`proto`](super::proto).
     pub const PROTO: u32 = 7 << 24;
     /// How far [`PROTO`] is from the right.
@@ -117,17 +123,17 @@ pub struct Talk {
     pub fin_ns: u64,
     /// nginx learned of the end: a read returned 0 or an error, or a write an error.
     pub told_ns: u64,
-    /// The client that is served (`struct sock *`), if known.
-    pub client_sk: u64,
+    /// Padding.
+    pub _pad2: u64,
     /// Where the first bytes written lie in the worker's memory.
     pub buf: u64,
     /// The first 8 bytes written in this exchange.
     pub first: u64,
     /// The first 16 bytes read.
     pub head: [u64; 2],
-    /// `tcp_sock.write_seq` before the first write; after the close ([`talk_flag::CLOSED`]) bytes written in the exchange.
+    /// `tcp_sock.write_seq` before the first write.
     pub write_seq: u32,
-    /// `tcp_sock.copied_seq` then; after the close bytes of its response that were read.
+    /// `tcp_sock.copied_seq` then.
     pub copied_seq: u32,
     /// How long the connection had been idle then: since the last read before, microseconds; 0 for the first exchange.
     pub idle_us: u32,
@@ -143,14 +149,12 @@ pub struct Talk {
     pub alert: u16,
     /// Status of the response (RFC 9112, 4), as far as the kernel side read it; 0 unknown.
     pub status: u16,
-    /// Status with which nginx began to answer the client, if that was seen after [`Talk::head`]; else 0.
+    /// 502 or 504, if nginx has noted that for the attempt, and no header of the server's was whole; else 0.
     pub answered: u16,
     /// TLS alert that the server sent in the clear, as [`Talk::alert`]: the last one.
     pub server_alert: u16,
-    /// The port of nginx's side, once the connection is closed; else 0.
-    pub port: u16,
     /// Padding.
-    pub _pad: u16,
+    pub _pad: [u16; 2],
 }
 
 /// A connection that stood and failed, or that brought the server's own error; the name of its unix socket if it is one.

@@ -21,14 +21,12 @@ pub const LIBC: [[u8; 16]; 5] = [
 pub struct Unix {
     /// [`kind::UNIX`](crate::kind::UNIX).
     pub kind: u32,
-    /// [`flag`](crate::flag) bits: `LSM`, `RETRY`.
+    /// [`flag`](crate::flag) bits: `LSM`, `ASKED`.
     pub flags: u32,
     /// When connect() returned.
     pub time_ns: u64,
     /// The worker's own `struct sock *`.
     pub sk: u64,
-    /// [`Conn::client`](crate::Conn::client).
-    pub client: u64,
     /// Worker's thread group id.
     pub tgid: u32,
     /// The network namespace of the worker's socket (inode).
@@ -37,12 +35,10 @@ pub struct Unix {
     pub ret: i32,
     /// `security_socket_connect`'s answer (negative errno), if [`flag::LSM`](crate::flag::LSM).
     pub lsm_ret: i32,
-    /// [`Conn::number`](crate::Conn::number).
-    pub number: u16,
     /// Bytes of the name as the worker told them: what lies behind a path's NUL included; at most [`NAME`].
     pub len: u16,
     /// Padding.
-    pub _pad: u32,
+    pub _pad: [u16; 3],
     /// The name; an abstract one begins with a NUL.
     pub name: [u8; NAME],
     /// Padding.
@@ -93,7 +89,7 @@ pub mod far {
 }
 
 const _: () = {
-    assert!(size_of::<Unix>() == 168);
+    assert!(size_of::<Unix>() == 160);
     assert!(size_of::<Far>() == size_of::<crate::Addr>());
     assert!(size_of::<Standing>() == size_of::<crate::Entry>() + 8 + 112);
 };

@@ -108,9 +108,6 @@ pub(crate) struct Trace {
     /// Most connections of all nginx that are open at a time.
     #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub max_connections: u32,
-    /// Tell which client's request failed. `off` attaches nothing to what nginx reads and writes.
-    #[arg(long, value_enum, default_value_t = Requests::Auto)]
-    pub requests: Requests,
     /// Ask nginx itself, through uprobes on its executable, what failed and for which request: what TLS and HTTP/2 hide
     /// from the kernel. `auto` where healthy requests call none of the functions, `on` at the end of every upstream
     /// attempt as well.
@@ -406,15 +403,6 @@ pub(crate) enum Format {
     Text,
     /// One object a line.
     Json,
-}
-
-/// `--requests`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Requests {
-    /// Where the kernel allows it.
-    Auto,
-    /// Never.
-    Off,
 }
 
 /// `--uprobes`.

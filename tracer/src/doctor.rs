@@ -64,7 +64,6 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode> {
                 probe.name, probe.tells
             ),
             State::NotNeeded(why) => writeln!(out, "  -        {:<17} not needed here: {why}", probe.name),
-            State::Unwanted => writeln!(out, "  -        {:<17} not wanted", probe.name),
             State::NotInTier => writeln!(
                 out,
                 "  -        {:<17} not in the {} tier\n           lost  {}",
@@ -91,7 +90,9 @@ fn executables(out: &mut impl Write, loaded: &mut Loaded) -> Result<()> {
         }
         let path = fs::read_link(format!("/proc/{master}/exe")).unwrap_or_default();
         let path = path.display();
-        match uprobes::attach(&mut loaded.ebpf, master, Mode::On, true) {
+        let attached = uprobes::read(master)
+            .and_then(|symbols| uprobes::attach(&mut loaded.ebpf, master, &symbols, Mode::On, true));
+        match attached {
             Ok(attached) => {
                 let functions = attached.functions.join(", ");
                 written(writeln!(

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use crate::cli::{Color, Format, Kernel, Requests, Trace, Uprobes};
+use crate::cli::{Color, Format, Kernel, Trace, Uprobes};
 use tracer::{
     probes::{
         Tier,
@@ -63,7 +63,6 @@ pub(crate) fn kernel_options(kernel: &Kernel) -> Options {
         max_connections: 1024,
         follow_new: true,
         debug: kernel.verbose,
-        requests: true,
         payload: true,
     }
 }
@@ -73,7 +72,6 @@ fn load_options(kernel: &Kernel, trace: &Trace) -> Options {
         ring_bytes: trace.ring_size,
         max_connections: trace.max_connections,
         follow_new: trace.pids.is_empty(),
-        requests: trace.requests == Requests::Auto,
         payload: !trace.no_payload,
         ..kernel_options(kernel)
     }
@@ -118,11 +116,7 @@ fn warn_missing(loaded: &Loaded) {
             State::Missing(why) => {
                 Some(format!("hook {} is missing: {why}; lost: {}", status.probe.name, status.probe.lost))
             }
-            State::Attached(_)
-            | State::NotInTier
-            | State::Unwanted
-            | State::NotNeeded(_)
-            | State::Ready(_) => None,
+            State::Attached(_) | State::NotInTier | State::NotNeeded(_) | State::Ready(_) => None,
         })
         .collect();
     session::complain(&problems);

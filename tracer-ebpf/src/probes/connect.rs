@@ -9,14 +9,15 @@ use aya_ebpf::{
     macros::{fexit, kretprobe, tracepoint},
     programs::{FExitContext, RetProbeContext, TracePointContext},
 };
-use aya_log_ebpf::debug;
 use tracer_ebpf::{Conn, Proc, flag, stage};
 
 use crate::{
-    clients, conns,
+    conns,
     emit::{self, End, count},
+    failed,
     kernel::{self, AF_INET, AF_INET6, AF_UNIX, read, read_user},
     maps::setting,
+    nginx,
     probes::{state, unix},
     procs,
 };
@@ -39,17 +40,17 @@ fn syscall_ret(ctx: &TracePointContext) -> i32 {
 #[fexit(function = "__sys_connect")]
 fn connect_fexit(ctx: FExitContext) -> i32 {
     // The return value stands behind the three arguments; bpf_get_func_ret is 5.17+.
-    on_connect(&ctx, ctx.arg(3))
+    on_connect(ctx.arg(3))
 }
 
 #[kretprobe]
 fn connect_kretprobe(ctx: RetProbeContext) -> i32 {
-    on_connect(&ctx, ctx.ret())
+    on_connect(ctx.ret())
 }
 
 #[tracepoint(category = "syscalls", name = "sys_exit_connect")]
 fn connect_tracepoint(ctx: TracePointContext) -> i32 {
-    on_connect(&ctx, syscall_ret(&ctx))
+    on_connect(syscall_ret(&ctx))
 }
 
 #[fexit(function = "__sys_bind")]
@@ -105,22 +106,21 @@ pub(super) fn empty(tgid: u32) -> Conn {
         dport: 0,
         family: 0,
         rst_ttl: 0,
-        _pad: 0,
-        number: 0,
+        _pad: [0; 3],
         flow_seq: 0,
         peer_seq: 0,
-        client: 0,
+        nginx: 0,
     }
 }
 
 #[inline(always)]
-pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
+pub(super) fn on_connect(ret: i32) -> i32 {
     if ret >= 0 {
         // nginx never waits in connect(): TCP does not succeed at once.
         unix::stands();
         return 0;
     }
-    let Some((tgid, proc)) = procs::worker() else {
+    let Some((_, proc)) = procs::worker() else {
         return 0;
     };
     // SAFETY: a live map element; workers have one thread that connects.
@@ -139,17 +139,22 @@ pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     let sk = kernel::tcp_sock_of_fd(fd as u32);
     if sk == 0 {
         unix::failed(fd as u32, addr, proc, ret, lsm_ret);
-        return 0;
+    } else if ret == -EINPROGRESS {
+        missed_begin(sk, fd as u32, proc);
+    } else {
+        failed_at_once(sk, fd as u32, addr, ret, lsm_ret);
     }
-    if ret == -EINPROGRESS {
-        missed_begin(sk, tgid, proc);
-        return 0;
-    }
+    0
+}
+
+/// connect() itself failed. A function of its own, as the stack is dear.
+#[inline(never)]
+fn failed_at_once(sk: u64, fd: u32, addr: u64, ret: i32, lsm_ret: i32) -> u32 {
     let mut flags = flag::CONNECT_RET;
     if lsm_ret != 0 {
         flags |= flag::LSM;
     }
-    let mut conn = empty(tgid);
+    let mut conn = empty(kernel::tgid());
     let mut known = false;
     if let Some(found) = conns::find(sk) {
         // SAFETY: copied at once.
@@ -167,10 +172,9 @@ pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
         conn.family = family;
         conn.dport = port;
         conn.daddr = daddr;
-        clients::assign(proc, &mut conn);
+        conn.nginx = nginx::connection_of(sk, fd);
         count(|c| c.connects += 1);
     }
-    debug!(ctx, "connect returned {}", ret);
     let mut end = End {
         stage: stage::CONNECT,
         old_state: if known { 2 } else { 7 },
@@ -183,11 +187,11 @@ pub(super) fn on_connect<C: EbpfContext>(ctx: &C, ret: i32) -> i32 {
     kernel::forget(&mut end);
     kernel::forget(&mut conn);
     emit::attempt(sk, &conn, &end);
-    clients::failed(sk, &conn);
+    failed::note(sk, &conn);
     if known {
         conns::close(sk);
     }
-    0
+    1
 }
 
 /// No connect() that does not wait takes as long.
@@ -195,17 +199,17 @@ const CONNECT_NS: u64 = 50_000_000;
 
 /// connect() is under way but its beginning was not recorded: the kernel skips a program that is interrupted on
 /// the same CPU by another run of itself. The record opens now, or, if it is all over, is sent at once.
-#[inline(always)]
-fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
+#[inline(never)]
+fn missed_begin(sk: u64, fd: u32, proc: *mut Proc) -> u32 {
     const TCP_SYN_SENT: u8 = 2;
     const TCP_CLOSE: u8 = 7;
-    if conns::find(sk).is_some() {
-        return;
+    if proc.is_null() || conns::find(sk).is_some() {
+        return 0;
     }
-    let Some(mut conn) = state::new_conn(sk, tgid) else {
-        return;
+    let Some(mut conn) = state::new_conn(sk, kernel::tgid()) else {
+        return 0;
     };
-    clients::assign(proc, &mut conn);
+    conn.nginx = nginx::connection_of(sk, fd);
     let now: u8 = read(sk, setting!(skc_state));
     if now == TCP_SYN_SENT {
         state::record(sk, &conn, proc);
@@ -231,11 +235,22 @@ fn missed_begin(sk: u64, tgid: u32, proc: *mut Proc) {
         kernel::forget(&mut end);
         kernel::forget(&mut conn);
         emit::attempt(sk, &conn, &end);
-        clients::failed(sk, &conn);
+        failed::note(sk, &conn);
+    }
+    1
+}
+
+/// nginx knows no connection yet, so its memory names no request; but the next that it tells its log is this.
+#[inline(always)]
+fn speaks_next(proc: *mut Proc, ret: i32, attempt: [u64; 2]) {
+    // SAFETY: a live map element that only this worker's thread writes.
+    unsafe {
+        (*proc).failed = ret;
+        (*proc).failed_attempt = attempt;
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 pub(super) fn on_bind(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
@@ -253,14 +268,13 @@ pub(super) fn on_bind(ret: i32) -> i32 {
     let mut conn = empty(tgid);
     // The address asked for travels in the destination fields: a bound socket has none yet.
     (conn.family, conn.dport, conn.daddr) = user_sockaddr(addr);
-    clients::assign(proc, &mut conn);
     let end = End { stage: stage::BIND, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
     emit::attempt(sk, &conn, &end);
-    clients::failed(sk, &conn);
+    speaks_next(proc, ret, [conn.start_ns, sk]);
     0
 }
 
-#[inline(always)]
+#[inline(never)]
 pub(super) fn on_socket(ret: i32) -> i32 {
     if ret >= 0 {
         return 0;
@@ -277,10 +291,8 @@ pub(super) fn on_socket(ret: i32) -> i32 {
     }
     let mut conn = empty(tgid);
     conn.family = family;
-    clients::assign(proc, &mut conn);
     let end = End { stage: stage::SOCKET, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
     emit::attempt(0, &conn, &end);
-    // There is no socket to close: nginx goes on at once.
-    clients::gave_up(proc, conn.client, u32::from(conn.number));
+    speaks_next(proc, ret, [conn.start_ns, 0]);
     0
 }

@@ -196,17 +196,24 @@ fn selinux_audited(ctx: RawTracePointContext) -> i32 {
 #[fexit]
 fn seccomp_fexit(ctx: FExitContext) -> i32 {
     let ret = behind!(ctx, setting!(seccomp_args), 0 => "0", 1 => "8");
-    if ret == 0 { 0 } else { on_filter(&ctx) }
+    if ret == 0 { 0 } else { on_filter() }
 }
 
 #[kretprobe]
 fn seccomp_kretprobe(ctx: RetProbeContext) -> i32 {
-    if ctx.ret::<i32>() == 0 { 0 } else { on_filter(&ctx) }
+    if ctx.ret::<i32>() == 0 { 0 } else { on_filter() }
+}
+
+/// A function of its own, as the stack is dear.
+#[inline(never)]
+fn filter_said(ret: i32, tgid: u32) -> u32 {
+    tell(&Word { hook: hook::SECCOMP, ret, tgid, avc: NO_AVC });
+    1
 }
 
 /// The hooks on the call's own function are not reached: what they would tell is told here.
 #[inline(always)]
-fn on_filter<C: aya_ebpf::EbpfContext>(ctx: &C) -> i32 {
+fn on_filter() -> i32 {
     let Some((tgid, _)) = procs::worker() else {
         return 0;
     };
@@ -216,9 +223,9 @@ fn on_filter<C: aya_ebpf::EbpfContext>(ctx: &C) -> i32 {
     if nr != setting!(nr_connect) && nr != setting!(nr_bind) && nr != setting!(nr_socket) {
         return 0;
     }
-    tell(&Word { hook: hook::SECCOMP, ret, tgid, avc: NO_AVC });
+    filter_said(ret, tgid);
     if nr == setting!(nr_connect) {
-        connect::on_connect(ctx, ret)
+        connect::on_connect(ret)
     } else if nr == setting!(nr_bind) {
         connect::on_bind(ret)
     } else {

@@ -16,6 +16,7 @@ use crate::{
     conns, emit,
     kernel::{self, read},
     maps::{OLDER, setting},
+    nginx,
 };
 
 /// Processes looked at in one run.
@@ -85,7 +86,8 @@ fn enter(told: &Older) -> u32 {
     if task == 0 || read::<u32>(task, setting!(task_tgid)) != tgid {
         return answer::GONE;
     }
-    let socket = kernel::private_of(task, told.fd as u32);
+    let file = kernel::file_of(task, told.fd as u32);
+    let socket: u64 = if file == 0 { 0 } else { read(file, setting!(file_private)) };
     let sk: u64 = read(socket, setting!(socket_sk));
     // Another file has something else there.
     let is_socket = kernel::has(setting!(sk_socket)) && read::<u64>(sk, setting!(sk_socket)) == socket;
@@ -107,6 +109,8 @@ fn enter(told: &Older) -> u32 {
     };
     // When it was entered: a name, not a beginning.
     conn.flags = flag::UNKNOWN_START | flag::EVIDENCE_GAP;
+    // Whether it is nginx's is seen when it is asked: this is another process.
+    conn.nginx = nginx::registered(file);
     state::remember(&PeerKey { addr: conn.daddr, port: conn.dport, _pad: 0 });
     let talk = seed(sk, told, state == TCP_CLOSE_WAIT);
     if !conns::enter(sk, &conn, &talk) {

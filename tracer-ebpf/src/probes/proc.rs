@@ -1,13 +1,13 @@
 //! Following nginx's processes: a child of a watched process is watched from its first instruction.
 
 use aya_ebpf::{helpers::bpf_get_current_comm, macros::raw_tracepoint, programs::RawTracePointContext};
-use tracer_ebpf::{PeerKey, Proc, proc_change, request::Turn, role};
+use tracer_ebpf::{PeerKey, Proc, proc_change, role};
 
 use crate::{
     emit,
     kernel::{self, read},
     maps::{PROCS, setting},
-    probes::{death, talk},
+    probes::death,
     procs,
 };
 
@@ -18,8 +18,7 @@ fn process_fork(ctx: RawTracePointContext) -> i32 {
     let Some(mut proc) = (unsafe { PROCS.get(parent) }).copied() else {
         return 0;
     };
-    proc.turn = Turn::NOTHING;
-    proc.closed_sk = 0;
+    proc.awaiting = 0;
     let child: u64 = ctx.arg(1);
     let pid: u32 = read(child, setting!(task_pid));
     let tgid: u32 = read(child, setting!(task_tgid));
@@ -50,11 +49,9 @@ fn process_exec(_ctx: RawTracePointContext) -> i32 {
             last: PeerKey { addr: [0; 16], port: 0, _pad: 0 },
             begun: 0,
             sk: 0,
-            closed_sk: 0,
-            connected_ns: 0,
-            turn: Turn::NOTHING,
-            buffer: 0,
             awaiting: 0,
+            failed: 0,
+            failed_attempt: [0; 2],
         },
     );
     emit::proc_event(proc_change::EXEC, tgid, 0, comm, true);
@@ -68,9 +65,6 @@ fn process_exit(ctx: RawTracePointContext) -> i32 {
     let tgid: u32 = read(task, setting!(task_tgid));
     if pid != tgid {
         return 0;
-    }
-    if let Some(proc) = PROCS.get_ptr_mut(tgid) {
-        talk::settle(proc);
     }
     if PROCS.remove(tgid).is_ok() {
         emit::proc_event(proc_change::EXIT, tgid, 0, [0; 16], false);

@@ -1,4 +1,4 @@
-//! What nginx's workers read: from upstream connections (`talk`, `unix_talk`) and from clients (`clients`).
+//! What nginx's workers read from upstream connections (`talk`, `unix_talk`).
 //!
 //! One program where one hook tells of every read, as each further one costs as much as what it finds out.
 
@@ -7,14 +7,10 @@ use aya_ebpf::{
     macros::{fexit, kprobe, raw_tracepoint},
     programs::{FExitContext, ProbeContext, RawTracePointContext},
 };
-use tracer_ebpf::{
-    Conn, Proc, flag,
-    request::{Turn, turn},
-    talk::talk_flag,
-};
+use tracer_ebpf::{Conn, Proc};
 
 use crate::{
-    clients, conns, kernel,
+    conns, kernel,
     maps::setting,
     probes::{talk, unix_talk},
     procs,
@@ -33,8 +29,8 @@ fn received(ctx: RawTracePointContext) -> i32 {
         let sk: u64 = ctx.arg(0);
         if let Some(conn) = conns::find(sk) {
             from_upstream(sk, conn, proc, ret);
-        } else if !unix_talk::on_read(sk, tgid, proc, ret, ctx.arg(2)) && ret > 0 {
-            from_client(sk, tgid, proc);
+        } else {
+            unix_talk::on_read(sk, tgid, proc, ret, ctx.arg(2));
         }
     }
     0
@@ -62,12 +58,12 @@ fn returned(ctx: &FExitContext) -> i32 {
 fn read_fexit(ctx: FExitContext) -> i32 {
     let ret = returned(&ctx);
     if ret != -EAGAIN
-        && let Some((tgid, proc)) = procs::worker()
+        && let Some((_, proc)) = procs::worker()
     {
         let mut sk: u64 = ctx.arg(0);
         // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
         kernel::forget(&mut sk);
-        on_read(sk, tgid, proc, ret);
+        on_read(sk, proc, ret);
     }
     0
 }
@@ -83,24 +79,10 @@ fn read_kprobe(ctx: ProbeContext) -> u32 {
     if copied == -EAGAIN {
         return 0;
     }
-    if let Some((tgid, proc)) = procs::worker() {
+    if let Some((_, proc)) = procs::worker() {
         let (nr, ..) = kernel::syscall();
         if nr == setting!(nr_recvfrom) || nr == setting!(nr_readv) || nr == setting!(nr_read) {
-            on_read(sk, tgid, proc, copied);
-        }
-    }
-    0
-}
-
-/// Fires for every piece that is copied to user space, in the reader's context: where nothing else tells of reads.
-#[raw_tracepoint(tracepoint = "tcp_rcv_space_adjust")]
-fn client_read(ctx: RawTracePointContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
-        let sk: u64 = ctx.arg(0);
-        if let Some(conn) = conns::find(sk) {
-            reads(sk, conn, proc);
-        } else {
-            from_client(sk, tgid, proc);
+            on_read(sk, proc, copied);
         }
     }
     0
@@ -108,60 +90,15 @@ fn client_read(ctx: RawTracePointContext) -> i32 {
 
 /// A worker's read from a socket of TCP returned.
 #[inline(always)]
-fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32) {
+fn on_read(sk: u64, proc: *mut Proc, ret: i32) {
     if let Some(conn) = conns::find(sk) {
         from_upstream(sk, conn, proc, ret);
-    } else if ret > 0 {
-        from_client(sk, tgid, proc);
     }
 }
 
 #[inline(always)]
 fn from_upstream(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) {
-    if ret == -EINTR {
-        return;
+    if ret != -EINTR {
+        talk::heard(sk, conn, proc, ret, 0);
     }
-    if ret > 0 {
-        reads(sk, conn, proc);
-    }
-    talk::heard(sk, conn, proc, ret, 0);
-}
-
-/// What the worker does next belongs to what it reads now.
-#[inline(always)]
-fn reads(sk: u64, conn: *mut Conn, proc: *mut Proc) {
-    talk::settle(proc);
-    let mut now = Turn::NOTHING;
-    // SAFETY: live map elements, plain integers; only this worker's thread writes them.
-    unsafe {
-        let (id, flags) = ((*conn).client, (*conn).flags);
-        if id != 0 {
-            now.id = id;
-            now.sk = sk;
-            now.kind = turn::READ_UPSTREAM;
-            now.retry = u16::from(flags & flag::RETRY != 0 || talk::has(conn, talk_flag::SAID_5XX));
-        }
-        (*proc).turn = now;
-    }
-}
-
-/// Not an upstream connection: a client, unless it is something else altogether.
-#[inline(always)]
-fn from_client(sk: u64, tgid: u32, proc: *mut Proc) {
-    let known = clients::slot(sk).is_some_and(|slot| {
-        // SAFETY: an integer of a live array element.
-        unsafe { (*slot).sk == sk }
-    });
-    if !known && !kernel::is_tcp(sk) {
-        return;
-    }
-    talk::settle(proc);
-    let mut now = Turn::NOTHING;
-    now.id = clients::heard(sk, tgid, proc);
-    if now.id != 0 {
-        now.kind = turn::READ_CLIENT;
-        now.sk = sk;
-    }
-    // SAFETY: a live map element that only this worker's thread writes.
-    unsafe { (*proc).turn = now };
 }

@@ -1,50 +1,48 @@
-//! What nginx itself says of a failure: uprobes on functions that its executable exports.
+//! What nginx itself says of a failure: uprobes on functions that its executable exports, and its memory, asked as an attempt ends.
 //!
-//! `ngx_log_error_core` runs only for what is logged, `ngx_connection_error` only for errors of connections, so that
-//! healthy requests meet neither; `ngx_http_upstream_free_round_robin_peer` runs once for every upstream attempt and is
-//! attached only if the user asks for it. Their signatures, and the fields that are not in the layout, are the same
-//! from nginx 1.14 to 1.31; Angie has moved `ngx_log_t.data` and the arguments behind the log. Nothing is believed
-//! without a mark: the request's "HTTP", and that the request and its log name the same connection.
+//! `ngx_log_error_core` runs only for what is logged, `ngx_connection_error` only for errors of connections and
+//! `ngx_http_special_response_handler` only for answers that nginx makes by itself, so that healthy requests meet none of them;
+//! `ngx_http_upstream_free_round_robin_peer` runs once for every upstream attempt and is attached only if the user asks for it.
+//! Their signatures are the same from nginx 1.14 to 1.31; Angie has moved the arguments behind the log. Nothing is believed
+//! without a mark: the request's "HTTP", and that the request and its log name the same connection (see `nginx`).
 
 use aya_ebpf::{
     helpers::generated::{bpf_probe_read_user, bpf_probe_read_user_str, bpf_ringbuf_submit},
     macros::uprobe,
     programs::ProbeContext,
 };
+use aya_log_ebpf::debug;
 use tracer_ebpf::{
     Addr, Proc, kind,
-    said::{ACTION, FILE, FORMAT, Said, said_flag},
+    request::{Answer, Awaited, Moment},
+    said::{ACTION, FILE, FORMAT, LINE, Layout, Said, said_flag},
     talk::talk_flag,
 };
 
 use crate::{
-    clients, conns, emit,
+    conns, emit, failed,
     kernel::{self, read, read_user},
-    maps::{EVENTS, LAYOUTS, setting},
+    maps::{AWAITED, EVENTS, LAYOUTS, setting},
+    nginx::{self, Asked, FD, LOG, PEER, State},
     procs,
 };
 
 /// `NGX_LOG_ERR`: what is less severe is no failure.
 const ERR: u64 = 4;
-/// `NGX_HTTP_MODULE`, which every `ngx_http_request_t` begins with.
-const HTTP: u32 = u32::from_le_bytes(*b"HTTP");
 /// No string lies as low; an errno does.
 const LOWEST: u64 = 4096;
 /// `NGX_PEER_FAILED`.
 const FAILED: u64 = 4;
-
-/// Offset of `ngx_log_t.data`: nginx's, then Angie's since it has no `disk_full_time`.
-const LOG_DATA: [u64; 2] = [40, 32];
-/// Offset of `ngx_log_t.action` from `data`.
-const LOG_ACTION: u64 = 24;
-/// Offset of `ngx_connection_t.fd`.
-const FD: u64 = 24;
-/// Offset of `ngx_connection_t.log`.
-const LOG: u64 = 80;
-/// Offset of `ngx_http_upstream_t.peer`.
-const PEER: u64 = 16;
 /// Offset of `ngx_table_elt_t.value`.
 const VALUE: u64 = 24;
+/// Offset of `header_in` from `upstream` in `ngx_http_request_t`: `upstream_states` and `pool` lie between.
+const HEADER_IN: u64 = 24;
+/// Offset of `request_line` from `start_sec`: `start_msec`, `method`, `http_version` lie between.
+const REQUEST_LINE: u64 = 32;
+/// Fibonacci hashing.
+const SPREAD: u32 = 0x9e37_79b1;
+/// How long an answer is waited for.
+const AWAIT_S: u32 = 60;
 
 /// `ngx_log_error_core(level, log, err, fmt, …)`; Angie: `(level, log, file, err, fmt, …)`.
 #[uprobe]
@@ -63,6 +61,7 @@ fn nginx_logs(ctx: ProbeContext) -> u32 {
     } else {
         Call { log, err: third as i32, format: fourth, first: fifth, second: sixth, flags: 0, connection: 0 }
     };
+    debug!(&ctx, "nginx tells its log of errno {}", call.err);
     speaks(&call);
     0
 }
@@ -102,6 +101,17 @@ fn nginx_frees_peer(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// nginx called nothing. In read-only data, since the stack is dear.
+static NOTHING_SAID: Call = Call {
+    log: 0,
+    err: 0,
+    format: 0,
+    first: 0,
+    second: 0,
+    flags: said_flag::SILENT | said_flag::ASKED,
+    connection: 1,
+};
+
 /// What nginx called.
 struct Call {
     log: u64,
@@ -114,52 +124,70 @@ struct Call {
     connection: u64,
 }
 
-#[inline(always)]
-fn is_request(at: u64) -> bool {
-    at != 0 && read_user::<u32>(at) == HTTP
-}
-
-/// The main request and the one at work (a subrequest of it, or itself), by the log's context
-/// `{connection, request, current_request}`.
-#[inline(always)]
-fn requests(log: u64, data: u64) -> Option<(u64, u64)> {
-    let context: u64 = read_user(log + data);
-    let [connection, main, current]: [u64; 3] = read_user(context);
-    let current = if current == 0 { main } else { current };
-    // The signature is followed by `connection`.
-    let fits = |r: u64| is_request(r) && read_user::<u64>(r + 8) == connection;
-    (connection != 0 && fits(main) && (current == main || fits(current))).then_some((main, current))
-}
-
 #[inline(never)]
 fn speaks(call: &Call) {
     let Some((tgid, proc)) = procs::worker() else {
         return;
     };
-    let mut data = LOG_DATA[0];
-    let mut found = requests(call.log, data);
-    if found.is_none() {
-        data = LOG_DATA[1];
-        found = requests(call.log, data);
-    }
-    let Some((main, current)) = found else {
+    let Some((main, current, action)) = nginx::requests(call.log) else {
         return;
     };
-    // Records of failures come first: this one is left out if they have filled half of the buffer already.
-    const AVAILABLE: u64 = 0;
-    const SIZE: u64 = 1;
-    if EVENTS.query(AVAILABLE) > EVENTS.query(SIZE) / 2 {
+    // SAFETY: an integer of a live map element.
+    let Some(layout) = LAYOUTS.get_ptr(unsafe { (*proc).root }) else {
+        return;
+    };
+    // SAFETY: as above. `upstream_states` follows.
+    let [upstream, states]: [u64; 2] = read_user(current + u64::from(unsafe { (*layout).upstream }));
+    let connection: u64 = if upstream == 0 { 0 } else { read_user(upstream + PEER) };
+    if upstream == 0 || (call.connection != 0 && call.connection != connection) {
         return;
     }
-    tell(call, proc, tgid, &Place { main, current, action: call.log + data + LOG_ACTION });
+    let mut upstream_sk = 0;
+    let mut began = 0;
+    if connection != 0 {
+        upstream_sk = kernel::tcp_sock_of_fd(read_user(connection + FD));
+    }
+    if upstream_sk != 0 {
+        began = failed::began(upstream_sk, tgid);
+        mark(upstream_sk, tgid, call.format);
+    }
+    // SAFETY: a live map element that only this worker's thread writes.
+    unsafe {
+        if connection == 0 && (*proc).failed != 0 && (*proc).failed == -call.err {
+            [began, upstream_sk] = (*proc).failed_attempt;
+        }
+        (*proc).failed = 0;
+    }
+    let mut asked = Asked { main, current, upstream, states, action };
+    let mut attempt = [upstream_sk, began];
+    kernel::forget(&mut asked);
+    kernel::forget(&mut attempt);
+    let [upstream_sk, began] = attempt;
+    tell(call, proc, &asked, upstream_sk, began);
 }
 
-/// What nginx was at.
-struct Place {
-    main: u64,
-    current: u64,
-    /// Where `ngx_log_t.action` lies.
-    action: u64,
+/// Asks nginx whose request the attempt of this socket serves, and tells of it. `start_ns`: [`Attempt::start_ns`](tracer_ebpf::Attempt).
+/// Returns what [`nginx::ask`] found.
+#[inline(never)]
+pub(crate) fn ask(sk: u64, start_ns: u64, connection: u64) -> u32 {
+    let Some((_, proc)) = procs::worker() else {
+        return nginx::UNKNOWN;
+    };
+    let mut asked = Asked::NOTHING;
+    // SAFETY: an integer of a live map element.
+    let mut found = nginx::ask(connection, unsafe { (*proc).root }, &mut asked);
+    kernel::forget(&mut found);
+    kernel::forget(&mut asked);
+    if found == nginx::FOUND {
+        told(&asked, sk, start_ns, proc);
+    }
+    found
+}
+
+/// Tells whose request an attempt serves.
+#[inline(always)]
+pub(crate) fn told(asked: &Asked, sk: u64, start_ns: u64, proc: *mut Proc) {
+    tell(&NOTHING_SAID, proc, asked, sk, start_ns);
 }
 
 /// How the texts begin that are about an upstream connection.
@@ -183,53 +211,29 @@ fn mark(upstream_sk: u64, tgid: u32, format: u64) {
     }
 }
 
-#[inline(always)]
-fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
-    let (main, current) = (place.main, place.current);
+#[inline(never)]
+fn tell(call: &Call, proc: *mut Proc, asked: &Asked, upstream_sk: u64, began: u64) {
+    if proc.is_null() {
+        return;
+    }
     // SAFETY: an integer of a live map element.
-    let root = unsafe { (*proc).root };
-    let Some(layout) = LAYOUTS.get_ptr(root) else {
+    let Some(layout) = LAYOUTS.get_ptr(unsafe { (*proc).root }) else {
         return;
     };
     // SAFETY: a live map element of plain integers, copied at once.
     let layout = unsafe { *layout };
-    // Its `upstream_states` follow, an ngx_array_t: elements, their number.
-    let [upstream, states]: [u64; 2] = read_user(current + u64::from(layout.upstream));
-    if upstream == 0 {
+    // Records of failures come first: this one is left out if they have filled half of the buffer already.
+    // Without an attempt it is all that there is.
+    const AVAILABLE: u64 = 0;
+    const SIZE: u64 = 1;
+    if upstream_sk != 0 && EVENTS.query(AVAILABLE) > EVENTS.query(SIZE) / 2 {
         return;
-    }
-    let tries: [u64; 2] = if states == 0 { [0; 2] } else { read_user(states) };
-    // Connection, address, its length, name.
-    let peer: [u64; 4] = read_user(upstream + PEER);
-    if call.connection != 0 && call.connection != peer[0] {
-        return;
-    }
-    let mut flags = call.flags;
-    if current != main {
-        flags |= said_flag::SUBREQUEST;
-    }
-    let mut upstream_sk = 0;
-    if peer[0] != 0 {
-        flags |= said_flag::UPSTREAM;
-        upstream_sk = kernel::tcp_sock_of_fd(read_user(peer[0] + FD));
-    }
-    let connection: u64 = read_user(main + 8);
-    let client_sk = kernel::tcp_sock_of_fd(read_user(connection + FD));
-    let mut id = 0;
-    let mut began = 0;
-    if client_sk != 0 {
-        flags |= said_flag::CLIENT;
-    }
-    // Without an attempt the answer is nginx's own, and is watched as such.
-    if client_sk != 0 && upstream_sk != 0 {
-        id = clients::await_answer(client_sk, tgid, proc, current == main);
-    }
-    if upstream_sk != 0 {
-        began = clients::began(upstream_sk, tgid);
-        mark(upstream_sk, tgid, call.format);
     }
     let Some(mut entry) = EVENTS.reserve::<Said>(0) else {
-        // As for requests: the incident says itself that its request is not known.
+        // The incident says itself that its request is not known; without an attempt there is none.
+        if upstream_sk == 0 {
+            emit::count(|c| c.hints_lost += 1);
+        }
         return;
     };
     let to = entry.as_mut_ptr();
@@ -238,29 +242,122 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
     // reads no more bytes of those than were copied.
     unsafe {
         (*to).kind = kind::SAID;
-        (*to).flags = flags;
-        (*to).tgid = tgid;
+        (*to).flags = call.flags;
+        (*to).tgid = kernel::tgid();
         (*to).err = call.err;
         (*to).time_ns = emit::now_ns();
         (*to).upstream_sk = upstream_sk;
         (*to).upstream_start_ns = began;
-        (*to).request = main;
-        (*to).id = id;
+        (*to).request = asked.main;
         (*to).format_at = call.format;
-        (*to).action_at = read_user(place.action);
         (*to).number = call.second;
-        (*to).states = tries[1];
-        // start_sec, start_msec, method, http_version, request_line.
-        let line: [u64; 6] = read_user(main + u64::from(layout.start_sec));
-        (*to).began = [line[0], line[1]];
-        (*to).lens[3] = text(&raw mut (*to).line, [line[4], line[5]]);
-        address(to, client_sk);
-        let size = bpf_probe_read_user((&raw mut (*to).peer).cast(), 28, peer[1] as *const _);
-        if peer[1] == 0 || size != 0 {
-            (*to).peer = [0; 28];
+        (*to)._pad = 0;
+        (*to)._pad2 = 0;
+        if asked.current != asked.main {
+            (*to).flags |= said_flag::SUBREQUEST;
         }
-        (*to).lens[0] = c_text::<FORMAT>(&raw mut (*to).format, call.format);
-        (*to).lens[7] = c_text::<ACTION>(&raw mut (*to).action, (*to).action_at);
+        noted(to, asked.states);
+        client(to, asked.upstream);
+        line(to, &layout);
+        moment(to, &layout, proc);
+        place(to, asked.current);
+        names(to, asked, layout.host, call.first);
+        bpf_ringbuf_submit(to.cast(), emit::wakeup());
+    }
+}
+
+/// What nginx has noted of the attempt.
+///
+/// # Safety
+/// `to` points to a reserved record. (So do those of the functions below, which are such since the stack is dear.)
+#[inline(never)]
+unsafe fn noted(to: *mut Said, states: u64) -> u32 {
+    if to.is_null() {
+        return 0;
+    }
+    let mut state = State::NOTHING;
+    nginx::state(states, &mut state);
+    kernel::forget(&mut state);
+    // SAFETY: by this function's contract.
+    unsafe {
+        if state.led != 0 {
+            (*to).flags |= said_flag::LED;
+        }
+        (*to).status = state.status as u32;
+        (*to).header_ms = state.header_ms as u32;
+        (*to).states = state.count;
+    }
+    1
+}
+
+/// Whose request it is.
+#[inline(never)]
+unsafe fn client(to: *mut Said, upstream: u64) -> u32 {
+    if to.is_null() {
+        return 0;
+    }
+    // SAFETY: by this function's contract.
+    unsafe {
+        let client_sk = nginx::client_of((*to).request);
+        if client_sk != 0 {
+            (*to).flags |= said_flag::CLIENT;
+        }
+        if read_user::<u64>(upstream + PEER) != 0 {
+            (*to).flags |= said_flag::UPSTREAM;
+        }
+        address(to, client_sk);
+    }
+    1
+}
+
+/// The request line, and what stands behind it.
+#[inline(never)]
+unsafe fn line(to: *mut Said, layout: &Layout) -> u32 {
+    if to.is_null() {
+        return 0;
+    }
+    // SAFETY: by this function's contract.
+    unsafe {
+        let main = (*to).request;
+        head(
+            to,
+            read_user(main + u64::from(layout.start_sec) + REQUEST_LINE),
+            read_user(main + u64::from(layout.upstream) + HEADER_IN),
+        );
+    }
+    1
+}
+
+/// Which of the requests at its address it is; its answer is waited for.
+#[inline(never)]
+unsafe fn moment(to: *mut Said, layout: &Layout, proc: *mut Proc) -> u32 {
+    if to.is_null() || proc.is_null() {
+        return 0;
+    }
+    // SAFETY: by this function's contract.
+    unsafe {
+        let main = (*to).request;
+        let mut moment = Moment { began: [0; 2], client_seq: 0, client_read: 0 };
+        moment_of(main, layout, nginx::client_of(main), &mut moment);
+        kernel::forget(&mut moment);
+        (*to).began = moment.began;
+        (*to).client_seq = moment.client_seq;
+        (*to).client_read = moment.client_read;
+        if (*to).upstream_sk != 0 || (*to).flags & said_flag::UPSTREAM == 0 {
+            await_answer(main, &moment, proc);
+        }
+    }
+    1
+}
+
+/// Where in the configuration it is.
+#[inline(never)]
+unsafe fn place(to: *mut Said, current: u64) -> u32 {
+    if to.is_null() {
+        return 0;
+    }
+    // SAFETY: by this function's contract.
+    unsafe {
         // The first configuration of each kind is the core module's.
         let [servers, locations]: [u64; 2] = read_user(current + 32);
         let server: u64 = read_user(servers);
@@ -269,15 +366,167 @@ fn tell(call: &Call, proc: *mut Proc, tgid: u32, place: &Place) {
         (*to).lens[1] = c_text::<FILE>(&raw mut (*to).file, file);
         let location: u64 = read_user(locations);
         (*to).lens[2] = text(&raw mut (*to).location, read_user(location));
-        let host: u64 = read_user(main + u64::from(layout.host));
+    }
+    1
+}
+
+/// Whom it is about, and nginx's words.
+#[inline(never)]
+unsafe fn names(to: *mut Said, asked: &Asked, host: u32, first: u64) -> u32 {
+    if to.is_null() {
+        return 0;
+    }
+    // SAFETY: by this function's contract.
+    unsafe {
+        // Connection, address, its length, name.
+        let peer: [u64; 4] = read_user(asked.upstream + PEER);
+        let size = bpf_probe_read_user((&raw mut (*to).peer).cast(), 28, peer[1] as *const _);
+        if peer[1] == 0 || size != 0 {
+            (*to).peer = [0; 28];
+        }
+        (*to).action_at = read_user(asked.action);
+        (*to).lens[0] = c_text::<FORMAT>(&raw mut (*to).format, (*to).format_at);
+        (*to).lens[7] = c_text::<ACTION>(&raw mut (*to).action, (*to).action_at);
+        let host: u64 = read_user((*to).request + u64::from(host));
         let value = if host == 0 { [0, 0] } else { read_user(host + VALUE) };
         (*to).lens[4] = text(&raw mut (*to).host, value);
-        let subject = if call.first < LOWEST { [0, 0] } else { read_user(call.first) };
+        let subject = if first < LOWEST { [0, 0] } else { read_user(first) };
         (*to).lens[5] = text(&raw mut (*to).subject, subject);
         let name = if peer[3] == 0 { [0, 0] } else { read_user(peer[3]) };
         (*to).lens[6] = text(&raw mut (*to).peer_name, name);
-        bpf_ringbuf_submit(to.cast(), emit::wakeup());
     }
+    1
+}
+
+/// How many bytes of the client's buffer (an `ngx_buf_t`) begin with the request line, given as length and place; 0 if it lies
+/// elsewhere: HTTP/2 has put it together.
+#[inline(always)]
+fn in_buffer([len, at]: [u64; 2], buffer: u64) -> u64 {
+    // pos, last.
+    let [_, last]: [u64; 2] = if buffer == 0 { [0; 2] } else { read_user(buffer) };
+    let more = last.wrapping_sub(at);
+    if at != 0 && last > at && more >= len && more <= 1 << 20 { more } else { 0 }
+}
+
+/// Copies the request line and what stands behind it in the client's buffer.
+///
+/// # Safety
+/// `to` points to a reserved record.
+#[inline(always)]
+unsafe fn head(to: *mut Said, [len, at]: [u64; 2], buffer: u64) {
+    let take = len.max(in_buffer([len, at], buffer));
+    // SAFETY: by this function's contract.
+    unsafe {
+        (*to).lens[3] = text(&raw mut (*to).line, [take, at]);
+        (*to).head_len = (*to).lens[3].min(LINE as u16 - 1);
+        (*to).lens[3] = if (*to).lens[3] == 0 { 0 } else { len.min(u64::from(u16::MAX)) as u16 };
+    }
+}
+
+/// Which of the requests at this address it is.
+#[inline(never)]
+fn moment_of(main: u64, layout: &Layout, client_sk: u64, to: &mut Moment) {
+    let line: [u64; 2] = read_user(main + u64::from(layout.start_sec) + REQUEST_LINE);
+    let buffer = read_user(main + u64::from(layout.upstream) + HEADER_IN);
+    let began = read_user(main + u64::from(layout.start_sec));
+    *to = Moment { began, client_seq: 0, client_read: 0 };
+    if client_sk != 0 && in_buffer(line, buffer) != 0 {
+        to.client_seq = read(client_sk, setting!(write_seq));
+        // Of requests that came in one piece each lies elsewhere.
+        to.client_read =
+            read::<u32>(client_sk, setting!(copied_seq)).wrapping_add((line[1] as u32).wrapping_mul(SPREAD));
+    }
+}
+
+/// Seconds of CLOCK_MONOTONIC.
+#[inline(always)]
+fn seconds() -> u32 {
+    (emit::now_ns() / 1_000_000_000) as u32
+}
+
+/// The answer to this request is to be told.
+#[inline(always)]
+fn await_answer(request: u64, moment: &Moment, proc: *mut Proc) {
+    let key = Awaited { tgid: u64::from(kernel::tgid()), request };
+    let _ = AWAITED.insert(key, moment, 0);
+    // SAFETY: a live map element that only this worker's thread writes.
+    unsafe { (*proc).awaiting = seconds() + AWAIT_S };
+}
+
+/// nginx, or a server, answers a request: it is told if that is waited for.
+#[inline(never)]
+fn answered(request: u64, root: u32, status: u32, own: u32) -> u32 {
+    let key = Awaited { tgid: u64::from(kernel::tgid()), request };
+    let (Some(awaited), Some(layout)) = (AWAITED.get_ptr(key), LAYOUTS.get_ptr(root)) else {
+        return 0;
+    };
+    // SAFETY: map elements of plain integers, copied at once.
+    let (awaited, layout) = unsafe { (*awaited, *layout) };
+    let mut now = Moment { began: [0; 2], client_seq: 0, client_read: 0 };
+    moment_of(request, &layout, nginx::client_of(request), &mut now);
+    kernel::forget(&mut now);
+    if now.began[0] != awaited.began[0]
+        || now.began[1] != awaited.began[1]
+        || now.client_seq != awaited.client_seq
+        || now.client_read != awaited.client_read
+    {
+        // Another one lies there by now.
+        let _ = AWAITED.remove(key);
+        return 0;
+    }
+    let Some(mut entry) = EVENTS.reserve::<Answer>(0) else {
+        return 0;
+    };
+    entry.write(Answer {
+        kind: kind::ANSWER,
+        tgid: kernel::tgid(),
+        time_ns: emit::now_ns(),
+        request,
+        moment: awaited,
+        status,
+        own,
+    });
+    entry.submit(emit::wakeup());
+    // A status that is an error may be another attempt's beginning.
+    if own != 0 || status < 400 {
+        let _ = AWAITED.remove(key);
+    }
+    1
+}
+
+/// `ngx_http_special_response_handler(r, error)`: nginx makes the answer by itself (redirects and pages that are not there, too).
+#[uprobe]
+fn nginx_answers(ctx: ProbeContext) -> u32 {
+    if let (Some(request), Some(status), Some((_, proc))) =
+        (ctx.arg::<u64>(0), ctx.arg::<u64>(1), procs::worker())
+    {
+        // SAFETY: an integer of a live map element.
+        let (awaiting, root) = unsafe { ((*proc).awaiting, (*proc).root) };
+        if awaiting != 0 {
+            answered(request, root, status as u32, 1);
+        }
+    }
+    0
+}
+
+/// A response of this status begins on an upstream connection while an answer is waited for: perhaps it is that.
+#[inline(never)]
+pub(crate) fn passes_on(connection: u64, proc: *mut Proc, status: u32) -> u32 {
+    if proc.is_null() {
+        return 0;
+    }
+    // SAFETY: a live map element that only this worker's thread writes.
+    unsafe {
+        if (*proc).awaiting < seconds() {
+            (*proc).awaiting = 0;
+            return 0;
+        }
+        let mut asked = Asked::NOTHING;
+        if nginx::ask(connection, (*proc).root, &mut asked) == nginx::FOUND && asked.current == asked.main {
+            answered(asked.main, (*proc).root, status, 0);
+        }
+    }
+    1
 }
 
 /// The addresses of the client's connection.

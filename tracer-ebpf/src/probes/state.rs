@@ -5,15 +5,16 @@
 //! whatever context the packet or timer arrived in and are recognised by the socket alone.
 
 use aya_ebpf::{macros::raw_tracepoint, programs::RawTracePointContext};
-use aya_log_ebpf::debug;
-use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage, talk::talk_flag};
+use tracer_ebpf::{ClientGone, Conn, PeerKey, Proc, flag, kind, role, stage};
 
 use crate::{
-    clients, conns,
+    conns,
     emit::{self, End, count},
+    failed,
     kernel::{self, AF_INET, AF_INET6, read},
     maps::{EVENTS, GIVEN_UP, JUMPS, PEERS, PROCS, SHARED, setting},
-    probes::{death, refused, request, talk},
+    nginx,
+    probes::{death, talk},
     procs,
 };
 
@@ -34,11 +35,11 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     let new: i32 = ctx.arg(2);
     death::state(sk, old, new);
     match new {
-        TCP_SYN_SENT => begin::<true>(&ctx, sk),
+        TCP_SYN_SENT => begin(sk),
         TCP_CLOSE_WAIT => talk::finished(sk),
         TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE => {
             let mut next = if new == TCP_CLOSE {
-                end(&ctx, sk, old)
+                end(sk, old)
             } else {
                 match closed_by_worker(sk) {
                     None if new == TCP_LAST_ACK => client_closed(sk),
@@ -65,8 +66,8 @@ const NOTHING: u32 = 0;
 const JUDGE: u32 = 1;
 /// `client_left` is.
 const LEFT: u32 = 2;
-/// `next_server` is.
-const NEXT: u32 = 3;
+/// `late_end` is.
+const LATE: u32 = 3;
 
 /// Ends this program and goes on with another, in the same context.
 #[inline(always)]
@@ -103,16 +104,6 @@ fn closed_by_worker(sk: u64) -> Option<bool> {
     Some(read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3)
 }
 
-/// A worker begins to connect right after it closed a connection with which nothing seemed wrong.
-#[raw_tracepoint]
-fn next_server(ctx: RawTracePointContext) -> i32 {
-    if let Some((_, proc)) = procs::worker() {
-        refused::look(proc);
-        begin::<false>(&ctx, ctx.arg(0));
-    }
-    0
-}
-
 /// True if the current process is a verified nginx.
 #[inline(always)]
 fn watched(tgid: u32) -> bool {
@@ -145,29 +136,22 @@ pub(super) fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
         dport: u16::from_be(dport),
         family,
         rst_ttl: 0,
-        _pad: 0,
-        number: 0,
+        _pad: [0; 3],
         flow_seq,
         peer_seq,
-        client: 0,
+        nginx: 0,
     })
 }
 
-/// `LOOK`: what was closed just before may be looked at first, by `next_server`, which comes back here.
+/// A worker begins to connect.
 #[inline(always)]
-fn begin<const LOOK: bool>(ctx: &RawTracePointContext, sk: u64) {
+fn begin(sk: u64) {
     let Some((tgid, proc)) = procs::worker() else {
         return;
     };
-    // SAFETY: a live map element that only this worker's thread writes.
-    if LOOK && unsafe { (*proc).closed_sk } != 0 {
-        go_on(ctx, NEXT);
-    }
-    talk::settle(proc);
     if let Some(mut conn) = new_conn(sk, tgid) {
-        clients::assign(proc, &mut conn);
+        conn.nginx = nginx::connecting(sk);
         record(sk, &conn, proc);
-        debug!(ctx, "connection begun, port {}", conn.dport);
         // SAFETY: workers have one thread that connects.
         unsafe {
             (*proc).begun = 1;
@@ -176,9 +160,12 @@ fn begin<const LOOK: bool>(ctx: &RawTracePointContext, sk: u64) {
     }
 }
 
-/// Opens the record of a connection of `proc`.
-#[inline(always)]
+/// Opens the record of a connection of `proc`. A function of its own: the stack is dear.
+#[inline(never)]
 pub(super) fn record(sk: u64, conn: &Conn, proc: *mut Proc) {
+    if proc.is_null() {
+        return;
+    }
     if !conns::open(sk, conn) {
         count(|c| c.conns_full += 1);
     }
@@ -206,7 +193,7 @@ pub(super) fn remember(peer: &PeerKey) {
 
 /// A socket reached CLOSE. Returns `JUDGE` if a worker closes an upstream connection that stood, `LEFT` if it is perhaps a client's.
 #[inline(always)]
-fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
+fn end(sk: u64, old: i32) -> u32 {
     let Some(found) = conns::find(sk) else {
         return unknown_end(sk, old);
     };
@@ -240,8 +227,7 @@ fn end(ctx: &RawTracePointContext, sk: u64, old: i32) -> u32 {
             End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags, lsm_ret: 0 };
         kernel::forget(&mut end);
         emit::attempt(sk, &conn, &end);
-        clients::failed(sk, &conn);
-        debug!(ctx, "attempt failed in SYN_SENT, sk_err {}", end.sk_err);
+        failed::note(sk, &conn);
         if end.sk_err == 0 && end.shutdown == 3 {
             emit::watch_client(sk, tgid, true);
         }
@@ -295,6 +281,15 @@ fn unknown_end(sk: u64, old: i32) -> u32 {
     if shutdown != 3 || !watched(tgid) {
         return NOTHING;
     }
+    LATE
+}
+
+/// A worker gives up a connection that it began before we were attached.
+#[raw_tracepoint]
+fn late_end(ctx: RawTracePointContext) -> i32 {
+    let (sk, old): (u64, i32) = (ctx.arg(0), ctx.arg(1));
+    let tgid = kernel::tgid();
+    let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
     if let Some(mut conn) = new_conn(sk, tgid) {
         conn.start_ns = 0;
         // Packets dropped before we were attached were not seen.
@@ -313,7 +308,7 @@ fn unknown_end(sk: u64, old: i32) -> u32 {
         emit::attempt(sk, &conn, &end);
         emit::watch_client(sk, tgid, true);
     }
-    NOTHING
+    0
 }
 
 /// The worker closes a connection of a client, as it seems: `LEFT` if that may explain the attempt that it gave up just before, or
@@ -355,7 +350,6 @@ fn left(sk: u64) {
     }
     if state == TCP_ESTABLISHED || last.quiet == 0 {
         // nginx has no answer for a client that is there, or was to have one.
-        request::left(sk, tgid);
         return;
     }
     let family: u16 = read(sk, setting!(skc_family));
@@ -368,8 +362,6 @@ fn left(sk: u64) {
     if PEERS.get_ptr(PeerKey { addr: client, port: client_port, _pad: 0 }).is_some() {
         return;
     }
-    // Its record is made only now.
-    let end_ns = if talk::abandoned(last.sk, tgid) != 0 { emit::now_ns() } else { last.end_ns };
     let Some(mut entry) = EVENTS.reserve::<ClientGone>(0) else {
         count(|c| c.hints_lost += 1);
         return;
@@ -379,7 +371,7 @@ fn left(sk: u64) {
         tgid,
         time_ns: now,
         attempt_sk: last.sk,
-        attempt_end_ns: end_ns,
+        attempt_end_ns: last.end_ns,
         client,
         client_port,
         how: if reset { 2 } else { 1 },
@@ -387,7 +379,6 @@ fn left(sk: u64) {
     });
     entry.submit(1);
     let _ = GIVEN_UP.remove(tgid);
-    request::left(sk, tgid);
 }
 
 /// The end of every TCP socket. Catches clients that reset (their socket was CLOSE long before the worker
@@ -399,7 +390,7 @@ fn destroy_sock(ctx: RawTracePointContext) -> i32 {
     let mut next = if let Some(found) = conns::find(sk) {
         gone(sk, found)
     } else {
-        clients::closed(sk);
+        failed::closed(sk);
         NOTHING
     };
     kernel::forget(&mut next);

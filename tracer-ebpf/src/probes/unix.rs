@@ -12,10 +12,11 @@ use tracer_ebpf::{
 
 use super::{connect::empty, unix_talk};
 use crate::{
-    clients,
     emit::{self, count},
     kernel::{self, AF_UNIX, read_user},
     maps::{EVENTS, setting},
+    nginx,
+    probes::said,
     procs,
 };
 
@@ -33,11 +34,14 @@ pub(super) fn failed(fd: u32, addr: u64, proc: *mut Proc, ret: i32, lsm_ret: i32
     if is_libc(addr + FAMILY) {
         return;
     }
-    let flags = if lsm_ret == 0 { 0 } else { flag::LSM };
+    let mut flags = if lsm_ret == 0 { 0 } else { flag::LSM };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let mut conn = empty(tgid);
-    clients::assign(proc, &mut conn);
-    clients::gave_up(proc, conn.client, u32::from(conn.number));
+    conn.nginx = nginx::connection_of(sk, fd);
+    // nginx closes it right after this, without a hook.
+    if conn.nginx != 0 && said::ask(sk, conn.start_ns, conn.nginx) == nginx::FOUND {
+        flags |= flag::ASKED;
+    }
     count(|c| {
         c.connects += 1;
         c.failed += 1;
@@ -55,14 +59,12 @@ pub(super) fn failed(fd: u32, addr: u64, proc: *mut Proc, ret: i32, lsm_ret: i32
         (*to).flags = conn.flags | flags;
         (*to).time_ns = conn.start_ns;
         (*to).sk = sk;
-        (*to).client = conn.client;
         (*to).tgid = tgid;
         (*to).netns = kernel::sock_netns(sk);
         (*to).ret = ret;
         (*to).lsm_ret = lsm_ret;
-        (*to).number = conn.number;
         (*to).len = len as u16;
-        (*to)._pad = 0;
+        (*to)._pad = [0; 3];
         (*to)._pad2 = 0;
         copy_name((&raw mut (*to).name).cast(), addr + FAMILY);
         bpf_ringbuf_submit(to.cast(), emit::wakeup());
@@ -106,14 +108,14 @@ const fn words(bytes: [u8; 16]) -> [u64; 2] {
 /// A connect() succeeded.
 #[inline(always)]
 pub(super) fn stands() {
-    let Some((_, proc)) = procs::worker() else {
+    if procs::worker().is_none() {
         return;
-    };
+    }
     let Some((fd, addr)) = kernel::syscall_args(setting!(nr_connect)) else {
         return;
     };
     let sk = kernel::unix_stream_of_fd(fd as u32);
     if sk != 0 {
-        unix_talk::begin(sk, addr, proc);
+        unix_talk::begin(sk, fd as u32, addr);
     }
 }

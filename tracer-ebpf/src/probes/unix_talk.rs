@@ -11,17 +11,17 @@ use aya_ebpf::{
     },
 };
 use tracer_ebpf::{
-    Conn, Proc, flag,
-    request::{Turn, turn},
+    Conn, Proc,
     talk::talk_flag,
     unix::{NAME, Standing},
 };
 
 use crate::{
-    clients, conns,
+    conns,
     emit::{self, count},
     kernel::{self, read, read_user},
     maps::{SHARED, STANDING, setting},
+    nginx,
     probes::{connect::empty, talk, unix, unix_end},
     procs,
 };
@@ -55,19 +55,19 @@ fn unix_read_kretprobe(ctx: RetProbeContext) -> i32 {
 /// `unix_stream_sendmsg(socket, msg, len)`.
 #[fexit(function = "unix_stream_sendmsg")]
 fn unix_write_fexit(ctx: FExitContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
+    if let Some((tgid, _)) = procs::worker() {
         let mut socket: u64 = ctx.arg(0);
         kernel::forget(&mut socket);
-        on_write(read(socket, setting!(socket_sk)), tgid, proc, ctx.arg(3));
+        on_write(read(socket, setting!(socket_sk)), tgid, ctx.arg(3));
     }
     0
 }
 
 #[kretprobe]
 fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
+    if let Some((tgid, _)) = procs::worker() {
         let (_, fd, _) = kernel::syscall();
-        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, proc, ctx.ret());
+        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, ctx.ret());
     }
     0
 }
@@ -75,8 +75,8 @@ fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
 /// `sock_send_length(sk, ret, flags)`, 6.6+, where `request::sent` is not attached.
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn unix_write_tracepoint(ctx: RawTracePointContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
-        on_write(ctx.arg(0), tgid, proc, ctx.arg(1));
+    if let Some((tgid, _)) = procs::worker() {
+        on_write(ctx.arg(0), tgid, ctx.arg(1));
     }
     0
 }
@@ -116,24 +116,13 @@ fn unix_close_tracepoint(ctx: TracePointContext) -> i32 {
 
 /// A worker's connect() to a unix stream socket succeeded.
 #[inline(never)]
-pub(super) fn begin(sk: u64, addr: u64, proc: *mut Proc) -> u32 {
-    if proc.is_null() || read_user::<u16>(addr) != kernel::AF_UNIX || unix::is_libc(addr + FAMILY) {
+pub(super) fn begin(sk: u64, fd: u32, addr: u64) -> u32 {
+    if setting!(talk) == 0 || read_user::<u16>(addr) != kernel::AF_UNIX || unix::is_libc(addr + FAMILY) {
         return 0;
     }
-    talk::settle(proc);
     let mut conn = empty(kernel::tgid());
-    clients::assign(proc, &mut conn);
     conn.family = kernel::AF_UNIX;
-    if conn.client != 0 {
-        let retry = u16::from(conn.flags & flag::RETRY != 0);
-        // The write that follows takes it. Where that is not seen, who knows what else is not: the next attempt has no number.
-        let number = if setting!(talk) != 0 { conn.number.wrapping_sub(1) } else { 0 };
-        // SAFETY: a live map element that only this worker's thread writes.
-        unsafe { (*proc).turn = Turn { id: conn.client, sk: 0, kind: turn::CLOSED, number, retry } };
-    }
-    if setting!(talk) == 0 {
-        return 0;
-    }
+    conn.nginx = nginx::connection_of(sk, fd);
     kernel::forget(&mut conn);
     if STANDING.insert(sk, &ZERO, 0).is_err() {
         count(|c| c.conns_full += 1);
@@ -163,13 +152,7 @@ static ZERO: Standing = {
     unsafe { core::mem::zeroed() }
 };
 
-/// The record of an upstream connection, by TCP or to a unix socket.
-#[inline(always)]
-pub(super) fn find(sk: u64) -> Option<*mut Conn> {
-    conns::find(sk).or_else(|| STANDING.get_ptr_mut(sk).map(|s| s.cast()))
-}
-
-/// The same of one kind; `kind`: `UNIX` of a unix socket, else 0.
+/// The record of an upstream connection; `kind`: `UNIX` of a unix socket, else 0.
 #[inline(always)]
 pub(super) fn of(sk: u64, kind: u32) -> Option<*mut Conn> {
     if kind != 0 { STANDING.get_ptr_mut(sk).map(|s| s.cast()) } else { conns::find(sk) }
@@ -182,20 +165,6 @@ pub(super) fn close(sk: u64, kind: u32) {
         let _ = STANDING.remove(sk);
     } else {
         conns::close(sk);
-    }
-}
-
-/// Keeps it after its close under another name (`conns::parked`); `kind` as above.
-#[inline(always)]
-pub(super) fn park(sk: u64, tgid: u32, kind: u32) {
-    if kind == 0 {
-        conns::park(sk, tgid);
-    } else if let Some(s) = STANDING.get_ptr(sk) {
-        // SAFETY: a live map element.
-        if STANDING.insert(conns::parked(sk, tgid), unsafe { &*s }, 0).is_err() {
-            count(|c| c.conns_full += 1);
-        }
-        let _ = STANDING.remove(sk);
     }
 }
 
@@ -226,7 +195,6 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
     if s.is_null() || proc.is_null() {
         return 0;
     }
-    talk::settle(proc);
     // SAFETY: live map elements; only this worker's thread writes these fields.
     unsafe {
         if (*s).conn.tgid != tgid {
@@ -234,13 +202,6 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
         }
         if ret > 0 {
             (*s).talk.copied_seq = (*s).talk.copied_seq.wrapping_add(ret as u32);
-            let said = (*s).conn.flags & flag::RETRY != 0 || (*s).talk.flags & talk_flag::SAID_5XX != 0;
-            (*proc).turn = if (*s).conn.client == 0 {
-                Turn::NOTHING
-            } else {
-                let id = (*s).conn.client;
-                Turn { id, sk, kind: turn::READ_UPSTREAM, number: 0, retry: u16::from(said) }
-            };
         }
         talk::heard(sk, s.cast(), proc, ret, talk_flag::UNIX)
     }
@@ -248,7 +209,7 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
 
 /// A worker's write returned. False if this is no connection to a unix socket that is followed.
 #[inline(always)]
-pub(super) fn on_write(sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> bool {
+pub(super) fn on_write(sk: u64, tgid: u32, ret: i32) -> bool {
     if !any() {
         return false;
     }
@@ -256,14 +217,14 @@ pub(super) fn on_write(sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> bool {
         return false;
     };
     if ret != -EAGAIN && ret != 0 {
-        wrote(s, sk, tgid, proc, ret);
+        wrote(s, sk, tgid, ret);
     }
     true
 }
 
 #[inline(never)]
-fn wrote(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32 {
-    if s.is_null() || proc.is_null() {
+fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
+    if s.is_null() {
         return 0;
     }
     // SAFETY: as in `heard`.
@@ -277,7 +238,7 @@ fn wrote(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
             return 0;
         }
         let began = (*s).talk.sent_ns;
-        talk::wrote(sk, s.cast(), proc, ret as u32, ret as u32);
+        talk::wrote(sk, s.cast(), ret as u32, ret as u32);
         if (*s).talk.sent_ns != began {
             (*s).talk.flags |= talk_flag::UNIX;
             (*s).talk.write_seq = 0;

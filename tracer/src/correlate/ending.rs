@@ -162,9 +162,8 @@ pub fn head(case: &Case) -> Head {
     }
     // nginx answers in its own name as long as it has no header to pass on.
     match seen {
-        Head::Unknown if matches!(case.client_saw, Some(502 | 504)) && case.attempt.number.is_some() => {
-            Head::Part
-        }
+        Head::Unknown if talk.asked && talk.passed_on => Head::Whole,
+        Head::Unknown if case.own_status().is_some() => Head::Part,
         Head::Unknown if talk.answered_bad => Head::Part,
         seen => seen,
     }
@@ -348,10 +347,12 @@ pub fn answered_by_timer(case: &Case) -> bool {
     if said(case).is_some_and(|(fault, _)| fault == Fault::TimedOut) {
         return true;
     }
-    if of(case).is_some_and(|talk| talk.before && talk.answered == Some(504)) {
+    if of(case)
+        .is_some_and(|talk| case.attempt.noted == Some(504) || (talk.before && talk.answered == Some(504)))
+    {
         return true;
     }
-    let own = case.client_saw == Some(504) && case.attempt.number.is_some() && head(case) != Head::Whole;
+    let own = case.own_status() == Some(504) && head(case) != Head::Whole;
     own && may_be_over(case) && !(is_hidden(case) && has_just_read(case))
 }
 

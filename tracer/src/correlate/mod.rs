@@ -319,18 +319,26 @@ impl Case {
             return Some(GaveUp::Timer);
         }
         // nginx answers no client that it takes for gone (ngx_http_finalize_request).
-        if self.client_gone.is_some() && self.client_saw.is_none() {
+        if self.client_gone.is_some() && self.client_saw.is_none() && a.noted.is_none() {
             return Some(GaveUp::ClientGone);
         }
         let unknown = a.start_ns.is_none() || self.connect_timeouts().next().is_none();
         Some(if unknown { GaveUp::Timer } else { GaveUp::Early })
     }
 
-    /// True if the client got the status that stands for nginx's timer, and nothing but failed attempts came between its
+    /// 502 or 504 that nginx made of this attempt: it has noted that, or its client got it, and nothing but failed attempts came between.
+    #[must_use]
+    pub fn own_status(&self) -> Option<u16> {
+        let seen =
+            self.client_saw.filter(|status| matches!(status, 502 | 504) && self.attempt.number.is_some());
+        self.attempt.noted.or(seen)
+    }
+
+    /// True if nginx has noted the status that stands for its timer, or the client got it, and nothing but failed attempts came between its
     /// request and this one: the client had not left, and of its reasons to end an attempt without an error nginx had
     /// no other. If a later attempt's backend sent that status, nginx had gone on to it.
     fn answered_by_timer(&self) -> bool {
-        self.client_saw == Some(504) && self.attempt.number.is_some()
+        self.own_status() == Some(504)
     }
 
     /// True if nginx's connect timer is what ended the attempt: its duration fits a configured one and nothing else can

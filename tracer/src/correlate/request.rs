@@ -1,15 +1,10 @@
-//! The client's request that a failed attempt belongs to: what the kernel side saw of it, judged and parsed.
+//! The client's request that a failed attempt belongs to, parsed.
 //!
 //! The bytes come from the network through nginx's memory: anything may be in them. Parsing is total and bounded.
 //! nginx parses in place and leaves marks: it writes a NUL behind each header's name and each header's value
-//! (ngx_http_process_request_headers), never into the request line. Where the kernel side cannot say that a request
-//! begins at the first byte, these marks prove that nginx took the bytes for a request's head.
+//! (ngx_http_process_request_headers), never into the request line.
 
 use std::{borrow::Cow, net::SocketAddr};
-
-use tracer_ebpf::request::client_flag;
-
-use crate::event::Answered;
 
 /// Longest method that is taken for one (RFC 9110 knows none above 16 letters).
 const MOST_METHOD: usize = 32;
@@ -127,52 +122,18 @@ pub struct Attribution {
     pub note: Option<Cow<'static, str>>,
 }
 
-/// No link between the attempt and any request was seen.
-pub const UNLINKED: &str = "nothing that nginx did just before ties the attempt to a request";
-/// The time for waiting is over.
-pub const UNANSWERED: &str =
-    "the request was not answered in time to be reported, or its answer was not seen";
-/// Both ends of the chain disagree.
-pub const AMBIGUOUS: &str = "more than one request of this worker could be meant";
-/// Not HTTP/1 in clear text.
-pub const OPAQUE: &str =
-    "what the client sent last does not begin like an HTTP/1 request (TLS, HTTP/2, the rest of one)";
-/// It may be a body or the rest of another request.
-pub const DOUBTFUL: &str = "where the request begins on its connection is not certain";
-/// The hooks are not attached.
-pub const OFF: &str = "requests are not watched";
+/// Neither nginx's memory nor its word names the request.
+pub const UNLINKED: &str = "nginx's memory does not name the request of this connection";
+/// What nginx's memory was to tell did not come.
+pub const UNANSWERED: &str = "nginx was not asked in time whose request it was";
+/// The request line cannot be read.
+pub const OPAQUE: &str = "the request line could not be read from nginx's memory";
 
 impl Attribution {
     /// Not known, and why.
     #[must_use]
     pub fn unknown(note: &'static str) -> Self {
         Self { request: None, note: Some(Cow::Borrowed(note)) }
-    }
-
-    /// What the kernel side's record tells; `id` is the number that the request gets.
-    #[must_use]
-    pub fn of(answered: &Answered, id: u64) -> Self {
-        let has = |bit: u32| answered.flags & bit != 0;
-        if has(client_flag::MISMATCH) {
-            return Self::unknown(AMBIGUOUS);
-        }
-        let with = |head: Option<Head>, note: Option<&'static str>| {
-            let Answered { client, local, status, .. } = *answered;
-            let ids = head.as_ref().map_or_else(Ids::default, |_| Ids::of(&answered.bytes));
-            let request = Request { id, client, local, head, status, ids };
-            Self { request: Some(request), note: note.map(Cow::Borrowed) }
-        };
-        if !has(client_flag::HTTP) {
-            return with(None, Some(OPAQUE));
-        }
-        let certain = has(client_flag::FIRST)
-            || (has(client_flag::ALIGNED)
-                && parsed_by_nginx(&answered.bytes, usize::try_from(answered.clean).unwrap_or(0)));
-        match parse(&answered.bytes) {
-            Some(head) if certain => with(Some(head), None),
-            Some(_) => with(None, Some(DOUBTFUL)),
-            None => with(None, Some(OPAQUE)),
-        }
     }
 }
 
@@ -260,8 +221,6 @@ fn authority(target: &[u8]) -> Option<&[u8]> {
 struct Header<'a> {
     name: &'a [u8],
     value: &'a [u8],
-    /// Where nginx's NUL behind the name is, from the beginning of the headers.
-    mark: Option<usize>,
 }
 
 /// The headers, with or without nginx's marks.
@@ -275,11 +234,10 @@ fn headers(bytes: &[u8]) -> impl Iterator<Item = Header<'_>> {
         let length = rest.iter().position(|b| matches!(b, b':' | 0 | b'\n')).unwrap_or(rest.len());
         let name = rest.get(..length)?;
         let separator = rest.get(length).copied();
-        let mark = (separator == Some(0)).then_some(at + length);
         if !matches!(separator, Some(b':' | 0)) {
             // A line without a colon.
             at += length + 1;
-            return Some(Header { name: name.trim_ascii_end(), value: &[], mark: None });
+            return Some(Header { name: name.trim_ascii_end(), value: &[] });
         }
         let mut end = length + 1;
         while rest.get(end) == Some(&b' ') {
@@ -297,23 +255,8 @@ fn headers(bytes: &[u8]) -> impl Iterator<Item = Header<'_>> {
             next += blanks + 1;
         }
         at += next;
-        Some(Header { name, value, mark })
+        Some(Header { name, value })
     })
-}
-
-/// True if nginx left its mark behind the name of a header where there was no NUL before: among the first `clean`
-/// bytes.
-#[must_use]
-pub fn parsed_by_nginx(bytes: &[u8], clean: usize) -> bool {
-    let Some((line, rest)) = request_line(bytes) else {
-        return false;
-    };
-    let before = bytes.len() - rest.len();
-    if line.contains(&0) {
-        return false;
-    }
-    let marked = headers(rest).take_while(|h| !h.name.is_empty()).find_map(|h| h.mark);
-    marked.is_some_and(|mark| before + mark < clean)
 }
 
 #[cfg(test)]

@@ -80,52 +80,6 @@ fn a_target_without_end_is_truncated() {
     assert_eq!(head.target.len(), 1001);
 }
 
-#[test]
-fn marks_prove_only_where_there_was_no_nul_before() {
-    let marked = b"GET /a HTTP/1.1\r\nHost\0 x\0\n\r\n";
-    assert!(parsed_by_nginx(marked, marked.len()));
-    assert!(!parsed_by_nginx(marked, 21), "the NUL was there before");
-    assert!(parsed_by_nginx(marked, 22));
-    assert!(!parsed_by_nginx(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n", 500), "a body");
-    // The rest of a header's value, up to where nginx ended it.
-    assert!(!parsed_by_nginx(b"GET /c HTTP/1.1\0\nHost\0 y\0\n\r\n", 500));
-    assert!(!parsed_by_nginx(b"GET /a HTTP/1.1\r\n\r\n", 500), "nothing to mark");
-}
-
-fn answered(flags: u32, bytes: &[u8], clean: u32) -> Answered {
-    Answered {
-        worker: 1,
-        request: 2,
-        time_ns: 3,
-        client: "192.0.2.1:5".parse().unwrap(),
-        local: "192.0.2.2:80".parse().unwrap(),
-        status: Some(502),
-        flags,
-        clean,
-        bytes: bytes.to_vec(),
-    }
-}
-
-#[test]
-fn says_no_more_than_it_knows() {
-    use client_flag::{ALIGNED, FIRST, HTTP, MISMATCH};
-    let plain = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
-    let marked = b"GET /a HTTP/1.1\r\nHost\0 x\0\n\r\n";
-    let of = |flags, bytes: &[u8], clean| Attribution::of(&answered(flags, bytes, clean), 7);
-    let known = |a: &Attribution| a.request.as_ref().is_some_and(|r| r.head.is_some());
-    assert!(known(&of(HTTP | FIRST, plain, 0)));
-    assert!(known(&of(HTTP | ALIGNED, marked, 100)));
-    let body = of(HTTP | ALIGNED, plain, 100);
-    assert_eq!(body.note.as_deref(), Some(DOUBTFUL));
-    let request = body.request.unwrap();
-    assert_eq!((request.head, request.status), (None, Some(502)), "client and answer alone");
-    assert_eq!(of(HTTP, marked, 100).note.as_deref(), Some(DOUBTFUL));
-    assert_eq!(of(HTTP | FIRST, b"", 0).note.as_deref(), Some(OPAQUE), "the memory could not be read");
-    let tls = of(0, b"", 0);
-    assert_eq!((tls.note.as_deref(), tls.request.is_some()), (Some(OPAQUE), true));
-    assert_eq!(of(HTTP | FIRST | MISMATCH, plain, 0), Attribution::unknown(AMBIGUOUS));
-}
-
 /// A small generator of pseudo-random numbers (xorshift).
 struct Dice(u64);
 
@@ -162,8 +116,6 @@ fn hostile_bytes_are_bounded_and_never_a_panic() {
         for _ in 0..dice.roll(24) {
             bytes.extend_from_slice(pieces[dice.roll(pieces.len())]);
         }
-        let clean = dice.roll(64);
-        let _ = parsed_by_nginx(&bytes, clean);
         if let Some(head) = parse(&bytes) {
             assert!(!head.method.is_empty() && !head.target.is_empty());
             assert!(!head.target.contains(['\n', '\0']), "{}", bytes.escape_ascii());
@@ -172,7 +124,7 @@ fn hostile_bytes_are_bounded_and_never_a_panic() {
     }
     for _ in 0..20_000 {
         let bytes: Vec<u8> = (0..dice.roll(80)).map(|_| dice.roll(256) as u8).collect();
-        let _ = (parse(&bytes), parsed_by_nginx(&bytes, 512));
+        let _ = (parse(&bytes), Ids::of(&bytes));
     }
 }
 
@@ -190,7 +142,6 @@ fn nginx_marks_change_nothing_of_what_is_read() {
         ),
     ] {
         assert_eq!(parse(sent), parse(left));
-        assert!(!parsed_by_nginx(sent, 500) && parsed_by_nginx(left, 500));
     }
 }
 

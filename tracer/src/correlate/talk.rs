@@ -137,8 +137,8 @@ pub fn in_handshake(case: &Case) -> Option<&Talk> {
 #[must_use]
 pub fn refused(case: &Case) -> bool {
     let Some(talk) = case.attempt.talk.as_deref() else { return false };
-    let own = case.client_saw == Some(502) && case.attempt.number.is_some();
-    let bad = talk.answered_bad && talk.answered.is_none_or(|status| status == 502);
+    let own = case.own_status() == Some(502);
+    let bad = talk.answered_bad && case.attempt.noted.or(talk.answered).is_none_or(|status| status == 502);
     let said = ending::said(case).is_some_and(|(fault, _)| matches!(fault, Fault::Invalid | Fault::TooBig));
     (own || bad || said) && talk.status.is_none_or(|status| status < 500)
 }
@@ -352,7 +352,7 @@ pub fn is_failure(case: &Case) -> bool {
         return true;
     }
     let Some(talk) = case.attempt.talk.as_deref() else { return false };
-    if talk.said_5xx || talk.answered_bad {
+    if talk.said_5xx || talk.answered_bad || case.attempt.noted.is_some() {
         return true;
     }
     if talk.said_error && case.facts.said.as_ref().is_none_or(|said| matches!(said, Said::Broken { .. })) {
@@ -361,7 +361,7 @@ pub fn is_failure(case: &Case) -> bool {
     }
     // nginx learned of an error, or its answer tells that it had one.
     let told = matches!(talk.told, Some(Told::Error(_)));
-    let answered = matches!(case.client_saw, Some(502 | 504)) && case.attempt.number.is_some();
+    let answered = case.own_status().is_some();
     if ending::module(case) == Some(Module::Stream) && tls_spoken(case) != Some(true) {
         return stream_failed(case, talk, told);
     }

@@ -18,7 +18,7 @@ use tracer_ebpf::{self as wire, Addr, flag, kind, proc_change, stage};
 
 pub use denial::{Avc, Denial, Speaker};
 pub use drops::{Drop, DropClass};
-pub use request::{Answered, Dns};
+pub use request::{Answered, Dns, Place as RequestPlace};
 pub use talk::{Death, Sent, Talk, Told};
 pub use unix::{FarEnd, UnixName};
 
@@ -157,8 +157,12 @@ pub struct Attempt {
     pub drop: Option<Drop>,
     /// Full accept queue.
     pub overflow: Option<Overflow>,
-    /// The request that it seems to serve, by a name that holds for this worker.
-    pub request: Option<u64>,
+    /// nginx's memory names the request that it serves: a statement follows, or came before.
+    #[serde(default)]
+    pub asked: bool,
+    /// 502 or 504, if nginx has noted that of its own for the attempt (`upstream_states`, which `$upstream_status` shows).
+    #[serde(default)]
+    pub noted: Option<u16>,
     /// Which attempt of its request this is, from 1.
     pub number: Option<u32>,
     /// What was said on a connection that stood; None before [`Stage::Established`].
@@ -199,7 +203,8 @@ impl Attempt {
             icmp: None,
             drop: None,
             overflow: None,
-            request: None,
+            asked: false,
+            noted: None,
             number: None,
             talk: None,
         }
@@ -297,7 +302,7 @@ pub enum Event {
         reset: bool,
     },
     /// A request has been answered: one whose attempts failed, or one for which none was made.
-    Answered(Box<Answered>),
+    Answered(Answered),
     /// A worker heard from a name server.
     Dns(Box<Dns>),
     /// A security module, a cgroup program or a system call filter refused, or would have.
@@ -335,7 +340,7 @@ pub fn decode(record: &Bytes) -> Result<Event, DecodeError> {
                 reset: gone.how == 2,
             })
         }
-        kind::REQUEST => request::answered(record),
+        kind::ANSWER => Ok(Event::Answered(Answered::of(&read(record, kind)?))),
         kind::SAID => Ok(Event::Said(Box::new(said::Statement::of(&read(record, kind)?)))),
         kind::DNS => request::dns(record),
         kind::UNIX => Ok(Event::Attempt(Box::new(unix::attempt(&read(record, kind)?)))),
@@ -451,8 +456,9 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         icmp,
         drop,
         overflow,
-        request: (a.client != 0).then_some(a.client),
-        number: (a.number != 0).then_some(u32::from(a.number)),
+        asked: has(flag::ASKED),
+        noted: None,
+        number: None,
         talk: None,
     })))
 }

@@ -6,30 +6,49 @@ use tracer_ebpf::{self as wire, kind};
 
 use super::{DecodeError, Event, Wire, ip, read};
 
-impl Wire for wire::request::Request {}
+impl Wire for wire::request::Answer {}
 impl Wire for wire::request::Dns {}
 
-/// A request whose attempts failed has been answered, or its client has left.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// nginx answers a request of which an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answered {
-    /// Worker's PID in the initial PID namespace.
-    pub worker: u32,
-    /// As [`Attempt::request`](super::Attempt::request).
-    pub request: u64,
+    /// Which.
+    pub request: Place,
     /// When, CLOCK_MONOTONIC ns.
     pub time_ns: u64,
-    /// Who asked.
-    pub client: SocketAddr,
-    /// The address that the client connected to; nginx chooses the `server` by it.
-    pub local: SocketAddr,
-    /// Status of the answer, if it could be read.
-    pub status: Option<u16>,
-    /// What holds of it, see [`wire::request::client_flag`].
-    pub flags: u32,
-    /// How many of the first bytes held no NUL when they were read.
-    pub clean: u32,
-    /// The request's first bytes.
-    pub bytes: Vec<u8>,
+    /// Status of the answer.
+    pub status: u16,
+    /// nginx makes the answer by itself; else a server gave it.
+    pub own: bool,
+}
+
+/// A request in the memory of its worker, and when it began (seconds, milliseconds): a name among those of one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Worker's PID in the initial PID namespace.
+    pub worker: u32,
+    /// Where it lies, which the next one may use within the same millisecond.
+    pub address: u64,
+    /// When it began.
+    pub began: [u64; 2],
+    /// How far the client's connection had been written to and read from; 0 for HTTP/2.
+    pub client_at: [u32; 2],
+}
+
+impl Answered {
+    pub(super) fn of(answer: &wire::request::Answer) -> Self {
+        Self {
+            request: Place {
+                worker: answer.tgid,
+                address: answer.request,
+                began: answer.moment.began,
+                client_at: [answer.moment.client_seq, answer.moment.client_read],
+            },
+            time_ns: answer.time_ns,
+            status: u16::try_from(answer.status).unwrap_or(0),
+            own: answer.own != 0,
+        }
+    }
 }
 
 /// A name server's reply without an answer, or a read from it that failed.
@@ -45,23 +64,6 @@ pub struct Dns {
     pub errno: i32,
     /// The reply's first bytes.
     pub bytes: Vec<u8>,
-}
-
-/// Reads a request with the bytes that follow it.
-pub(super) fn answered(record: &[u8]) -> Result<Event, DecodeError> {
-    let head = read::<wire::request::Request>(record, kind::REQUEST)?;
-    let bytes = behind::<wire::request::Request>(record, kind::REQUEST, head.len)?;
-    Ok(Event::Answered(Box::new(Answered {
-        worker: head.tgid,
-        request: head.id,
-        time_ns: head.time_ns,
-        client: SocketAddr::new(ip(&head.client), head.client_port),
-        local: SocketAddr::new(ip(&head.local), head.local_port),
-        status: (head.status >= 100).then_some(head.status),
-        flags: head.flags,
-        clean: head.clean,
-        bytes: bytes.to_vec(),
-    })))
 }
 
 /// Reads what a name server said, with the bytes that follow.

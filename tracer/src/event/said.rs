@@ -12,7 +12,7 @@ use std::{
 
 use tracer_ebpf::said::{self as wire, said_flag};
 
-use super::ip;
+use super::{ip, request};
 
 /// A text of nginx's memory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -170,15 +170,9 @@ pub struct Place {
 /// A request's name among those of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The worker.
-    pub worker: u32,
-    /// Where it lies in the worker's memory, which the next one may use within the same millisecond.
-    address: u64,
-    /// When it began: seconds, milliseconds.
-    began: [u64; 2],
+    /// Where it lies.
+    pub place: request::Place,
     client: Option<SocketAddr>,
-    /// As [`Statement::answer`].
-    answer: u64,
 }
 
 /// One statement of nginx.
@@ -188,7 +182,7 @@ pub struct Statement {
     pub worker: u32,
     /// When, CLOCK_MONOTONIC ns.
     pub time_ns: u64,
-    /// The attempt that it is about: its socket and its [`start_ns`](super::Attempt::start_ns).
+    /// The attempt that it is about: its socket (0 if there is none) and its [`start_ns`](super::Attempt::start_ns).
     pub attempt: Option<(u64, u64)>,
     /// True if nginx had an upstream connection at all.
     pub connected: bool,
@@ -196,8 +190,6 @@ pub struct Statement {
     pub errno: Option<i32>,
     /// The client's request.
     pub request: Identity,
-    /// The number under which the answer to it is reported ([`Answered::request`](super::Answered::request)).
-    pub answer: Option<u64>,
     /// The client, and the address that it connected to; None if its connection is not TCP.
     pub client: Option<(SocketAddr, SocketAddr)>,
     /// The request line, as nginx keeps it for clients of any protocol.
@@ -210,6 +202,14 @@ pub struct Statement {
     pub peer: Option<SocketAddr>,
     /// nginx's log does not show it.
     pub silent: bool,
+    /// The first bytes of the request as its client sent them (nginx's marks in them): line and header. Of HTTP/1 alone.
+    pub head: Vec<u8>,
+    /// The number of this attempt among those of the request, from 1; None if the request was led elsewhere in between.
+    pub attempt_number: Option<u32>,
+    /// The status that nginx has noted for the attempt, if it has noted one.
+    pub noted: Option<u16>,
+    /// The header of the response was whole.
+    pub has_header: bool,
     /// Its text without the arguments; empty if it could not be read.
     pub format: Vec<u8>,
     /// Where the text lies in the worker; 0 if there is none.
@@ -250,24 +250,30 @@ impl Statement {
         Self {
             worker: said.tgid,
             time_ns: said.time_ns,
-            attempt: (said.upstream_sk != 0 && said.upstream_start_ns != 0)
-                .then_some((said.upstream_sk, said.upstream_start_ns)),
+            attempt: (said.upstream_start_ns != 0).then_some((said.upstream_sk, said.upstream_start_ns)),
             connected: has(said_flag::UPSTREAM),
             errno: (said.err > 0).then_some(said.err),
             request: Identity {
-                worker: said.tgid,
-                address: said.request,
-                began: said.began,
+                place: request::Place {
+                    worker: said.tgid,
+                    address: said.request,
+                    began: said.began,
+                    client_at: [said.client_seq, said.client_read],
+                },
                 client: client.map(|(client, _)| client),
-                answer: said.id,
             },
-            answer: (said.id != 0).then_some(said.id),
             client,
             line: words(&said.line, line),
             host: words(&said.host, host),
             place,
             peer: socket_address(&said.peer),
             silent: has(said_flag::SILENT),
+            head: words(&said.line, said.head_len).bytes,
+            attempt_number: u32::try_from(said.states)
+                .ok()
+                .filter(|number| *number > 0 && !has(said_flag::LED)),
+            noted: u16::try_from(said.status).ok().filter(|status| *status >= 100),
+            has_header: said.header_ms != u32::MAX,
             format: words(&said.format, format).bytes,
             format_at: said.format_at,
             action: words(&said.action, action).bytes,
@@ -283,7 +289,7 @@ impl Statement {
     /// When the request began, by nginx's clock, which it reads once per round of its loop.
     #[must_use]
     pub fn began(&self) -> SystemTime {
-        let [seconds, ms] = self.request.began;
+        let [seconds, ms] = self.request.place.began;
         let since = Duration::from_secs(seconds).saturating_add(Duration::from_millis(ms.min(999)));
         SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
     }

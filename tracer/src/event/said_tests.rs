@@ -21,7 +21,8 @@ fn wire() -> wire::Said {
     said.upstream_start_ns = 4;
     said.request = 0x5555;
     said.began = [9, 10];
-    said.id = 3;
+    (said.status, said.header_ms, said.states) = (504, u32::MAX, 2);
+    (said.client_seq, said.client_read) = (3, 4);
     said.server_line = 12;
     said.client = addr("192.0.2.7".parse().unwrap());
     said.client_port = 4711;
@@ -66,7 +67,9 @@ pub(crate) fn sample(change: impl FnOnce(&mut wire::Said)) -> Statement {
 fn reads_a_statement() {
     let s = statement(&wire());
     assert_eq!((s.worker, s.time_ns, s.attempt, s.errno), (77, 5, Some((6, 4)), Some(111)));
-    assert_eq!(s.answer, Some(3));
+    assert_eq!((s.attempt_number, s.noted, s.has_header), (Some(2), Some(504), false));
+    let led = sample(|said| said.flags |= said_flag::LED);
+    assert_eq!((led.attempt_number, sample(|said| said.status = 0).noted), (None, None));
     assert_eq!(s.client, Some(("192.0.2.7:4711".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap())));
     assert_eq!(s.line.bytes, b"GET /api/1 HTTP/2.0");
     assert_eq!(s.host.text(), "shop.test");
@@ -105,7 +108,7 @@ fn knows_the_failures_without_a_socket() {
         said.lens[5] = put(&mut said.subject, subject);
         said.lens[6] = put(&mut said.peer_name, b"backend");
         said.number = number;
-        (said.upstream_sk, said.flags) = (0, said_flag::CLIENT);
+        (said.upstream_sk, said.upstream_start_ns, said.flags) = (0, 0, said_flag::CLIENT);
         let statement = statement(&said);
         assert_eq!((statement.attempt, statement.connected), (None, false));
         statement.said()
@@ -145,7 +148,7 @@ fn what_is_cut_off_is_no_place() {
     said.server_line = u64::MAX;
     assert_eq!(statement(&said).place, None);
     let mut said = wire();
-    said.lens[3] = put(&mut said.line, &[b'x'; 600]);
+    said.lens[3] = put(&mut said.line, &[b'x'; 1600]);
     assert!(statement(&said).line.truncated);
 }
 

@@ -83,15 +83,18 @@ pub struct Talk {
     pub tls_data: bool,
     /// A chunked body, or a FastCGI request, had ended: the last bytes read say so.
     pub last_chunk: bool,
-    /// nginx had begun to answer its client with what it read.
+    /// nginx had read the whole header, and so had begun to answer its client with it.
     pub passed_on: bool,
-    /// The status of that answer, if it was seen.
+    /// The status with which nginx had begun to answer its client with what it read: in older recordings alone.
     pub answered: Option<u16>,
+    /// nginx was asked as the connection ended.
+    #[serde(default)]
+    pub asked: bool,
     /// The response was whole, by what the kernel side looks at.
     pub whole: bool,
     /// The record was made as the response began, since its status is 5xx; the connection may go on.
     pub said_5xx: bool,
-    /// nginx answered 502 or 504 although the response seemed whole to the kernel side.
+    /// nginx has noted 502 or 504 of its own although the response seemed whole to the kernel side.
     pub answered_bad: bool,
     /// The first 8 bytes written; zeroes if none were, or are not told (`--no-payload`).
     #[serde(with = "crate::plain::bytes")]
@@ -194,6 +197,7 @@ pub(super) fn broken(record: &[u8]) -> Result<Event, DecodeError> {
         *attempt = Attempt { unix: Some(UnixName::of(&name)), no_remote: true, remote, ..*attempt };
     }
     let far = unix::far(&broken.talk, &head.daddr);
+    attempt.noted = (broken.talk.answered != 0).then_some(broken.talk.answered);
     attempt.talk = Some(Box::new(Talk { far, ..talk_of(&broken) }));
     Ok(Event::Attempt(attempt))
 }
@@ -241,10 +245,11 @@ fn talk_of(b: &Broken) -> Talk {
         tls: has(talk_flag::TLS),
         tls_data: has(talk_flag::TLS_DATA),
         last_chunk: has(talk_flag::LAST_CHUNK) || has(talk_flag::END_REQUEST),
-        passed_on: has(talk_flag::CLIENT),
-        answered: (t.answered != 0).then_some(t.answered),
+        passed_on: has(talk_flag::HEADER),
+        answered: None,
+        asked: has(talk_flag::ASKED),
         whole: has(talk_flag::WHOLE),
-        said_5xx: has(talk_flag::SAID_5XX),
+        said_5xx: has(talk_flag::SAID_5XX) || has(talk_flag::SAID_5XX_LATE),
         answered_bad: has(talk_flag::ANSWERED_BAD),
         first: t.first.to_ne_bytes(),
         request: said(&b.sent, b.sent_len, true),

@@ -104,13 +104,13 @@ pub(super) fn attempt(u: &Unix) -> Attempt {
         socket: u.sk,
         netns: u.netns,
         start_ns: Some(u.time_ns),
+        name_ns: u.time_ns,
         end_ns: u.time_ns,
         no_remote: true,
         ret: u.ret,
         security: (u.flags & flag::LSM != 0).then_some(u.lsm_ret),
         unix: Some(UnixName::of(u.name.get(..len).unwrap_or_default())),
-        request: (u.client != 0).then_some(u.client),
-        number: (u.number != 0).then_some(u32::from(u.number)),
+        asked: u.flags & flag::ASKED != 0,
         ..Attempt::blank(Stage::Connect, u.tgid)
     }
 }
@@ -157,17 +157,15 @@ mod tests {
         name[..6].copy_from_slice(b"/a.soc");
         let record = Unix {
             kind: tracer_ebpf::kind::UNIX,
-            flags: flag::LSM,
+            flags: flag::LSM | flag::ASKED,
             time_ns: 7,
             sk: 8,
-            client: 9,
             tgid: 10,
             netns: 11,
             ret: -13,
             lsm_ret: -13,
-            number: 2,
             len: 4,
-            _pad: 0,
+            _pad: [0; 3],
             name,
             _pad2: 0,
         };
@@ -178,9 +176,9 @@ mod tests {
         };
         assert_eq!(read.unix, Some(UnixName::Path(b"/a.s".to_vec())));
         assert_eq!((read.stage, read.errno(), read.security), (Stage::Connect, Some(13), Some(-13)));
-        assert_eq!((read.request, read.number, read.duration_us()), (Some(9), Some(2), None));
+        assert_eq!((read.asked, read.name_ns, read.duration_us()), (true, 7, None));
         assert!(read.no_remote);
-        let cut = decode(&Bytes::copy_from_slice(&bytes[..160]));
-        assert_eq!(cut, Err(DecodeError::Short { kind: tracer_ebpf::kind::UNIX, len: 160, need: 168 }));
+        let cut = decode(&Bytes::copy_from_slice(&bytes[..150]));
+        assert_eq!(cut, Err(DecodeError::Short { kind: tracer_ebpf::kind::UNIX, len: 150, need: 160 }));
     }
 }

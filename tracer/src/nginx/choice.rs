@@ -1,9 +1,7 @@
-//! What nginx has to choose from when a request comes to a pass, and what else in a configuration answers with 502.
+//! What nginx has to choose from when a request comes to a pass.
 
 use super::{
-    locate::Located,
-    model::{ConfigLine, Model, Pass, Role},
-    tree::{Kind, NodeId},
+    model::{Model, Pass},
     value::{self, Address},
 };
 
@@ -27,20 +25,6 @@ pub enum Destination {
         sure: bool,
     },
 }
-
-/// Modules of nginx's own distribution that can be loaded and that answer no request by themselves with 502.
-const OWN_MODULES: [&str; 10] = [
-    "ngx_stream",
-    "ngx_mail",
-    "ngx_http_geoip",
-    "ngx_stream_geoip",
-    "ngx_http_image_filter",
-    "ngx_http_xslt_filter",
-    "ngx_http_brotli",
-    "ngx_http_headers_more",
-    "ngx_http_echo",
-    "ngx_http_js",
-];
 
 impl Model {
     /// Where a pass leads. `variable` gives the value that a variable has for the request at hand, by its name in
@@ -113,86 +97,6 @@ impl Model {
                 && matches!(other.target, Address::Name { .. })
         })
     }
-
-    /// Every directive that can have answered a located request with 502 in place of the pass: `return`, pages for
-    /// errors, a cache, scripts, and modules that are not nginx's own.
-    #[must_use]
-    pub fn other_bad_gateways(&self, located: &Located) -> Vec<ConfigLine> {
-        let config = &self.config;
-        let server = located.server.and_then(|server| self.servers.get(server)).map(|server| server.node);
-        let mut found: Vec<NodeId> = Vec::new();
-        let mut caches: Vec<Vec<u8>> = Vec::new();
-        let mut at = located.location.or(server);
-        while let Some(block) = at {
-            for id in config.children(block) {
-                let name = config.name(id);
-                if name.ends_with(b"_cache") && is_pass_prefix(&name) {
-                    // The innermost one holds.
-                    if caches.iter().any(|known| **known == *name) {
-                        continue;
-                    }
-                    caches.push(name.into_owned());
-                }
-                self.note_bad_gateway(id, &mut found);
-            }
-            at = config.parent(block);
-        }
-        for id in config.top() {
-            self.note_bad_gateway(id, &mut found);
-        }
-        // Where the request can have been led elsewhere, anything in the server counts.
-        if let Some(server) = server.filter(|_| !located.because.is_empty()) {
-            let mut todo: Vec<NodeId> = config.children(server).collect();
-            while let Some(id) = todo.pop() {
-                self.note_bad_gateway(id, &mut found);
-                if config.kind(id) == Kind::Block {
-                    todo.extend(config.children(id));
-                }
-            }
-        }
-        found.sort_unstable_by_key(|id| id.0);
-        found.dedup();
-        found.into_iter().map(|id| self.line(Role::Directive, id)).collect()
-    }
-
-    fn note_bad_gateway(&self, id: NodeId, found: &mut Vec<NodeId>) {
-        let config = &self.config;
-        let name = config.name(id);
-        let first = || config.arg(id, 0).unwrap_or_default();
-        let mut words = config.args(id);
-        let is_one = match &*name {
-            b"return" | b"limit_req_status" | b"limit_conn_status" => first() == "502",
-            b"error_page" => words.any(|word| matches!(&*word, b"=502" | b"=")),
-            b"try_files" => words.last().as_deref() == Some(b"=502"),
-            b"ssi" => first() == "on",
-            b"js_content" | b"js_access" | b"js_header_filter" | b"js_body_filter" | b"perl" => true,
-            b"load_module" => {
-                let path = first();
-                let file = path.rsplit('/').next().unwrap_or_default();
-                !OWN_MODULES.iter().any(|own| file.starts_with(own))
-            }
-            b"if" | b"limit_except" => {
-                let inner: Vec<NodeId> = config.children(id).collect();
-                inner.into_iter().for_each(|id| self.note_bad_gateway(id, found));
-                false
-            }
-            _ if name.ends_with(b"_cache") && is_pass_prefix(&name) => first() != "off",
-            _ if name.starts_with(b"modsecurity") => first() != "off",
-            _ => {
-                let lua = name.windows(7).any(|part| part == b"_by_lua");
-                lua && !name.starts_with(b"init_") && !name.starts_with(b"ssl_")
-            }
-        };
-        if is_one {
-            found.push(id);
-        }
-    }
-}
-
-/// `proxy_cache` and its like, but not `open_file_cache`.
-fn is_pass_prefix(name: &[u8]) -> bool {
-    let modules: [&[u8]; 4] = [b"proxy_cache", b"fastcgi_cache", b"uwsgi_cache", b"scgi_cache"];
-    modules.contains(&name)
 }
 
 /// Puts values into a text; `None` if one of its variables has none.

@@ -47,13 +47,50 @@ impl Model {
         })
     }
 
-    /// The `error_log` or `debug_connection` that makes nginx log healthy requests as well, if there is one.
+    /// The status that a client gets where nginx answers a request of these passes (by index) with an error of its own: an `error_page`
+    /// may put another in its place. None if that is not certain.
+    #[must_use]
+    pub fn shown_status(&self, passes: &[usize], status: u16) -> Option<u16> {
+        let blocks = passes.iter().filter_map(|pass| self.config.parent(self.passes.get(*pass)?.node));
+        let mut shown = blocks.map(|block| match self.nearest(Some(block), "error_page") {
+            Some(node) => self.page_status(node, status),
+            None => Some(status),
+        });
+        let Some(first) = shown.next() else {
+            let nodes = self.config.all().filter(|node| *self.config.name(*node) == *b"error_page");
+            let mut all = nodes.map(|node| self.page_status(node, status));
+            return all.all(|shown| shown == Some(status)).then_some(status);
+        };
+        shown.all(|other| other == first).then_some(first).flatten()
+    }
+
+    /// The same for the pages of one block, of which `node` is one (ngx_http_core_error_page, ngx_http_send_error_page).
+    fn page_status(&self, node: NodeId, status: u16) -> Option<u16> {
+        const FOUND: u16 = 302;
+        let block = self.config.parent(node)?;
+        let name = self.config.name_id(node);
+        let code = status.to_string();
+        for line in self.config.children(block).filter(|other| self.config.name_id(*other) == name) {
+            let words: Vec<_> = self.config.args(line).collect();
+            let Some((target, codes)) = words.split_last() else { continue };
+            if !codes.iter().any(|word| **word == *code.as_bytes()) {
+                continue;
+            }
+            return match codes.iter().rev().find_map(|word| word.strip_prefix(b"=")) {
+                Some(other) => std::str::from_utf8(other).ok()?.parse().ok(),
+                None if target.windows(3).any(|three| three == b"://") => Some(FOUND),
+                None => Some(status),
+            };
+        }
+        Some(status)
+    }
+
+    /// The `error_log` or `debug_connection` that makes nginx log many lines for each healthy request, if there is one. (At `info` it
+    /// logs one line for each client that leaves, which costs more than to see it.)
     #[must_use]
     pub fn logs_much(&self) -> Option<String> {
         let verbose = |node: &NodeId| match &*self.config.name(*node) {
-            b"error_log" => {
-                self.config.args(*node).skip(1).any(|level| level.starts_with(b"debug") || *level == *b"info")
-            }
+            b"error_log" => self.config.args(*node).skip(1).any(|level| level.starts_with(b"debug")),
             b"debug_connection" => true,
             _ => false,
         };

@@ -24,9 +24,6 @@ pub enum SymbolError {
     /// Not a 64-bit ELF file of x86-64.
     #[error("it is no x86-64 program")]
     Machine,
-    /// The function is not exported.
-    #[error("it does not export {0}")]
-    Missing(&'static str),
     /// The table of variables is not there, or says what does not fit together.
     #[error("its request structure is not known: {0}")]
     Layout(&'static str),
@@ -41,13 +38,15 @@ pub struct Function {
     pub cheap: bool,
 }
 
-/// What there is to probe.
+/// What there is to probe, and to be read in a worker's memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Symbols {
     /// `ngx_log_error_core`.
-    pub log: Function,
+    pub log: Option<Function>,
     /// `ngx_connection_error`.
-    pub connection_error: Function,
+    pub connection_error: Option<Function>,
+    /// `ngx_http_special_response_handler`.
+    pub answers: Option<Function>,
     /// `ngx_http_upstream_free_round_robin_peer`.
     pub free_peer: Option<Function>,
     /// `upstream` in `ngx_http_request_t`, bytes.
@@ -73,17 +72,15 @@ pub fn symbols(elf: &[u8]) -> Result<Symbols, SymbolError> {
         .filter(ObjectSymbol::is_definition)
         .filter_map(|symbol| Some((symbol.name().ok()?, symbol.address())))
         .collect();
-    let function = |name: &'static str| {
-        let address = functions.get(name).ok_or(SymbolError::Missing(name))?;
-        image.function(*address).ok_or(SymbolError::Missing(name))
-    };
+    let function = |name: &str| image.function(*functions.get(name)?);
     // Only builds with a cache have it, and a pointer for it before `upstream`.
     let cache = functions.contains_key("ngx_http_file_cache_create");
     let (upstream, host, start_sec) = layout(&image, cache)?;
     Ok(Symbols {
-        log: function("ngx_log_error_core")?,
-        connection_error: function("ngx_connection_error")?,
-        free_peer: function("ngx_http_upstream_free_round_robin_peer").ok(),
+        log: function("ngx_log_error_core"),
+        connection_error: function("ngx_connection_error"),
+        answers: function("ngx_http_special_response_handler"),
+        free_peer: function("ngx_http_upstream_free_round_robin_peer"),
         upstream,
         host,
         start_sec,
@@ -247,7 +244,9 @@ mod tests {
         assert_eq!((found.upstream, found.host), (72, 160), "with a cache, as Debian builds it");
         assert!(found.start_sec > 500 && found.start_sec.is_multiple_of(8), "{found:?}");
         assert!(found.free_peer.is_some_and(|f| f.cheap), "{found:?}");
-        assert!(found.log.offset > 0 && found.log.offset != found.connection_error.offset);
+        let (log, error, answers) =
+            (found.log.unwrap(), found.connection_error.unwrap(), found.answers.unwrap());
+        assert!(log.offset > 0 && log.offset != error.offset && log.offset != answers.offset);
     }
 
     #[test]

@@ -248,6 +248,12 @@ pub fn settings(
         sk_wmem_alloc: r.optional("sock.sk_wmem_alloc"),
         socket_ino: socket_inode(btf),
         sk_sndbuf: r.optional("sock.sk_sndbuf"),
+        socket_file: r.optional("socket.file"),
+        file_ep: btf.field("file.f_ep").or_else(|_| btf.field("file.f_ep_links")).map_or(NONE, |f| f.offset),
+        file_ep_is_list: u32::from(btf.field("file.f_ep").is_err()),
+        epi_link: r.optional("epitem.fllink"),
+        epi_data: epoll_data(btf),
+        _pad: 0,
         skb_len: r.required("sk_buff.len"),
         follow_new: 1,
         packed_common: 0,
@@ -282,6 +288,14 @@ fn socket_inode(btf: &Btf<'_>) -> u32 {
     let parts = ["socket_alloc.socket", "socket_alloc.vfs_inode", "inode.i_ino"].map(|path| btf.field(path));
     match parts {
         [Ok(socket), Ok(inode), Ok(number)] => inode.offset - socket.offset + number.offset,
+        _ => NONE,
+    }
+}
+
+/// Where an `epitem` has what the program gave to epoll: `epoll_event` is packed there, events (4 bytes) and data.
+fn epoll_data(btf: &Btf<'_>) -> u32 {
+    match (btf.field("epitem.event"), btf.field("epoll_event.data"), btf.field("epitem.fllink")) {
+        (Ok(event), Ok(data), Ok(_)) => event.offset + data.offset,
         _ => NONE,
     }
 }

@@ -33,10 +33,6 @@ const CONNTRACK_BTF: &str = "/sys/kernel/btf/nf_conntrack";
 /// The BPF object, built by build.rs. Aligned, because it is parsed in place.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WHY502_BPF_OBJECT_PATH"));
 
-/// The rows of [`PROBES`] that only requests need.
-const REQUEST_PROBES: [&str; 8] =
-    ["client-read", "answer", "upstream-read", "unix-write", "unix-read", "unix-close", "dns4", "dns6"];
-
 /// What a kernel has whose tracepoints tell of reads.
 const READ_TRACEPOINT: &str = "__traceiter_sock_recv_length";
 
@@ -55,8 +51,6 @@ pub struct Options {
     pub follow_new: bool,
     /// Debug messages of the BPF programs.
     pub debug: bool,
-    /// Attach the hooks that tell of clients' requests.
-    pub requests: bool,
     /// Send the first bytes of failed exchanges to user space.
     pub payload: bool,
 }
@@ -70,8 +64,6 @@ pub enum State {
     Missing(String),
     /// This tier has no way to get this evidence.
     NotInTier,
-    /// The command line said so.
-    Unwanted,
     /// Nothing is lost without it here; why.
     NotNeeded(String),
     /// Accepted by the kernel; attached there when it is needed.
@@ -196,7 +188,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
     settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);
     // Before 6.6 tracepoints tell of no reads and writes.
     let reads = tier != Tier::Tracepoint || btf.func(READ_TRACEPOINT).is_some();
-    settings.talk = u32::from(reads && options.requests);
+    settings.talk = u32::from(reads);
     let functions = functions_for_aya(&btf, tier);
     let drop_reasons = layout::drop_reasons(&btf);
     let known = |function: &str| btf.func(function).is_some();
@@ -214,7 +206,6 @@ fn load_here(options: &Options) -> Result<Loaded> {
         let state = match (inactive(probe, lsms.as_deref()), probe.variant(tier)) {
             (Some(why), _) => State::NotNeeded(why),
             (None, None) => State::NotInTier,
-            (None, Some(_)) if !options.requests && REQUEST_PROBES.contains(&probe.name) => State::Unwanted,
             (None, Some(variant)) => match unneeded(probe, variant.attach, &probes, &known) {
                 Some(why) => State::NotNeeded(why),
                 None => {
@@ -349,7 +340,7 @@ fn open_object(settings: &Settings, options: &Options) -> Result<Ebpf> {
         .map_max_entries("EVENTS", options.ring_bytes)
         .map_max_entries("BUCKETS", settings.bucket_mask + 1)
         .map_max_entries("CONNS", options.max_connections)
-        .verifier_log_level(if options.debug { VerifierLogLevel::DEBUG } else { VerifierLogLevel::DISABLE });
+        .verifier_log_level(if options.debug { VerifierLogLevel::DEBUG } else { VerifierLogLevel::STATS });
     if !options.debug {
         // Nothing is ever logged: one page instead of 128 KiB.
         loader.map_max_entries("AYA_LOGS", 4096);
@@ -409,7 +400,7 @@ fn load_callable(ebpf: &mut Ebpf) -> Result<()> {
 
 /// Loads the programs that others go on to. The map holds them as long as this object lives.
 fn set_jumps(ebpf: &mut Ebpf) -> Result<()> {
-    for (index, name) in (0..).zip(["judge", "client_left", "next_server"]) {
+    for (index, name) in (0..).zip(["judge", "client_left", "late_end"]) {
         let what = || format!("the program {name}, to which others jump");
         let program: &mut RawTracePoint =
             program_of(ebpf, name).and_then(TryInto::try_into).with_context(what)?;

@@ -280,7 +280,6 @@ const CONNECTIONS: &[Probe] = &[
             on(TRACEPOINT, "socket_tracepoint", Attach::Tracepoint("syscalls", "sys_exit_socket")),
         ],
     },
-    // Before `answer`, which takes what the worker did last: where that is another program.
     Probe {
         name: "unix-write",
         tells: "what nginx writes to unix sockets",
@@ -289,7 +288,7 @@ const CONNECTIONS: &[Probe] = &[
         variants: &[
             on(FULL, "unix_write_fexit", Attach::FExit("unix_stream_sendmsg")),
             on(KPROBE, "unix_write_tracepoint", Attach::RawTracepoint("sock_send_length")),
-            on(TRACEPOINT, "sent", Attach::RawTracepoint("sock_send_length")),
+            on(TRACEPOINT, "written", Attach::RawTracepoint("sock_send_length")),
             on(KPROBE, "unix_write_kretprobe", Attach::KRetProbe("unix_stream_sendmsg")),
         ],
     },
@@ -316,26 +315,14 @@ const CONNECTIONS: &[Probe] = &[
         ],
     },
     Probe {
-        name: "client-read",
-        tells: "which client's request an attempt serves",
-        lost: "the request that failed",
+        name: "upstream-write",
+        tells: "what nginx asks of servers, and when",
+        lost: "failures of connections that stand: upstream-read tells nothing without it",
         required: false,
         variants: &[
-            everywhere("received", "sock_recv_length"),
-            on(FULL, "read_fexit", Attach::FExit("tcp_recvmsg")),
-            on(KPROBE, "read_kprobe", Attach::KProbe("tcp_cleanup_rbuf")),
-            everywhere("client_read", "tcp_rcv_space_adjust"),
-        ],
-    },
-    Probe {
-        name: "answer",
-        tells: "the request that failed, and the status that its client saw",
-        lost: "the request that failed, and what its client saw",
-        required: false,
-        variants: &[
-            on(FULL, "answer_fentry", Attach::FEntry("tcp_sendmsg")),
-            on(KPROBE, "answer_kprobe", Attach::KProbe("tcp_sendmsg")),
-            on(TRACEPOINT, "sent", Attach::RawTracepoint("sock_send_length")),
+            on(FULL, "write_fentry", Attach::FEntry("tcp_sendmsg")),
+            on(KPROBE, "write_kprobe", Attach::KProbe("tcp_sendmsg")),
+            on(TRACEPOINT, "written", Attach::RawTracepoint("sock_send_length")),
         ],
     },
     Probe {

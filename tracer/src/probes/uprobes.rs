@@ -54,16 +54,17 @@ enum When {
 }
 
 const ROWS: &[Row] = &[
+    Row { program: "nginx_logs", symbol: "ngx_log_error_core", function: |s| s.log, when: When::Always },
     Row {
-        program: "nginx_logs",
-        symbol: "ngx_log_error_core",
-        function: |s| Some(s.log),
+        program: "nginx_answers",
+        symbol: "ngx_http_special_response_handler",
+        function: |s| s.answers,
         when: When::Always,
     },
     Row {
         program: "nginx_connection_error",
         symbol: "ngx_connection_error",
-        function: |s| Some(s.connection_error),
+        function: |s| s.connection_error,
         when: When::Hidden,
     },
     Row {
@@ -77,7 +78,8 @@ const ROWS: &[Row] = &[
 /// What they tell, for `doctor`.
 pub const TELLS: &str = "what failed inside TLS, and the request, server and location of a failed attempt, for clients of any protocol";
 /// What is missing without them.
-pub const LOST: &str = "requests of TLS and HTTP/2 clients, those that nginx delays, which of several locations it was, and what TLS to a server hides";
+pub const LOST: &str =
+    "requests for which nginx tried no server, the status of its own pages, and what TLS to a server hides";
 
 /// Why there are none.
 #[derive(Debug, Error)]
@@ -104,8 +106,6 @@ pub type File = (u64, u64);
 /// An executable that is probed; [`detach`] ends it.
 #[derive(Debug)]
 pub struct Attached {
-    /// Where the fields lie that the kernel side reads.
-    pub layout: Layout,
     /// The functions that are probed.
     pub functions: Vec<&'static str>,
     /// Those that are left out, and why.
@@ -123,28 +123,46 @@ pub fn file_of(pid: u32) -> io::Result<File> {
     fs::metadata(format!("/proc/{pid}/exe")).map(|m| (m.dev(), m.ino()))
 }
 
+/// Not its path: that may lead to another file by now, or into another mount namespace.
+fn path_of(pid: u32) -> String {
+    format!("/proc/{pid}/exe")
+}
+
+/// Reads the executable of a process.
+///
+/// # Errors
+/// [`UprobeError`]: nothing of its memory is understood then.
+pub fn read(pid: u32) -> Result<Symbols, UprobeError> {
+    Ok(symbols(&proc::read_up_to(path_of(pid), MOST)?)?)
+}
+
+/// Where the fields lie that the kernel side reads.
+#[must_use]
+pub fn layout(symbols: &Symbols) -> Layout {
+    Layout { upstream: symbols.upstream, host: symbols.host, start_sec: symbols.start_sec, _pad: 0 }
+}
+
 /// Probes the executable of a process, for all processes that run it. `hidden`: a log hides errors.
 ///
 /// # Errors
 /// [`UprobeError`]; nothing is attached then.
-pub fn attach(ebpf: &mut Ebpf, pid: u32, mode: Mode, hidden: bool) -> Result<Attached, UprobeError> {
-    // Not its path: that may lead to another file by now, or into another mount namespace.
-    let path = format!("/proc/{pid}/exe");
-    let elf = proc::read_up_to(&path, MOST)?;
-    let symbols = symbols(&elf)?;
-    drop(elf);
-    let layout =
-        Layout { upstream: symbols.upstream, host: symbols.host, start_sec: symbols.start_sec, _pad: 0 };
+pub fn attach(
+    ebpf: &mut Ebpf,
+    pid: u32,
+    symbols: &Symbols,
+    mode: Mode,
+    hidden: bool,
+) -> Result<Attached, UprobeError> {
+    let path = path_of(pid);
     let hidden = hidden || mode == Mode::On;
-    let mut attached =
-        Attached { layout, functions: Vec::new(), left_out: Vec::new(), links: Vec::new(), hidden };
+    let mut attached = Attached { functions: Vec::new(), left_out: Vec::new(), links: Vec::new(), hidden };
     let wanted = |row: &&Row| match row.when {
         When::Always => true,
         When::Hidden => hidden,
         When::Hot => mode == Mode::On,
     };
     for row in ROWS.iter().filter(wanted) {
-        let Some(function) = (row.function)(&symbols) else {
+        let Some(function) = (row.function)(symbols) else {
             attached.left_out.push(format!("{}: not exported", row.symbol));
             continue;
         };

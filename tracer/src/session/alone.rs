@@ -8,26 +8,25 @@ use std::{
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     rc::{Rc, Weak},
-    time::{Duration, Instant},
+    time::Instant,
 };
-
-use anyhow::Result;
-use tracer_ebpf::request::{BAD_GATEWAY, client_flag};
 
 use super::{Session, clock::wall_clock, complain, config::Snapshot, notes, watch::Watched};
 use crate::{
     correlate::{
         Case, Facts, GaveUp, ending,
         no_attempt::{self, Failure, Place, Reply, Said, Word},
-        request::{Attribution, Request},
         said,
     },
     diagnose::{self, Cause},
-    event::{self, Answered, Attempt, Dns, Stage, said::Statement},
+    event::{self, Attempt, Dns, Stage, said::Statement},
     moment::Moment,
     report::Incident,
 };
+use anyhow::Result;
 
+/// What nginx answers if it finds no server or no name (NGX_HTTP_BAD_GATEWAY).
+const BAD_GATEWAY: u16 = 502;
 /// Answers that wait for the attempts before them to be explained; beyond it the kernel's buffer holds the rest.
 const MOST_PENDING: usize = 8192;
 /// Servers whose failures are kept.
@@ -39,17 +38,27 @@ const MOST_REPLIES: usize = 4096;
 /// Longest `fail_timeout` that is followed.
 const KEEP_NS: u64 = 3600 * 1_000_000_000;
 
-/// How long nginx's own word waits for the kernel side's record of the same answer, which HTTP/1 in clear text has.
-const WORD_WAIT: Duration = Duration::from_millis(300);
-/// How long after its word nginx answers, at most.
-const WORD_NS: u64 = 2_000_000_000;
-
-/// Something that nginx answered by itself.
+/// Something that nginx answered by itself, by its own word.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub(super) answered: Answered,
-    /// What nginx told its log of it.
-    pub(super) said: Option<Box<Statement>>,
+    pub(super) said: Box<Statement>,
+    /// The address that it connected to.
+    pub(super) local: SocketAddr,
+    /// When the request began, CLOCK_MONOTONIC ns.
+    pub(super) began_ns: u64,
+}
+
+impl Pending {
+    /// None if its client's connection is not TCP, or nginx says something else.
+    fn of(said: &Statement) -> Option<Self> {
+        word_of(&said.said()).filter(|_| !said.connected)?;
+        let (_, local) = said.client?;
+        // nginx dates its requests by the wall clock.
+        let waited = wall_clock(said.time_ns).duration_since(said.began()).unwrap_or_default();
+        let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(0);
+        let began_ns = said.time_ns.saturating_sub(waited_ns);
+        Some(Self { said: Box::new(said.clone()), local, began_ns })
+    }
 }
 
 /// Failures of one server, each with the configuration that its worker ran with.
@@ -59,8 +68,6 @@ type Past = VecDeque<(Failure, Weak<Snapshot>)>;
 #[derive(Debug, Default)]
 pub(super) struct Alone {
     pending: VecDeque<Pending>,
-    /// nginx's words that no record of an answer has come for yet.
-    words: VecDeque<(Instant, Box<Statement>)>,
     /// By group and address.
     failures: HashMap<(String, Place), Past>,
     replies: VecDeque<Dns>,
@@ -73,43 +80,14 @@ impl Alone {
         Self { watched, ..Self::default() }
     }
 
-    /// True if the record tells of a request that nginx answered by itself.
-    pub(super) fn is_one(answered: &Answered) -> bool {
-        answered.flags & client_flag::ALONE != 0
-    }
-
     /// False if no further record should be read now.
     pub(super) fn has_room(&self) -> bool {
         self.pending.len() < MOST_PENDING
     }
 
-    /// Takes such a record.
-    pub(super) fn note(&mut self, answered: Answered) {
-        let its = |(_, said): &(Instant, Box<Statement>)| {
-            said.worker == answered.worker
-                && said.client.is_some_and(|(client, _)| client == answered.client)
-                && (said.time_ns..=said.time_ns + WORD_NS).contains(&answered.time_ns)
-        };
-        let said = self.words.iter().position(its).and_then(|at| self.words.remove(at)).map(|(_, said)| said);
-        self.pending.push_back(Pending { answered, said });
-    }
-
     /// Takes nginx's own word, if it is that it tried nobody.
-    pub(super) fn said(&mut self, statement: &Statement, now: Instant) {
-        if word_of(&statement.said()).is_some() && !statement.connected && self.words.len() < MOST_PENDING {
-            self.words.push_back((now, Box::new(statement.clone())));
-        }
-    }
-
-    /// Words for which no record has come: their clients speak TLS or HTTP/2.
-    pub(super) fn settle_words(&mut self, now: Instant) {
-        while let Some((_, said)) =
-            self.words.pop_front_if(|(since, _)| now.duration_since(*since) >= WORD_WAIT)
-        {
-            if let Some(answered) = answered_by(&said) {
-                self.pending.push_back(Pending { answered, said: Some(said) });
-            }
-        }
+    pub(super) fn said(&mut self, statement: &Statement) {
+        self.pending.extend(Pending::of(statement));
     }
 
     /// Takes what a name server told.
@@ -122,7 +100,7 @@ impl Alone {
 
     /// True if answers wait.
     pub(super) fn any_waits(&self) -> bool {
-        !self.pending.is_empty() || !self.words.is_empty()
+        !self.pending.is_empty()
     }
 
     /// Notes a failure that nginx counts against the server.
@@ -198,16 +176,16 @@ impl Alone {
         own
     }
 
-    pub(super) fn replies_to(&self, answered: &Answered, name: Option<&str>) -> Vec<Reply> {
-        let during = |dns: &&Dns| {
-            dns.worker == answered.worker && (answered.request..=answered.time_ns).contains(&dns.time_ns)
-        };
+    pub(super) fn replies_to(&self, pending: &Pending, name: Option<&str>) -> Vec<Reply> {
+        let Pending { said, began_ns, .. } = pending;
+        let during =
+            |dns: &&Dns| dns.worker == said.worker && (*began_ns..=said.time_ns).contains(&dns.time_ns);
         let told = |dns: &Dns| {
             let (what, asked) = match dns.errno {
                 0 => no_attempt::reply(&dns.bytes)?,
                 errno => (Said::Error(errno), None),
             };
-            let before_us = answered.time_ns.saturating_sub(dns.time_ns) / 1000;
+            let before_us = said.time_ns.saturating_sub(dns.time_ns) / 1000;
             let fits = asked.is_none() || name.is_none() || asked.as_deref() == name;
             fits.then_some(Reply { server: dns.server, before_us, what, name: asked })
         };
@@ -218,10 +196,8 @@ impl Alone {
 impl Session<'_> {
     /// Explains what nginx answered by itself, as far as all attempts before it are explained. True if more is left.
     pub(super) fn explain_alone(&mut self, end: Instant) -> Result<bool> {
-        self.alone.settle_words(Instant::now());
         while let Some(next) = self.alone.pending.front() {
-            let before =
-                self.waiting.front().is_some_and(|held| held.attempt.end_ns <= next.answered.time_ns);
+            let before = self.waiting.front().is_some_and(|held| held.attempt.end_ns <= next.said.time_ns);
             if before || self.enough() {
                 return Ok(false);
             }
@@ -237,35 +213,25 @@ impl Session<'_> {
     }
 
     fn incident_of(&mut self, pending: &Pending) -> Result<Option<Incident>> {
-        let Pending { answered, said } = pending;
-        if self.watch.get(answered.worker).is_none() {
+        let Pending { said, .. } = pending;
+        if self.watch.get(said.worker).is_none() {
             complain(&self.watch.scan(&mut self.maps)?);
         }
-        let Some(worker) = self.watch.get(answered.worker).cloned() else {
+        let Some(worker) = self.watch.get(said.worker).cloned() else {
             self.unread += 1;
             return Ok(None);
         };
-        let number = self.requests.number(said.as_deref(), Instant::now());
-        let kernel = Attribution::of(answered, number);
-        let attribution = match said.as_deref().and_then(said::request) {
-            Some(own) if kernel.request.as_ref().is_none_or(|request| request.head.is_none()) => {
-                Attribution {
-                    request: Some(Request { id: number, status: answered.status, ..own }),
-                    note: None,
-                }
-            }
-            Some(_) | None => kernel,
-        };
-        let head = attribution.request.as_ref().and_then(|request| request.head.as_ref());
-        let Some(head) = head.filter(|head| !head.truncated) else {
+        let number = self.requests.number(said, Instant::now());
+        let Some(own) = said::request(said) else { return Ok(None) };
+        let Some(head) = own.head.clone().filter(|head| !head.truncated) else {
             return Ok(None);
         };
-        let Some((no_attempt, candidate)) = self.choice(pending, head, &worker) else {
+        let Some((no_attempt, candidate)) = self.choice(pending, &head, &worker) else {
             return Ok(None);
         };
         let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
-        let attempt = untried(answered, worker.netns.unwrap_or(0));
-        let client_saw = answered.status;
+        let attempt = untried(pending, worker.netns.unwrap_or(0));
+        let client_saw = Some(BAD_GATEWAY);
         let mut case = Case { client_saw, ..Case::new(attempt, self.reach, facts, vec![candidate]) };
         case.story = Some(Box::new(notes::story(&case, &worker)));
         let verdict = diagnose::verdict(&case);
@@ -274,14 +240,14 @@ impl Session<'_> {
             return Ok(None);
         }
         Ok(Some(Incident {
-            time: Moment::local(wall_clock(answered.time_ns)),
-            mono_ns: answered.time_ns,
+            time: Moment::local(wall_clock(said.time_ns)),
+            mono_ns: said.time_ns,
             shown_ns: 0,
             case,
             verdict,
             container: worker.container.clone(),
             bind_lines: Vec::new(),
-            attribution,
+            attribution: said::attribution(own, number, client_saw),
         }))
     }
 }
@@ -296,36 +262,17 @@ pub(super) fn word_of(said: &event::said::Said) -> Option<Word> {
     }
 }
 
-/// The answer that a word stands for, where no record tells of it: its client is none of HTTP/1 in clear text.
-fn answered_by(said: &Statement) -> Option<Answered> {
-    let (client, local) = said.client?;
-    // nginx dates its requests by the wall clock.
-    let waited = wall_clock(said.time_ns).duration_since(said.began()).unwrap_or_default();
-    let waited_ns = u64::try_from(waited.as_nanos()).unwrap_or(0);
-    Some(Answered {
-        worker: said.worker,
-        request: said.time_ns.saturating_sub(waited_ns),
-        time_ns: said.time_ns,
-        client,
-        local,
-        status: Some(BAD_GATEWAY),
-        flags: client_flag::ALONE,
-        clean: 0,
-        bytes: Vec::new(),
-    })
-}
-
 /// The attempt that was none.
-fn untried(answered: &Answered, netns: u32) -> Attempt {
-    let nobody =
-        if answered.local.is_ipv6() { SocketAddr::from(([0; 16], 0)) } else { SocketAddr::from(([0; 4], 0)) };
+fn untried(pending: &Pending, netns: u32) -> Attempt {
+    let Pending { said, local, began_ns, .. } = pending;
+    let nobody = if local.is_ipv6() { SocketAddr::from(([0; 16], 0)) } else { SocketAddr::from(([0; 4], 0)) };
     Attempt {
         netns,
-        start_ns: Some(answered.request),
-        end_ns: answered.time_ns,
+        start_ns: Some(*began_ns),
+        end_ns: said.time_ns,
         local: nobody,
         remote: nobody,
-        request: Some(answered.request),
-        ..Attempt::blank(Stage::Untried, answered.worker)
+        asked: true,
+        ..Attempt::blank(Stage::Untried, said.worker)
     }
 }

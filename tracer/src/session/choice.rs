@@ -2,8 +2,6 @@
 
 use std::net::SocketAddr;
 
-use tracer_ebpf::request::client_flag;
-
 use super::{
     Session,
     alone::{Pending, word_of},
@@ -15,10 +13,7 @@ use crate::{
         no_attempt::{Choice, Group, LookUp, NoAttempt, Peer, Place, Source},
         request::Head,
     },
-    event::{
-        Answered,
-        said::{Said, Statement},
-    },
+    event::said::Said,
     nginx::{
         Candidate, ConfigLine, InForces, Located, Model, REDIRECT, Role, choice::Destination, tree::NodeId,
         uri, value,
@@ -37,28 +32,20 @@ impl Session<'_> {
         head: &Head,
         worker: &Watched,
     ) -> Option<(NoAttempt, Candidate)> {
-        let Pending { answered, said } = pending;
+        let Pending { said, local, began_ns, .. } = pending;
         let snapshot = &worker.config;
         let model = &snapshot.model;
         let host = head.host.as_deref().unwrap_or_default();
         let target = path_of(&head.target);
         // nginx's own word for the place counts more than what follows from the request.
-        let place = said.as_deref().and_then(|said| said::place(said, worker));
-        let located = place.unwrap_or_else(|| model.locate(Some(answered.local), Some(host), target));
+        let place = said::place(said, worker);
+        let located = place.unwrap_or_else(|| model.locate(Some(*local), Some(host), target));
         let variable = |name: &str| variable(name, host, target);
-        let word = said.as_deref().map(Statement::said);
+        let word = said.said();
         let of = |pass| model.destination(pass, &variable);
-        let (passes, destination) = match &word {
-            Some(word) => {
-                let told = told(model, word)?;
-                (leading(&located, &told, of), told)
-            }
-            None => (located.passes.clone(), one_destination(&located, of)?),
-        };
+        let destination = told(model, &word)?;
+        let passes = leading(&located, &destination, of);
         let pass = *passes.first()?;
-        let has = |bit: u32| answered.flags & bit != 0;
-        let others = model.other_bad_gateways(&located);
-        let place = |line: &ConfigLine| format!("{}:{} ({})", line.file.display(), line.line, line.text);
         let line = model.line(Role::Pass, model.passes.get(pass)?.node);
         // By a backend's answer it can only have been led elsewhere from this pass, which has asked no backend: it was to
         // look a name up.
@@ -68,25 +55,20 @@ impl Session<'_> {
             && !matches!(destination, Destination::Group(_))
             && model.passes.get(pass).is_some_and(|pass| !model.is_cached(pass));
         let (choice, mut lines, name) = match destination {
-            Destination::Group(index) => self.group(answered, worker, index)?,
-            Destination::Host { host, port } => self.host(answered, worker, &line, &host, port),
-            Destination::Resolve { name, sure } => self.look_up(answered, worker, pass, name, sure)?,
+            Destination::Group(index) => self.group(pending, worker, index)?,
+            Destination::Host { host, port } => self.host(pending, worker, &line, &host, port),
+            Destination::Resolve { name, sure } => self.look_up(pending, worker, pass, name, sure)?,
         };
         lines.extend(
             passes.iter().filter_map(|pass| Some(model.line(Role::Pass, model.passes.get(*pass)?.node))),
         );
         let no_attempt = NoAttempt {
-            source: match word.as_ref().and_then(word_of) {
-                Some(word) => Source::Said(word),
-                None => {
-                    Source::Answer { at_once: !has(client_flag::LATE), crowded: has(client_flag::CROWDED) }
-                }
-            },
+            source: Source::Said(word_of(&word)?),
             // The one that it looks for counts as one.
-            tried: said.as_deref().map_or(0, |said| said.tries.saturating_sub(1)),
-            waited_us: answered.time_ns.saturating_sub(answered.request) / 1000,
+            tried: said.tries.saturating_sub(1),
+            waited_us: said.time_ns.saturating_sub(*began_ns) / 1000,
             certain: (located.exact || only_redirect) && !snapshot.is_guess && worker.runs_as_shown(),
-            others: if word.is_some() { Vec::new() } else { others.iter().map(place).collect() },
+            others: Vec::new(),
             pass: line,
             choice,
         };
@@ -106,7 +88,7 @@ impl Session<'_> {
 
     fn group(
         &self,
-        answered: &Answered,
+        pending: &Pending,
         worker: &Watched,
         index: usize,
     ) -> Option<(Choice, Vec<ConfigLine>, Option<String>)> {
@@ -151,7 +133,7 @@ impl Session<'_> {
                     fail_timeout_s: server.fail_timeout_s,
                     max_conns: server.max_conns,
                     failures: place.map_or_else(Vec::new, |place| {
-                        self.alone.failures_of(&upstream.name, place, answered.worker, memory)
+                        self.alone.failures_of(&upstream.name, place, pending.said.worker, memory)
                     }),
                 });
             }
@@ -167,7 +149,7 @@ impl Session<'_> {
     /// The group that nginx made of a name's addresses when it read its configuration.
     fn host(
         &self,
-        answered: &Answered,
+        pending: &Pending,
         worker: &Watched,
         pass: &ConfigLine,
         host: &str,
@@ -188,7 +170,7 @@ impl Session<'_> {
                 max_fails: DEFAULT_MAX_FAILS,
                 fail_timeout_s: DEFAULT_FAIL_TIMEOUT_S,
                 max_conns: 0,
-                failures: self.alone.failures_of(&name, Place::Inet(address), answered.worker, None),
+                failures: self.alone.failures_of(&name, Place::Inet(address), pending.said.worker, None),
             }
         });
         let group = Group { name: name.clone(), shared: false, known: true, peers: peers.collect() };
@@ -197,7 +179,7 @@ impl Session<'_> {
 
     fn look_up(
         &self,
-        answered: &Answered,
+        pending: &Pending,
         worker: &Watched,
         pass: usize,
         name: Option<String>,
@@ -214,7 +196,7 @@ impl Session<'_> {
         let timeout = model.effective_of(pass, "resolver_timeout")?;
         let text = timeout.value.unwrap_or_default();
         let look_up = LookUp {
-            replies: self.alone.replies_to(answered, name.as_deref()),
+            replies: self.alone.replies_to(pending, name.as_deref()),
             name: name.clone(),
             sure,
             resolver: resolver.clone(),
@@ -258,13 +240,6 @@ fn leading(located: &Located, to: &Destination, of: impl Fn(usize) -> Option<Des
         _ => known == to,
     };
     located.passes.iter().copied().filter(|pass| of(*pass).is_none_or(|known| leads(&known))).collect()
-}
-
-/// Where all passes of a request lead; None if that differs.
-fn one_destination(located: &Located, of: impl Fn(usize) -> Option<Destination>) -> Option<Destination> {
-    let (first, rest) = located.passes.split_first()?;
-    let destination = of(*first)?;
-    rest.iter().all(|pass| of(*pass).as_ref() == Some(&destination)).then_some(destination)
 }
 
 /// The path and query of a target, without scheme and host.

@@ -22,7 +22,7 @@ pub(super) fn reach(loaded: &Loaded) -> Reach {
         accept_queue: loaded.has("accept-queue"),
         security: loaded.has("security-connect"),
         blockers: blockers(loaded),
-        talk: loaded.has("upstream-read") && loaded.has("answer"),
+        talk: loaded.has("upstream-read") && loaded.has("upstream-write"),
         unix_talk: loaded.has("unix-read") && loaded.has("unix-close"),
         // The hook on every socket's state sees them; without the others it is not told who sent a signal.
         deaths: loaded.has("tcp-state"),

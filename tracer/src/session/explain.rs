@@ -10,7 +10,7 @@ use super::{
     complain, narrow, notes, said, unix,
 };
 use crate::{
-    correlate::{Case, request::Attribution, talk},
+    correlate::{Case, request::Attribution, said::STATUS_UNSEEN, talk},
     diagnose,
     event::{Attempt, Stage, said::Said},
     moment::Moment,
@@ -105,7 +105,21 @@ impl Session<'_> {
     pub(super) fn show(&mut self, mut incident: Incident) -> Result<()> {
         if let Some(worker) = self.watch.get(incident.case.attempt.worker) {
             let said = self.requests.word(&incident).map(|said| (said, said::place(said, worker)));
+            if let Some((said, place)) = &said
+                && self.requests.answered_itself(said)
+                && let Some(request) = &mut incident.attribution.request
+                && let Some(status) = request.status
+            {
+                let of_case = || incident.case.config.iter().flat_map(|c| &c.passes).copied().collect();
+                let passes: Vec<usize> = place.as_ref().map_or_else(of_case, |place| place.passes.clone());
+                request.status = worker.config.model.shown_status(&passes, status);
+                if request.status.is_none() && incident.attribution.note.is_none() {
+                    incident.attribution.note = Some(STATUS_UNSEEN.into());
+                }
+            }
             let case = &mut incident.case;
+            let noted = said.as_ref().filter(|(said, _)| !said.has_header).and_then(|(said, _)| said.noted);
+            case.attempt.noted = case.attempt.noted.or(noted.filter(|status| matches!(status, 502 | 504)));
             case.facts.said = match &said {
                 Some((said, _)) => Some(said.said()),
                 None => self.uprobes.would_tell(worker.master).then_some(Said::Nothing),

@@ -26,7 +26,6 @@ pub(super) fn hooks(loaded: &Loaded) -> Vec<Hook> {
             State::Attached(_) | State::Ready(_) => None,
             State::Missing(why) => Some(why.clone()),
             State::NotInTier => Some("not in this tier".to_owned()),
-            State::Unwanted => Some("not wanted".to_owned()),
             State::NotNeeded(why) => Some(format!("not needed: {why}")),
         };
         Hook { name: status.probe.name.to_owned(), missing }

@@ -7,9 +7,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{
-    Bucket, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, request::Turn, role, said::Layout,
-};
+use tracer_ebpf::{Bucket, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, role, said::Layout};
 
 use crate::{event, report::Occupancy};
 
@@ -71,11 +69,9 @@ impl Maps {
                     last: NOBODY,
                     begun: 0,
                     sk: 0,
-                    closed_sk: 0,
-                    connected_ns: 0,
-                    turn: Turn::NOTHING,
-                    buffer: 0,
                     awaiting: 0,
+                    failed: 0,
+                    failed_attempt: [0; 2],
                 },
                 0,
             )
@@ -93,9 +89,9 @@ impl Maps {
     /// # Errors
     /// If the map is full.
     pub(super) fn set_layout(&mut self, master: u32, layout: Layout) -> Result<()> {
-        self.layouts
-            .insert(master, layout, 0)
-            .with_context(|| format!("no uprobes for nginx (pid {master}): the table of layouts is full"))
+        self.layouts.insert(master, layout, 0).with_context(|| {
+            format!("the memory of nginx (pid {master}) is not asked: the table of layouts is full")
+        })
     }
 
     /// The master is gone.

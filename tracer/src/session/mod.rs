@@ -87,8 +87,6 @@ const BUDGET: Duration = Duration::from_millis(60);
 /// Attempts that may wait to be explained (6 MB); beyond it records stay in the ring buffer, and the kernel
 /// counts what does not fit there.
 const MOST_WAITING: usize = 8192;
-/// Longer than anything waits for the record of an answer.
-const WAIT_FOR_ANSWER: Duration = Duration::from_secs(2);
 /// Explained attempts between two looks into the ring buffer.
 const BATCH: usize = 64;
 
@@ -109,7 +107,7 @@ pub struct Filter {
     pub trace_rules: bool,
     /// Where every record goes as it came, for the tests of the decoder.
     pub dump_records: Option<PathBuf>,
-    /// Which functions of nginx are probed (default: none); none where requests are not watched.
+    /// Which functions of nginx are probed (default: none).
     pub uprobes: Option<Mode>,
 }
 
@@ -183,9 +181,8 @@ impl<'a> Session<'a> {
         debug: bool,
     ) -> Result<Self> {
         let reach = reach(&loaded);
-        let watched = loaded.has("client-read") && loaded.has("answer");
-        let requests = Requests::new(watched);
-        let uprobes = Uprobes::new(filter.uprobes.filter(|_| watched).unwrap_or(Mode::Off));
+        let requests = Requests::new();
+        let uprobes = Uprobes::new(filter.uprobes.unwrap_or(Mode::Off));
         let alone = Alone::new(loaded.has("dns4") && loaded.has("dns6"));
         let filters = Filters::new(loaded.ready(SECCOMP));
         let (hooks, payload) = (header::hooks(&loaded), loaded.payload);
@@ -370,7 +367,6 @@ impl<'a> Session<'a> {
             }
             self.explain(held)?;
         }
-        self.alone.settle_words(Instant::now() + WAIT_FOR_ANSWER);
         while self.explain_alone(Instant::now() + BUDGET)? {}
         for incident in self.requests.all() {
             if self.enough() {
@@ -464,8 +460,7 @@ impl<'a> Session<'a> {
                     held.client_gone = Some((client, reset));
                 }
             }
-            Event::Answered(answered) if Alone::is_one(&answered) => self.alone.note(*answered),
-            Event::Answered(answered) => self.requests.answered(&answered, Instant::now()),
+            Event::Answered(answered) => self.requests.answered(answered, Instant::now()),
             Event::Denial(denial) => {
                 complain(self.gatherer.selinux.warning(&denial).as_slice());
                 self.denials.note(*denial);
@@ -473,7 +468,7 @@ impl<'a> Session<'a> {
             Event::Death(death) => self.gatherer.backends.died(*death),
             Event::Said(mut statement) => {
                 said::complete(&mut statement);
-                self.alone.said(&statement, Instant::now());
+                self.alone.said(&statement);
                 self.requests.said(*statement, Instant::now());
             }
             Event::Dns(dns) => self.alone.heard(*dns),

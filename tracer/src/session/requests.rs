@@ -1,27 +1,29 @@
 //! Explained incidents that wait for the answer to their client's request, and the answers themselves.
 //!
-//! The record of an attempt comes when it fails, the one of its request when nginx answers the client: at once as a
-//! rule, late if another server is asked meanwhile. An incident is explained first and waits then, so that its facts
-//! are fresh; those without a request wait for nobody.
+//! The record of an attempt comes when it fails, what nginx's memory says of its request as nginx closes it, and the answer as nginx
+//! gives it: at once as a rule, late if another server is asked meanwhile. An incident is explained first and waits then, so that
+//! its facts are fresh; those without a request wait for nobody.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
 use super::said::Sayings;
 use crate::{
     correlate::{
-        request::{Attribution, OFF, UNANSWERED, UNLINKED},
+        ending,
+        request::{Attribution, UNANSWERED, UNLINKED},
         said,
     },
-    event::{Answered, said::Statement},
+    event::{Answered, RequestPlace as Place, said::Statement},
+    nginx::Module,
     report::Incident,
 };
 
 /// How long an incident waits for its request's answer.
 const WAIT: Duration = Duration::from_secs(2);
-/// How long one that nothing ties to a request waits for what nginx says of it.
+/// How long one waits for what nginx says of it, where its memory could not be asked.
 const WAIT_FOR_WORD: Duration = Duration::from_millis(500);
 /// How long an answer is kept for attempts that are still to be explained.
 const KEEP: Duration = Duration::from_secs(10);
@@ -29,9 +31,6 @@ const KEEP: Duration = Duration::from_secs(10);
 const MOST_ANSWERS: usize = 16_384;
 /// Incidents that wait at most; beyond it the oldest go without their request.
 const MOST_WAITING: usize = 8192;
-
-/// A worker, and one of its requests.
-type Key = (u32, u64);
 
 /// An incident that waits.
 #[derive(Debug)]
@@ -45,10 +44,10 @@ struct Waiting {
 /// Answers and those who wait for them.
 #[derive(Default)]
 pub(super) struct Requests {
-    watched: bool,
-    answers: HashMap<Key, Attribution>,
+    /// The last one of each request, and whether nginx made it.
+    answers: HashMap<Place, (u16, bool)>,
     /// When each of them came, the oldest first.
-    ages: VecDeque<(Instant, Key)>,
+    ages: VecDeque<(Instant, Place)>,
     waiting: VecDeque<Waiting>,
     sayings: Sayings,
     /// Number of the next request.
@@ -56,9 +55,8 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// `watched`: the hooks that tell of requests are there.
-    pub(super) fn new(watched: bool) -> Self {
-        Self { watched, next: 1, ..Self::default() }
+    pub(super) fn new() -> Self {
+        Self { next: 1, ..Self::default() }
     }
 
     /// Notes what nginx says.
@@ -71,15 +69,10 @@ impl Requests {
         self.sayings.of(&incident.case.attempt)
     }
 
-    /// Notes a request that was answered.
-    pub(super) fn answered(&mut self, answered: &Answered, now: Instant) {
-        let attribution = Attribution::of(answered, self.next);
-        self.next += u64::from(attribution.request.is_some());
-        let key = (answered.worker, answered.request);
-        // What has been said in doubt stays in doubt.
-        if let Entry::Vacant(place) = self.answers.entry(key) {
-            place.insert(attribution);
-            self.ages.push_back((now, key));
+    /// Notes that a request is answered.
+    pub(super) fn answered(&mut self, answered: Answered, now: Instant) {
+        if self.answers.insert(answered.request, (answered.status, answered.own)).is_none() {
+            self.ages.push_back((now, answered.request));
         }
         if self.ages.len() > MOST_ANSWERS
             && let Some((_, oldest)) = self.ages.pop_front()
@@ -88,13 +81,14 @@ impl Requests {
         }
     }
 
-    /// The number of a request that is told of at once: that of its attempts, where nginx itself names it.
-    pub(super) fn number(&mut self, said: Option<&Statement>, now: Instant) -> u64 {
-        if let Some(said) = said {
-            return self.sayings.id(said.request, &mut self.next, now);
-        }
-        self.next += 1;
-        self.next - 1
+    /// True if nginx itself answered the request that it speaks of.
+    pub(super) fn answered_itself(&self, said: &Statement) -> bool {
+        self.answers.get(&said.request.place).is_some_and(|(_, own)| *own)
+    }
+
+    /// The number of a request that nginx names.
+    pub(super) fn number(&mut self, said: &Statement, now: Instant) -> u64 {
+        self.sayings.id(said.request, &mut self.next, now)
     }
 
     /// Gives an incident its request; None if it waits for it now. `heard`: nginx is expected to say something of it.
@@ -124,45 +118,34 @@ impl Requests {
         since: Instant,
         now: Instant,
     ) -> Option<Attribution> {
-        let attempt = &mut incident.case.attempt;
-        if !self.watched {
-            return Some(Attribution::unknown(OFF));
-        }
+        let attempt = &incident.case.attempt;
         let waited = now.duration_since(since);
-        let answer = |id: u64| self.answers.get(&(attempt.worker, id));
-        let kernel = attempt.request.and_then(answer);
         let Some(said) = self.sayings.of(attempt) else {
-            // What nginx says comes before the answer.
-            if let Some(kernel) = kernel {
-                return Some(kernel.clone());
-            }
-            let (limit, note) = match attempt.request {
-                // Its worker ends and answers nobody.
-                Some(_) if attempt.exiting => return Some(Attribution::unknown(UNANSWERED)),
-                Some(_) => (WAIT, UNANSWERED),
-                None if heard && !attempt.exiting => (WAIT_FOR_WORD, UNLINKED),
-                None => return Some(Attribution::unknown(UNLINKED)),
+            // It says something as it closes the connection, or as it writes its log.
+            // A session of the stream module serves no request.
+            let stream = ending::module(&incident.case) == Some(Module::Stream);
+            let (limit, note) = match attempt.asked && !stream {
+                true if attempt.exiting => return Some(Attribution::unknown(UNANSWERED)),
+                true => (WAIT, UNANSWERED),
+                false if heard && !attempt.exiting && !stream => (WAIT_FOR_WORD, UNLINKED),
+                false => return Some(Attribution::unknown(UNLINKED)),
             };
             return (waited >= limit).then(|| Attribution::unknown(note));
         };
-        let answered = said.answer.and_then(answer);
-        if said.answer.is_some() && answered.is_none() && waited < WAIT && !attempt.exiting {
+        let status = self.answers.get(&said.request.place).map(|(status, _)| *status);
+        let limit = if heard { WAIT } else { WAIT_FOR_WORD };
+        if status.is_none() && waited < limit && !attempt.exiting {
             return None;
         }
         let Some(own) = said::request(said) else {
             // Its client is not a TCP connection.
-            return Some(kernel.cloned().unwrap_or_else(|| Attribution::unknown(UNLINKED)));
+            return Some(Attribution::unknown(UNLINKED));
         };
-        if kernel.is_none_or(|kernel| kernel.request.is_none()) {
-            // It counts the attempts of the request that the kernel side had in mind.
-            attempt.number = None;
-        }
-        let mut joined = said::join(own, kernel, answered);
+        let number = said.attempt_number;
         let identity = said.request;
-        if let Some(request) = &mut joined.request {
-            request.id = self.sayings.id(identity, &mut self.next, now);
-        }
-        Some(joined)
+        let id = self.sayings.id(identity, &mut self.next, now);
+        incident.case.attempt.number = number;
+        Some(said::attribution(own, id, status))
     }
 
     /// Incidents whose request is known now, and those that have waited long enough.

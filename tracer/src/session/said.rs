@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     net::SocketAddr,
+    ops::RangeInclusive,
     os::unix::fs::FileExt as _,
     rc::Rc,
     time::{Duration, Instant},
@@ -14,11 +15,11 @@ use super::{config::Snapshot, maps::Maps, watch::Watched};
 use crate::{
     correlate::story::Word,
     event::{
-        Attempt,
+        Attempt, Stage,
         said::{Identity, REFUSED, Said, Statement},
     },
-    nginx::Located,
-    probes::uprobes::{self, Attached, File, Mode},
+    nginx::{Located, symbols::Symbols},
+    probes::uprobes::{self, Attached, File, Mode, UprobeError},
 };
 
 /// How long a statement is kept for its attempt.
@@ -26,7 +27,7 @@ const KEEP: Duration = Duration::from_secs(10);
 /// Statements that are kept at most.
 const MOST: usize = 16_384;
 /// Statements about one connection that are kept: one that is kept open serves many requests.
-const MOST_OF_ONE: usize = 8;
+const MOST_OF_ONE: usize = 256;
 
 /// A master, and what it runs with.
 struct Master {
@@ -49,12 +50,14 @@ impl Master {
 struct Executable {
     file: File,
     masters: Vec<Master>,
+    /// What is known of it, or why nothing is.
+    symbols: Result<Symbols, UprobeError>,
     attached: Option<Attached>,
     /// It cannot be probed.
     refused: bool,
 }
 
-/// The probed executables.
+/// The executables of nginx: what their memory looks like, and which are probed.
 pub(super) struct Uprobes {
     mode: Mode,
     executables: Vec<Executable>,
@@ -65,8 +68,8 @@ impl Uprobes {
         Self { mode, executables: Vec::new() }
     }
 
-    /// Probes the executables of these masters, and no longer those of others; problems are returned as sentences
-    /// if the user insists on uprobes.
+    /// Reads the executables of these masters, probes them, and no longer those of others; problems are returned as sentences if
+    /// the user insists on uprobes.
     pub(super) fn follow(
         &mut self,
         ebpf: &mut Ebpf,
@@ -74,9 +77,6 @@ impl Uprobes {
         masters: Vec<(u32, Rc<Snapshot>)>,
     ) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.mode == Mode::Off {
-            return problems;
-        }
         for executable in &mut self.executables {
             executable.masters.retain(|known| {
                 let stays = masters.iter().any(|(pid, _)| *pid == known.pid);
@@ -101,6 +101,7 @@ impl Uprobes {
                 None => self.executables.push(Executable {
                     file,
                     masters: vec![master],
+                    symbols: uprobes::read(pid),
                     attached: None,
                     refused: false,
                 }),
@@ -130,8 +131,15 @@ impl Uprobes {
 impl Executable {
     /// Attaches or detaches what its masters call for.
     fn settle(&mut self, mode: Mode, ebpf: &mut Ebpf, maps: &mut Maps, problems: &mut Vec<String>) {
+        if let Ok(symbols) = &self.symbols {
+            for master in &self.masters {
+                if let Err(problem) = maps.set_layout(master.pid, uprobes::layout(symbols)) {
+                    problems.push(format!("{problem:#}"));
+                }
+            }
+        }
         let quiet = mode == Mode::On || !self.masters.iter().any(|master| master.logs_much);
-        if self.masters.is_empty() || !quiet {
+        if self.masters.is_empty() || !quiet || mode == Mode::Off {
             if let Some(attached) = self.attached.take() {
                 uprobes::detach(ebpf, attached);
             }
@@ -143,7 +151,13 @@ impl Executable {
             uprobes::detach(ebpf, attached);
         }
         if self.attached.is_none() && !self.refused {
-            match uprobes::attach(ebpf, first.pid, mode, hidden) {
+            let attached = match &self.symbols {
+                Ok(symbols) => {
+                    uprobes::attach(ebpf, first.pid, symbols, mode, hidden).map_err(|e| e.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            match attached {
                 Ok(attached) => {
                     problems.extend(attached.left_out.iter().map(|text| format!("no uprobe on {text}")));
                     self.attached = Some(attached);
@@ -154,13 +168,6 @@ impl Executable {
                         let (pid, lost) = (first.pid, uprobes::LOST);
                         problems.push(format!("no uprobes on nginx (pid {pid}): {error}; lost: {lost}"));
                     }
-                }
-            }
-        }
-        if let Some(attached) = &self.attached {
-            for master in &self.masters {
-                if let Err(problem) = maps.set_layout(master.pid, attached.layout) {
-                    problems.push(format!("{problem:#}"));
                 }
             }
         }
@@ -211,13 +218,20 @@ impl Sayings {
     /// none about it; where those that remain are about different requests, nobody knows which is meant.
     #[must_use]
     pub(super) fn of(&self, attempt: &Attempt) -> Option<&Statement> {
-        let since = attempt.talk.as_deref().and_then(|talk| talk.sent_ns).unwrap_or(0);
-        self.find((attempt.worker, attempt.socket, attempt.name_ns), attempt.remote, since)
+        // A connection that is kept serves several: of an exchange everything is said before its record is made.
+        let talk = attempt.talk.as_deref();
+        let since = talk.and_then(|talk| talk.sent_ns).unwrap_or(0);
+        let until = talk.map_or(u64::MAX, |_| attempt.end_ns);
+        // Where the attempt names no server, the peer that nginx has chosen is no contradiction.
+        let remote = Some(attempt.remote).filter(|_| attempt.stage != Stage::Bind && !attempt.no_remote);
+        self.find((attempt.worker, attempt.socket, attempt.name_ns), remote, since..=until)
     }
 
-    fn find(&self, key: Key, remote: SocketAddr, since_ns: u64) -> Option<&Statement> {
-        let is_its =
-            |said: &&Statement| said.peer.is_none_or(|peer| peer == remote) && said.time_ns >= since_ns;
+    fn find(&self, key: Key, remote: Option<SocketAddr>, during: RangeInclusive<u64>) -> Option<&Statement> {
+        let is_its = |said: &&Statement| {
+            let same = said.peer.zip(remote).is_none_or(|(peer, remote)| peer == remote);
+            same && during.contains(&said.time_ns)
+        };
         let all = || self.of_attempts.get(&key).into_iter().flatten().filter(is_its);
         let best = all().min_by_key(|said| (said.said() == Said::Other, said.silent))?;
         all().all(|other| other.request == best.request).then_some(best)
@@ -320,10 +334,13 @@ mod tests {
     fn a_statement_belongs_to_its_attempt_alone() {
         let mut sayings = Sayings::default();
         sayings.note(sample(|_| {}), Instant::now());
-        assert!(sayings.find(KEY, peer(), 0).is_some());
-        assert!(sayings.find(KEY, "127.0.0.1:3001".parse().unwrap(), 0).is_none(), "another server");
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_some());
+        assert!(
+            sayings.find(KEY, Some("127.0.0.1:3001".parse().unwrap()), 0..=u64::MAX).is_none(),
+            "another server"
+        );
         for key in [(78, 6, 4), (77, 7, 4), (77, 6, 5)] {
-            assert!(sayings.find(key, peer(), 0).is_none(), "{key:?}");
+            assert!(sayings.find(key, Some(peer()), 0..=u64::MAX).is_none(), "{key:?}");
         }
     }
 
@@ -333,9 +350,9 @@ mod tests {
         let now = Instant::now();
         sayings.note(sample(|said| said.time_ns = 10), now);
         sayings.note(sample(|said| (said.time_ns, said.client_port) = (20, 1)), now);
-        assert!(sayings.find(KEY, peer(), 0).is_none(), "two requests");
-        assert_eq!(sayings.find(KEY, peer(), 15).unwrap().time_ns, 20);
-        for number in 21..60 {
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_none(), "two requests");
+        assert_eq!(sayings.find(KEY, Some(peer()), 15..=u64::MAX).unwrap().time_ns, 20);
+        for number in 21..400 {
             sayings.note(sample(|said| (said.time_ns, said.client_port) = (number, 1)), now);
         }
         assert_eq!(sayings.of_attempts[&KEY].len(), MOST_OF_ONE);
@@ -354,7 +371,7 @@ mod tests {
         sayings.note(sample(|_| {}), now);
         sayings.note(sample(closed), now);
         sayings.note(sample(|_| {}), now);
-        assert!(matches!(sayings.find(KEY, peer(), 0).unwrap().said(), Said::Broken { .. }));
+        assert!(matches!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).unwrap().said(), Said::Broken { .. }));
     }
 
     #[test]
@@ -363,11 +380,11 @@ mod tests {
         let now = Instant::now();
         sayings.note(sample(|_| {}), now);
         sayings.note(sample(|_| {}), now);
-        assert!(sayings.find(KEY, peer(), 0).is_some(), "the same once more");
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_some(), "the same once more");
         sayings.note(sample(|said| said.client_port = 1), now);
-        assert!(sayings.find(KEY, peer(), 0).is_none());
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_none());
         sayings.note(sample(|_| {}), now);
-        assert!(sayings.find(KEY, peer(), 0).is_none(), "what was in doubt stays in doubt");
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_none(), "what was in doubt stays in doubt");
     }
 
     #[test]
@@ -378,7 +395,7 @@ mod tests {
         let others = [
             sample(|said| said.began = [9, 11]).request,
             sample(|said| said.client_port = 1).request,
-            sample(|said| said.id = 4).request,
+            sample(|said| said.client_read = 9).request,
             sample(|said| said.tgid = 78).request,
         ];
         assert_eq!(sayings.id(first, &mut next, now), 1);
@@ -423,9 +440,9 @@ mod tests {
         let now = Instant::now();
         sayings.note(sample(|_| {}), now);
         sayings.sweep(now + KEEP / 2);
-        assert!(sayings.find(KEY, peer(), 0).is_some());
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_some());
         sayings.sweep(now + KEEP);
-        assert!(sayings.find(KEY, peer(), 0).is_none());
+        assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_none());
         sayings.note(sample(|said| said.upstream_start_ns = 0), now);
         assert!(sayings.of_attempts.is_empty(), "a statement about no attempt");
     }

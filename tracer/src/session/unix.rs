@@ -46,7 +46,7 @@ pub(super) fn is_foreign(attempt: &Attempt, worker: &Watched) -> bool {
     }
     let leads_there = !worker.config.candidates_of(attempt).is_empty();
     // Without a line it may be a script's, but never without a request.
-    (attempt.request.is_none() && !leads_there) || !serves(attempt.worker)
+    (!attempt.asked && !leads_there) || !serves(attempt.worker)
 }
 
 /// True for a daemon that libc asks for users, groups and hosts: most hosts have none of them.

@@ -9,7 +9,7 @@ use tracer_ebpf::{
     Attempt, ClientGone, Evidence, Hint, ProcEvent,
     denial::Denial,
     kind,
-    request::{Dns, Request},
+    request::{Answer, Dns},
     said::{self, Said},
     talk::{self, Broken, Death, Talk},
     unix::{self, Unix},
@@ -82,7 +82,7 @@ fn sort(record: &[u8]) -> Vec<u64> {
         // The first half of an address is 0 for IPv4 and ::1.
         kind::HINT => &[(offset_of!(Hint, daddr), 1)],
         kind::CLIENT_GONE => &[(offset_of!(ClientGone, how), 1)],
-        kind::REQUEST => &[(offset_of!(Request, flags), 4), (offset_of!(Request, status), 2)],
+        kind::ANSWER => &[(offset_of!(Answer, status), 4), (offset_of!(Answer, own), 4)],
         // The fourth byte of a reply holds its code.
         kind::DNS => &[(offset_of!(Dns, ret), 4), (size_of::<Dns>() + 3, 1)],
         kind::DENIAL => &[(offset_of!(Denial, hook), 4), (offset_of!(Denial, ret), 4)],
@@ -138,9 +138,8 @@ fn scrub(record: &mut [u8], names: &mut Names) {
         .chain((number(record, offset_of!(Said, number), 8) >> 32 != 0).then_some(offset_of!(Said, number)))
         .collect(),
         kind::UNIX => vec![offset_of!(Unix, sk)],
-        kind::TALK => {
-            vec![offset_of!(Attempt, sk), TALK + offset_of!(Talk, client_sk), TALK + offset_of!(Talk, buf)]
-        }
+        kind::TALK => vec![offset_of!(Attempt, sk), TALK + offset_of!(Talk, buf)],
+        kind::ANSWER => vec![offset_of!(Answer, request)],
         kind::DEATH => vec![offset_of!(Death, sk)],
         _ => Vec::new(),
     };
@@ -153,9 +152,6 @@ fn empty(record: &mut [u8]) {
     let len = |at: usize, size: usize| usize::try_from(number(record, at, size)).unwrap_or(usize::MAX);
     // Where room begins, how large it is, and how much of it is used.
     let rooms: Vec<(usize, usize, usize)> = match kind_of(record) {
-        kind::REQUEST => {
-            vec![(size_of::<Request>(), usize::MAX, len(offset_of!(Request, len), 4))]
-        }
         kind::DNS => vec![(size_of::<Dns>(), usize::MAX, len(offset_of!(Dns, len), 4))],
         kind::UNIX => vec![(offset_of!(Unix, name), unix::NAME, len(offset_of!(Unix, len), 2))],
         kind::TALK => vec![
@@ -175,7 +171,12 @@ fn empty(record: &mut [u8]) {
         ]
         .into_iter()
         .enumerate()
-        .map(|(n, (at, room))| (at, room, len(offset_of!(Said, lens) + 2 * n, 2)))
+        .map(|(n, (at, room))| {
+            // Behind the request line lies the header.
+            let head = at == offset_of!(Said, line);
+            let length = if head { offset_of!(Said, head_len) } else { offset_of!(Said, lens) + 2 * n };
+            (at, room, len(length, 2))
+        })
         .collect(),
         _ => Vec::new(),
     };
@@ -222,11 +223,11 @@ mod tests {
 
     #[test]
     fn room_that_is_not_used_is_emptied() {
-        let mut request = record(kind::REQUEST, size_of::<Request>());
-        request[offset_of!(Request, len)] = 3;
-        request.extend(b"GETsecret");
-        scrub(&mut request, &mut Names::default());
-        assert!(request.ends_with(b"GET\0\0\0\0\0\0"));
+        let mut reply = record(kind::DNS, size_of::<Dns>());
+        reply[offset_of!(Dns, len)] = 3;
+        reply.extend(b"GETsecret");
+        scrub(&mut reply, &mut Names::default());
+        assert!(reply.ends_with(b"GET\0\0\0\0\0\0"));
         let mut broken = record(kind::TALK, size_of::<Broken>());
         broken[offset_of!(Broken, got)..].fill(7);
         broken[offset_of!(Broken, got_len)] = 2;

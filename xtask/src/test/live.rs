@@ -68,7 +68,7 @@ fn asked_for(session: &Session) -> &'static str {
     if session.thorough { "20000" } else { "3000" }
 }
 
-/// From kernel evidence alone, and with nginx itself asked, which tells what TLS hides.
+/// From the kernel and nginx's memory alone, and with nginx's log, which tells what TLS hides.
 pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
     let requests = if session.quick { session.chaos.min(2000) } else { session.chaos }.to_string();
     let chaos = ["chaos", "--requests", &requests];
@@ -79,12 +79,12 @@ pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
 
 /// A ring buffer that holds a whole storm, in KiB: on a machine with other work beside it why502 reads late, and loses nothing.
 const ROOM: &str = "--why502-arg=--ring-size=65536";
-/// nginx itself is asked: always, where it costs nothing, and never.
+/// nginx's log is heard: always, where it costs nothing, and never.
 const ASKED: &str = "--why502-arg=--uprobes=on";
 const AUTO: &str = "--why502-arg=--uprobes=auto";
 const ALONE: &str = "--why502-arg=--uprobes=off";
 
-/// The same with nginx itself asked, and the cases of which it can tell more.
+/// With all uprobes the cases of which nginx's log can tell more; without any the core cases, and requests with its memory alone.
 pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
     const TOLD: [&str; 8] = [
         "request-",
@@ -98,6 +98,8 @@ pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
     ];
     let args: Vec<&str> = [ASKED].into_iter().chain(TOLD.iter().flat_map(|name| ["--case", name])).collect();
     let mut counts = both(session, "uprobes", &args)?;
+    let alone: &[&str] = if session.quick { &[ALONE] } else { &[ALONE, "--core"] };
+    counts.add(both(session, "memory", alone)?);
     counts.add(run(
         &faultlab(session, &["requests", "--requests", asked_for(session), ASKED, ROOM])?,
         "uprobes-requests",

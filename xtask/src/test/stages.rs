@@ -45,7 +45,7 @@ pub(super) const STAGES: &[Stage] = &[
     Stage { name: "leak", about: "very many failed connections, nothing left in the maps", run: live::leak, ..LIVE },
     Stage { name: "older", about: "connections that stand when why502 starts", run: live::older, ..LIVE },
     Stage { name: "requests", about: "very many requests of many kinds, none taken for another", run: live::requests, ..LIVE },
-    Stage { name: "uprobes", about: "the same with nginx itself asked which request it was", run: live::uprobes, ..LIVE },
+    Stage { name: "uprobes", about: "the same with all uprobes, and with none: nginx's memory alone", run: live::uprobes, ..LIVE },
     Stage { name: "chaos", about: "backends that fail at random: nginx's own logs and the incidents, one to one", run: live::chaos, ..LIVE },
     Stage { name: "guests", about: "the fault lab in guest kernels, on every tier", needs: &["build"], guest: true,
             run: guests::run, ..STAGE },

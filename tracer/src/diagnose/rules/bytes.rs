@@ -57,6 +57,10 @@ pub(super) fn client(case: &Case) -> Option<String> {
             Some(format!("nginx answered its client with {status} in its own name"))
         }
         (Some(status), _) => Some(format!("the client got {status}")),
+        (None, _) if case.attempt.noted.is_some() => case
+            .attempt
+            .noted
+            .map(|status| format!("nginx itself has noted {status} for this attempt ($upstream_status)")),
         (None, Some(talk)) if talk.answered_bad => {
             Some("nginx answered its client with 502 or 504 in its own name".to_owned())
         }

@@ -120,7 +120,7 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     let proof =
         seen && talk.watched && alive.is_some() && !survives && race::before(case).is_none() && !hidden;
     let rival = match (race::before(case), survives) {
-        _ if hidden && matches!(case.client_saw, Some(502 | 504)) => REFUSED,
+        _ if hidden && case.own_status().is_some() => REFUSED,
         _ if hidden => SERVED,
         (Some(_), _) => {
             "the server closed a connection that it took for idle, as the request was on its way (keepalive-race)"

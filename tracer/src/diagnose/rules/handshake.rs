@@ -282,7 +282,7 @@ pub(super) fn timeout(case: &Case) -> Option<Verdict> {
         })
         .max_by_key(|t| t.milliseconds());
     let said = ending::said(case) == Some((Fault::TimedOut, During::Handshake));
-    let answered = said || (case.client_saw == Some(504) && case.attempt.number.is_some());
+    let answered = said || case.own_status() == Some(504);
     if timer.is_none() && !answered {
         return None;
     }

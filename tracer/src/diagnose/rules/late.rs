@@ -232,6 +232,7 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
     let by_nginx = ending::end(case)? == End::Closed && !ended && !talk.whole;
     if !by_nginx
         || case.client_saw.is_some_and(|status| status >= 500)
+        || case.attempt.noted.is_some()
         || timer(case).is_some()
         || super::handshake::timeout(case).is_some()
     {

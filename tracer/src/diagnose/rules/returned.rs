@@ -28,6 +28,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         format!("TLS hides the response; nginx gave its client {status} right after it had read it")
     } else if read.is_some() && !talk.response.is_empty() {
         format!("its response begins {}", bytes::quoted(&talk.response))
+    } else if talk.tls && talk.asked {
+        format!("nginx itself has noted {status} as the status of its response")
     } else {
         format!("the status in its response is {status}")
     };
