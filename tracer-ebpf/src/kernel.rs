@@ -216,7 +216,7 @@ fn private_of_fd(fd: u32) -> u64 {
 
 /// The `struct file *` behind a descriptor of the current task; 0 if there is none.
 #[inline(always)]
-pub(crate) fn file_of_fd(fd: u32) -> u64 {
+fn file_of_fd(fd: u32) -> u64 {
     // SAFETY: no arguments.
     file_of(unsafe { bpf_get_current_task() }, fd)
 }

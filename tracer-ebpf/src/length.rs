@@ -10,27 +10,21 @@ pub(crate) const WHOLE: u32 = 1;
 pub(crate) const OPEN: u32 = 2;
 pub(crate) const HEADLESS: u32 = 3;
 
-/// Whether `got` bytes are a whole response of HTTP or CGI, as far as its kept beginning tells: [`CUT`] if not,
-/// [`HEADLESS`] if its header does not end there, [`OPEN`] if it ends with the stream. `talk` has what it answers.
-#[inline(never)]
-pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
-    if slot.is_null() || talk.is_null() {
-        return CUT;
-    }
-    const CONTENT: u64 = u64::from_le_bytes(*b"content-");
-    const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
-    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0");
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
-    const LOWER: u64 = 0x2020_2020_2020_2020;
-    const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
-    // SAFETY: live map elements; every index is below twice GOT. What was found goes to the element, not to registers: the
-    // verifier would follow each place separately.
+const ONES: u64 = 0x0101_0101_0101_0101;
+/// Makes lower-case letters of capitals, and nothing else of what names begin with.
+const LOWER: u64 = 0x2020_2020_2020_2020;
+
+/// Calls `line` with each line but the first of the kept beginning: where it begins, and its first 8 bytes with letters in lower case.
+/// Notes where the header ends in `Head::end_at`; 0 if it does not.
+///
+/// # Safety
+/// `slot` points to a live map element.
+#[inline(always)]
+unsafe fn each_line(slot: *mut Head, mut line: impl FnMut(u32, u64)) {
+    // SAFETY: by this function's contract; every index is below twice GOT.
     unsafe {
         let len = (*slot).len.min(GOT as u32);
         let bytes = (&raw const (*slot).bytes).cast::<u8>();
-        core::ptr::write_volatile(&raw mut (*slot).length_at, 0);
-        core::ptr::write_volatile(&raw mut (*slot).coded, 0);
         core::ptr::write_volatile(&raw mut (*slot).end_at, 0);
         let mut more_lines = true;
         let mut at = 0_u32;
@@ -52,18 +46,41 @@ pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
                     more_lines = false;
                     break;
                 }
-                let name = name | LOWER;
-                if name == CONTENT {
-                    let rest: u64 = read(bytes as u64, next + 8);
-                    if (rest | LOWER) & SEVEN == LENGTH {
-                        core::ptr::write_volatile(&raw mut (*slot).length_at, next + 15);
-                    }
-                } else if name == TRANSFER {
-                    core::ptr::write_volatile(&raw mut (*slot).coded, 1);
-                }
+                line(next, name | LOWER);
             }
             at += 8;
         }
+    }
+}
+
+/// Whether `got` bytes are a whole response of HTTP or CGI, as far as its kept beginning tells: [`CUT`] if not,
+/// [`HEADLESS`] if its header does not end there, [`OPEN`] if it ends with the stream. `talk` has what it answers.
+#[inline(never)]
+pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
+    if slot.is_null() || talk.is_null() {
+        return CUT;
+    }
+    const CONTENT: u64 = u64::from_le_bytes(*b"content-");
+    const SEVEN: u64 = 0x00ff_ffff_ffff_ffff;
+    const LENGTH: u64 = u64::from_le_bytes(*b"length:\0");
+    const TRANSFER: u64 = u64::from_le_bytes(*b"transfer");
+    const HEAD: u64 = u64::from_le_bytes(*b"HEAD \0\0\0");
+    // SAFETY: live map elements; every index is below twice GOT. What was found goes to the element, not to registers: the
+    // verifier would follow each place separately.
+    unsafe {
+        let len = (*slot).len.min(GOT as u32);
+        core::ptr::write_volatile(&raw mut (*slot).length_at, 0);
+        core::ptr::write_volatile(&raw mut (*slot).coded, 0);
+        each_line(slot, |at, name| {
+            if name == CONTENT {
+                let rest: u64 = read((&raw const (*slot).bytes) as u64, at + 8);
+                if (rest | LOWER) & SEVEN == LENGTH {
+                    core::ptr::write_volatile(&raw mut (*slot).length_at, at + 15);
+                }
+            } else if name == TRANSFER {
+                core::ptr::write_volatile(&raw mut (*slot).coded, 1);
+            }
+        });
         let end = core::ptr::read_volatile(&raw const (*slot).end_at);
         if end == 0 || end > len {
             return HEADLESS;
@@ -81,6 +98,32 @@ pub(crate) fn whole(slot: *mut Head, talk: *mut Talk, got: u32) -> u32 {
         }
         let value = number(slot, from);
         if u64::from(got) >= u64::from(end) + value { WHOLE } else { CUT }
+    }
+}
+
+/// Whether nginx may answer with something else than this response: its header leads the request elsewhere (`X-Accel-Redirect` and its
+/// like), or does not end in the kept beginning.
+#[inline(never)]
+pub(crate) fn leads_elsewhere(slot: *mut Head) -> u32 {
+    if slot.is_null() {
+        return 1;
+    }
+    const ACCEL: u64 = u64::from_le_bytes(*b"x-accel-");
+    // SAFETY: as in `whole`.
+    unsafe {
+        let len = (*slot).len.min(GOT as u32);
+        // A CGI's first line, bare or behind the header of a FastCGI record.
+        let begins: [u64; 2] = read((&raw const (*slot).bytes) as u64, 0);
+        let first = begins[0] | LOWER == ACCEL || begins[1] | LOWER == ACCEL;
+        core::ptr::write_volatile(&raw mut (*slot).coded, u32::from(first));
+        each_line(slot, |_, name| {
+            if name == ACCEL {
+                core::ptr::write_volatile(&raw mut (*slot).coded, 1);
+            }
+        });
+        let end = core::ptr::read_volatile(&raw const (*slot).end_at);
+        let accel = core::ptr::read_volatile(&raw const (*slot).coded);
+        u32::from(end == 0 || end > len || accel != 0)
     }
 }
 

@@ -69,6 +69,9 @@ impl State {
     pub(crate) const NOTHING: Self = Self { count: 0, status: 0, header_ms: 0, led: 0 };
 }
 
+/// The largest status, and the longest time of an attempt, that are believed (a month).
+const MOST_STATUS: u64 = 999;
+const LONGEST_MS: u64 = 31 * 24 * 3600 * 1000;
 /// Earlier attempts that are looked at.
 const MOST_EARLIER: u64 = 4;
 
@@ -119,7 +122,9 @@ pub(crate) fn ask(connection: u64, root: u32, to: &mut Asked) -> u32 {
     kernel::forget(&mut at);
     let [main, current, action] = at;
     if main == 0 {
-        return if read_user::<u64>(log + LOG_DATA[0]) == 0 { IDLE } else { UNKNOWN };
+        // The cycle's log has neither data nor a handler, which lie where the other's data would.
+        let neither: [u64; 2] = read_user(log + LOG_DATA[1]);
+        return if neither[0] | neither[1] == 0 { IDLE } else { UNKNOWN };
     }
     // Several subrequests may be at work at a time: the one that the log names need not be the connection's.
     let mut request = current;
@@ -151,6 +156,11 @@ pub(crate) fn state(states: u64, found: &mut State) {
     }
     // status, response_time, connect_time, header_time; the peer's name comes last.
     let last: [u64; 4] = read_user(elements + (count - 1) * size);
+    // Milliseconds, or none: else the elements are not what they are in the versions known.
+    let is_time = |ms: u64| ms == u64::MAX || ms < LONGEST_MS;
+    if last[0] > MOST_STATUS || !is_time(last[1]) || !is_time(last[2]) || !is_time(last[3]) {
+        return;
+    }
     found.count = count;
     found.status = last[0];
     found.header_ms = last[3];

@@ -36,10 +36,9 @@ pub struct Failed {
 pub struct Moment {
     /// As in [`Said::began`](crate::said::Said::began).
     pub began: [u64; 2],
-    /// As in [`Said::client_seq`](crate::said::Said::client_seq).
-    pub client_seq: u32,
-    /// As in [`Said::client_read`](crate::said::Said::client_read).
-    pub client_read: u32,
+    /// A sum of what has been read of the client's connection (`tcp_sock.copied_seq`) and of where the request line lies: another
+    /// for the next request on it, also if both came in one piece. 0 for HTTP/2, where others' bytes move it.
+    pub mark: u64,
 }
 
 /// A request whose answer is waited for.

@@ -101,13 +101,8 @@ pub struct Said {
     pub head_len: u16,
     /// Padding.
     pub _pad: u16,
-    /// `tcp_sock.write_seq` of the client's connection: another for the next request on it. 0 for HTTP/2, where others' answers move it.
-    pub client_seq: u32,
-    /// A sum of `tcp_sock.copied_seq` there and of where the request line lies, likewise: where a request was answered before its
-    /// subrequest failed, the next one differs by it.
-    pub client_read: u32,
-    /// Padding.
-    pub _pad2: u32,
+    /// As in [`Moment::mark`](crate::request::Moment::mark).
+    pub mark: u32,
     /// The peer's address, a `struct sockaddr`.
     pub peer: [u8; 28],
     /// The text as it stands in the program, without its arguments.
@@ -131,7 +126,7 @@ pub struct Said {
 const _: () = {
     assert!(size_of::<Layout>() == 16);
     assert!(
-        size_of::<Said>() == 16 + 12 * 8 + 32 + 4 + 16 + 16 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE
+        size_of::<Said>() == 16 + 12 * 8 + 32 + 4 + 16 + 8 + 28 + FORMAT + ACTION + FILE + 4 * NAME + LINE
     );
     assert!(FORMAT.is_power_of_two() && FILE.is_power_of_two());
     assert!(NAME.is_power_of_two() && LINE.is_power_of_two());

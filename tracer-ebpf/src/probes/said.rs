@@ -252,7 +252,6 @@ fn tell(call: &Call, proc: *mut Proc, asked: &Asked, upstream_sk: u64, began: u6
         (*to).format_at = call.format;
         (*to).number = call.second;
         (*to)._pad = 0;
-        (*to)._pad2 = 0;
         if asked.current != asked.main {
             (*to).flags |= said_flag::SUBREQUEST;
         }
@@ -269,7 +268,7 @@ fn tell(call: &Call, proc: *mut Proc, asked: &Asked, upstream_sk: u64, began: u6
 /// What nginx has noted of the attempt.
 ///
 /// # Safety
-/// `to` points to a reserved record. (So do those of the functions below, which are such since the stack is dear.)
+/// `to` points to a reserved record. (Functions of their own, here and below, as the stack is dear.)
 #[inline(never)]
 unsafe fn noted(to: *mut Said, states: u64) -> u32 {
     if to.is_null() {
@@ -291,6 +290,9 @@ unsafe fn noted(to: *mut Said, states: u64) -> u32 {
 }
 
 /// Whose request it is.
+///
+/// # Safety
+/// As [`noted`].
 #[inline(never)]
 unsafe fn client(to: *mut Said, upstream: u64) -> u32 {
     if to.is_null() {
@@ -311,6 +313,9 @@ unsafe fn client(to: *mut Said, upstream: u64) -> u32 {
 }
 
 /// The request line, and what stands behind it.
+///
+/// # Safety
+/// As [`noted`].
 #[inline(never)]
 unsafe fn line(to: *mut Said, layout: &Layout) -> u32 {
     if to.is_null() {
@@ -329,6 +334,9 @@ unsafe fn line(to: *mut Said, layout: &Layout) -> u32 {
 }
 
 /// Which of the requests at its address it is; its answer is waited for.
+///
+/// # Safety
+/// As [`noted`].
 #[inline(never)]
 unsafe fn moment(to: *mut Said, layout: &Layout, proc: *mut Proc) -> u32 {
     if to.is_null() || proc.is_null() {
@@ -337,12 +345,11 @@ unsafe fn moment(to: *mut Said, layout: &Layout, proc: *mut Proc) -> u32 {
     // SAFETY: by this function's contract.
     unsafe {
         let main = (*to).request;
-        let mut moment = Moment { began: [0; 2], client_seq: 0, client_read: 0 };
+        let mut moment = Moment { began: [0; 2], mark: 0 };
         moment_of(main, layout, nginx::client_of(main), &mut moment);
         kernel::forget(&mut moment);
         (*to).began = moment.began;
-        (*to).client_seq = moment.client_seq;
-        (*to).client_read = moment.client_read;
+        (*to).mark = moment.mark as u32;
         if (*to).upstream_sk != 0 || (*to).flags & said_flag::UPSTREAM == 0 {
             await_answer(main, &moment, proc);
         }
@@ -351,6 +358,9 @@ unsafe fn moment(to: *mut Said, layout: &Layout, proc: *mut Proc) -> u32 {
 }
 
 /// Where in the configuration it is.
+///
+/// # Safety
+/// As [`noted`].
 #[inline(never)]
 unsafe fn place(to: *mut Said, current: u64) -> u32 {
     if to.is_null() {
@@ -371,6 +381,9 @@ unsafe fn place(to: *mut Said, current: u64) -> u32 {
 }
 
 /// Whom it is about, and nginx's words.
+///
+/// # Safety
+/// As [`noted`].
 #[inline(never)]
 unsafe fn names(to: *mut Said, asked: &Asked, host: u32, first: u64) -> u32 {
     if to.is_null() {
@@ -429,12 +442,10 @@ fn moment_of(main: u64, layout: &Layout, client_sk: u64, to: &mut Moment) {
     let line: [u64; 2] = read_user(main + u64::from(layout.start_sec) + REQUEST_LINE);
     let buffer = read_user(main + u64::from(layout.upstream) + HEADER_IN);
     let began = read_user(main + u64::from(layout.start_sec));
-    *to = Moment { began, client_seq: 0, client_read: 0 };
+    *to = Moment { began, mark: 0 };
     if client_sk != 0 && in_buffer(line, buffer) != 0 {
-        to.client_seq = read(client_sk, setting!(write_seq));
-        // Of requests that came in one piece each lies elsewhere.
-        to.client_read =
-            read::<u32>(client_sk, setting!(copied_seq)).wrapping_add((line[1] as u32).wrapping_mul(SPREAD));
+        let read: u32 = read(client_sk, setting!(copied_seq));
+        to.mark = u64::from(read.wrapping_add((line[1] as u32).wrapping_mul(SPREAD)));
     }
 }
 
@@ -462,14 +473,10 @@ fn answered(request: u64, root: u32, status: u32, own: u32) -> u32 {
     };
     // SAFETY: map elements of plain integers, copied at once.
     let (awaited, layout) = unsafe { (*awaited, *layout) };
-    let mut now = Moment { began: [0; 2], client_seq: 0, client_read: 0 };
+    let mut now = Moment { began: [0; 2], mark: 0 };
     moment_of(request, &layout, nginx::client_of(request), &mut now);
     kernel::forget(&mut now);
-    if now.began[0] != awaited.began[0]
-        || now.began[1] != awaited.began[1]
-        || now.client_seq != awaited.client_seq
-        || now.client_read != awaited.client_read
-    {
+    if now.began[0] != awaited.began[0] || now.began[1] != awaited.began[1] || now.mark != awaited.mark {
         // Another one lies there by now.
         let _ = AWAITED.remove(key);
         return 0;

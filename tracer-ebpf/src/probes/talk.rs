@@ -11,6 +11,7 @@ use tracer_ebpf::{
 use crate::{
     begins, conns, emit, exchange,
     kernel::{self, read, read_user},
+    length,
     maps::setting,
     nginx::{self, Asked, State},
     probes::{said, unix_talk},
@@ -80,7 +81,11 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
                 (*talk).flags |= talk_flag::SAID_5XX;
                 said::ask(sk, (*conn).start_ns, (*conn).nginx);
                 exchange::emit(sk, conn, talk_flag::SAID_5XX | kind, 0, 0);
-            } else if status >= 200 && (*proc).awaiting != 0 {
+            } else if status >= 200
+                && (*proc).awaiting != 0
+                && exchange::head_of(sk)
+                    .is_some_and(|slot| (*slot).sk == sk && length::leads_elsewhere(slot) == 0)
+            {
                 said::passes_on((*conn).nginx, proc, u32::from(status));
             }
         }
@@ -188,6 +193,11 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         // One state for the verifier, however it was found: what follows is long.
         kernel::forget(&mut found);
         kernel::forget(&mut asked);
+        if found == nginx::IDLE {
+            // It lay among those that are kept: nothing of a request ends with it.
+            unix_talk::close(sk, kind);
+            return 1;
+        }
         if found == nginx::FOUND {
             if kind == 0 && setting!(talk) != 0 && (*conn).flags & flag::RST_IN != 0 {
                 taken_in_vain(sk, conn);

@@ -169,7 +169,7 @@ fn connect(errno: i32, cause: Cause) -> bool {
             libc::ENOTSOCK | libc::EPROTOTYPE => any(&[Cause::UnixNotASocket]),
             libc::EMFILE | libc::ENFILE => any(&[Cause::FdLimit]),
             // Made, and reset before nginx looked.
-            libc::ECONNRESET => any(RESET) || any(&[Cause::ConnectRefusedByPeer, Cause::TlsHandshakeFailed]),
+            libc::ECONNRESET => any(RESET) || cause == Cause::ConnectRefusedByPeer,
             libc::ENOPROTOOPT => any(&[Cause::ConnectRefusedByFirewall]),
             _ => false,
         }

@@ -99,12 +99,12 @@ fn said(word: &Word) -> Evidence {
         ),
         None => String::new(),
     };
-    let words = match (&word.text, word.errno) {
-        (Some(text), Some(errno)) => format!("“{text}” ({errno})"),
-        (Some(text), None) => format!("“{text}”"),
-        (None, _) => "that the attempt failed".to_owned(),
+    let text = match (&word.text, word.errno) {
+        (Some(text), Some(errno)) => format!("nginx says “{text}” ({errno}){place}"),
+        (Some(text), None) => format!("nginx says “{text}”{place}"),
+        (None, _) => format!("by nginx's memory the attempt failed{place}"),
     };
-    Evidence { kind: "nginx-said", text: format!("nginx says {words}{place}") }
+    Evidence { kind: "nginx-said", text }
 }
 
 /// ` and 2 other files`; nothing for none.

@@ -31,8 +31,8 @@ pub struct Place {
     pub address: u64,
     /// When it began.
     pub began: [u64; 2],
-    /// How far the client's connection had been written to and read from; 0 for HTTP/2.
-    pub client_at: [u32; 2],
+    /// What tells it from the next request at that address ([`wire::request::Moment::mark`]).
+    pub mark: u32,
 }
 
 impl Answered {
@@ -42,7 +42,7 @@ impl Answered {
                 worker: answer.tgid,
                 address: answer.request,
                 began: answer.moment.began,
-                client_at: [answer.moment.client_seq, answer.moment.client_read],
+                mark: answer.moment.mark as u32,
             },
             time_ns: answer.time_ns,
             status: u16::try_from(answer.status).unwrap_or(0),

@@ -258,7 +258,7 @@ impl Statement {
                     worker: said.tgid,
                     address: said.request,
                     began: said.began,
-                    client_at: [said.client_seq, said.client_read],
+                    mark: said.mark,
                 },
                 client: client.map(|(client, _)| client),
             },

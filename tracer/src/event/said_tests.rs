@@ -22,7 +22,7 @@ fn wire() -> wire::Said {
     said.request = 0x5555;
     said.began = [9, 10];
     (said.status, said.header_ms, said.states) = (504, u32::MAX, 2);
-    (said.client_seq, said.client_read) = (3, 4);
+    said.mark = 3;
     said.server_line = 12;
     said.client = addr("192.0.2.7".parse().unwrap());
     said.client_port = 4711;

@@ -482,11 +482,11 @@ fn every_field_of_an_answer_arrives() {
         tgid: 133,
         time_ns: 9,
         request: 0x5555,
-        moment: wire::request::Moment { began: [7, 8], client_seq: 3, client_read: 4 },
+        moment: wire::request::Moment { began: [7, 8], mark: 3 },
         status: 502,
         own: 1,
     };
-    let request = RequestPlace { worker: 133, address: 0x5555, began: [7, 8], client_at: [3, 4] };
+    let request = RequestPlace { worker: 133, address: 0x5555, began: [7, 8], mark: 3 };
     let expected = Answered { request, time_ns: 9, status: 502, own: true };
     let record = bytes_of(&answer).to_vec();
     assert_eq!(decode(&record.clone().into()), Ok(Event::Answered(expected)));

@@ -158,7 +158,16 @@ pub fn give_memory_back() {
     }
 }
 
+/// Before 5.11 programs and maps count as locked memory, of all processes of the user together.
+fn raise_locked_memory() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a pointer to a live value. A refusal shows where the memory is needed.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
+
 fn load_here(options: &Options) -> Result<Loaded> {
+    // Before the kernel is asked what it takes: else a second why502 beside a first would be refused the better tiers.
+    raise_locked_memory();
     let path = options.btf.as_deref().unwrap_or(Path::new(KERNEL_BTF));
     let data = read_btf(path).with_context(|| no_btf(path))?;
     let btf = Btf::parse(&data)

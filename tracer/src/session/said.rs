@@ -24,10 +24,8 @@ use crate::{
 
 /// How long a statement is kept for its attempt.
 const KEEP: Duration = Duration::from_secs(10);
-/// Statements that are kept at most.
-const MOST: usize = 16_384;
-/// Statements about one connection that are kept: one that is kept open serves many requests.
-const MOST_OF_ONE: usize = 256;
+/// Statements that are kept at most: those of all attempts that can wait to be explained.
+const MOST: usize = 8192;
 
 /// A master, and what it runs with.
 struct Master {
@@ -180,7 +178,8 @@ type Key = (u32, u64, u64);
 /// The statements of late.
 #[derive(Default)]
 pub(super) struct Sayings {
-    of_attempts: HashMap<Key, Vec<Statement>>,
+    of_attempts: HashMap<Key, VecDeque<Statement>>,
+    /// One for each statement, the oldest first.
     ages: VecDeque<(Instant, Key)>,
     /// The numbers that requests were given.
     ids: HashMap<Identity, u64>,
@@ -194,23 +193,23 @@ impl Sayings {
             return;
         };
         let key = (statement.worker, socket, name_ns);
-        match self.of_attempts.entry(key) {
-            Entry::Vacant(place) => {
-                place.insert(vec![statement]);
-                self.ages.push_back((now, key));
-            }
-            Entry::Occupied(mut place) => {
-                let known = place.get_mut();
-                if known.len() >= MOST_OF_ONE {
-                    known.remove(0);
-                }
-                known.push(statement);
-            }
-        }
+        // A connection that is kept serves many requests.
+        self.of_attempts.entry(key).or_default().push_back(statement);
+        self.ages.push_back((now, key));
         if self.ages.len() > MOST
             && let Some((_, oldest)) = self.ages.pop_front()
         {
-            self.of_attempts.remove(&oldest);
+            self.forget_one(oldest);
+        }
+    }
+
+    /// Forgets the oldest statement about an attempt.
+    fn forget_one(&mut self, key: Key) {
+        if let Entry::Occupied(mut known) = self.of_attempts.entry(key) {
+            known.get_mut().pop_front();
+            if known.get().is_empty() {
+                known.remove();
+            }
         }
     }
 
@@ -257,7 +256,7 @@ impl Sayings {
     /// Forgets what is old.
     pub(super) fn sweep(&mut self, now: Instant) {
         while let Some((_, key)) = self.ages.pop_front_if(|(since, _)| now.duration_since(*since) >= KEEP) {
-            self.of_attempts.remove(&key);
+            self.forget_one(key);
         }
         // A request may try servers for minutes.
         let long = KEEP * 60;
@@ -352,10 +351,12 @@ mod tests {
         sayings.note(sample(|said| (said.time_ns, said.client_port) = (20, 1)), now);
         assert!(sayings.find(KEY, Some(peer()), 0..=u64::MAX).is_none(), "two requests");
         assert_eq!(sayings.find(KEY, Some(peer()), 15..=u64::MAX).unwrap().time_ns, 20);
-        for number in 21..400 {
+        for number in 21..10_000 {
             sayings.note(sample(|said| (said.time_ns, said.client_port) = (number, 1)), now);
         }
-        assert_eq!(sayings.of_attempts[&KEY].len(), MOST_OF_ONE);
+        assert_eq!((sayings.of_attempts[&KEY].len(), sayings.ages.len()), (MOST, MOST), "the oldest go");
+        sayings.sweep(now + KEEP);
+        assert!(sayings.of_attempts.is_empty() && sayings.ages.is_empty());
     }
 
     #[test]
@@ -395,7 +396,7 @@ mod tests {
         let others = [
             sample(|said| said.began = [9, 11]).request,
             sample(|said| said.client_port = 1).request,
-            sample(|said| said.client_read = 9).request,
+            sample(|said| said.mark = 9).request,
             sample(|said| said.tgid = 78).request,
         ];
         assert_eq!(sayings.id(first, &mut next, now), 1);
