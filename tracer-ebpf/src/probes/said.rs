@@ -494,8 +494,8 @@ fn answered(request: u64, root: u32, status: u32, own: u32) -> u32 {
         own,
     });
     entry.submit(emit::wakeup());
-    // A status that is an error may be another attempt's beginning.
-    if own != 0 || status < 400 {
+    // An error may be the beginning of another attempt, or of a page that is not there: the last one told is the client's.
+    if status < 400 {
         let _ = AWAITED.remove(key);
     }
     1

@@ -76,10 +76,11 @@ impl Model {
             if !codes.iter().any(|word| **word == *code.as_bytes()) {
                 continue;
             }
-            return match codes.iter().rev().find_map(|word| word.strip_prefix(b"=")) {
-                Some(other) => std::str::from_utf8(other).ok()?.parse().ok(),
-                None if target.windows(3).any(|three| three == b"://") => Some(FOUND),
-                None => Some(status),
+            return match codes.iter().any(|word| word.starts_with(b"=")) {
+                // That of the page, or this one if the page is there.
+                true => None,
+                false if target.windows(3).any(|three| three == b"://") => Some(FOUND),
+                false => Some(status),
             };
         }
         Some(status)

@@ -54,3 +54,34 @@ fn destinations() {
     }
     assert!(model.locate(None, Some("shop.test"), "/return").passes.is_empty());
 }
+
+#[test]
+fn what_an_error_page_leaves_of_a_status() {
+    const PAGES: &str = r"http {
+    error_page 500 502 /50x.html;
+    server {
+        listen 80;
+        location /plain { proxy_pass http://127.0.0.1:1; }
+        location /masked { error_page 502 =200 /sorry; proxy_pass http://127.0.0.1:1; }
+        location /page { error_page 502 = /sorry; proxy_pass http://127.0.0.1:1; }
+        location /away { error_page 502 https://example.com/sorry; proxy_pass http://127.0.0.1:1; }
+        location /other { error_page 404 =200 /sorry; proxy_pass http://127.0.0.1:1; }
+    }
+}
+";
+    let model = Model::new(read(PAGES).unwrap());
+    for (target, shown) in [
+        ("/plain", Some(502)),
+        ("/masked", None),
+        ("/page", None),
+        ("/away", Some(302)),
+        ("/other", Some(502)),
+    ] {
+        let only = model.locate(None, Some("x"), target).passes;
+        assert_eq!(model.shown_status(&only, 502), shown, "{target}");
+    }
+    let all: Vec<usize> = (0..model.passes.len()).collect();
+    assert_eq!((model.shown_status(&all, 502), model.shown_status(&[], 502)), (None, None));
+    let bare = Model::new(read("http { server { location / { proxy_pass http://127.0.0.1:1; } } }").unwrap());
+    assert_eq!(bare.shown_status(&[], 502), Some(502));
+}
