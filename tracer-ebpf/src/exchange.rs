@@ -14,7 +14,7 @@ use crate::{
     kernel::{self, read, read_user},
     length,
     maps::{EVENTS, HEADS, setting},
-    probes::unix_end,
+    probes::{unix_end, unix_talk},
 };
 
 /// nginx closes a connection at once when it has what it wanted. Later than this after the last byte it was a timer, or it had
@@ -263,31 +263,69 @@ pub(crate) fn counts(sk: u64, talk: *const Talk, unix: u32) -> (u32, u32) {
     }
 }
 
-/// True if the last response is known to have been whole: by its length, its last chunk or its last record.
-#[inline(always)]
-pub(crate) fn was_whole(sk: u64, talk: *mut Talk) -> bool {
+/// What the last response says of its own length, against what nginx has read: see [`length`]. `kind`: `UNIX` of a unix socket,
+/// else 0.
+#[inline(never)]
+pub(crate) fn length(sk: u64, kind: u32) -> u32 {
+    let Some(conn) = unix_talk::of(sk, kind) else {
+        return length::CUT;
+    };
+    let talk = conns::talk_of(conn);
     // SAFETY: a live map element.
-    let (flags, read) = unsafe { ((*talk).flags, (*talk).first_read_ns) };
+    let (flags, read, facts) = unsafe { ((*talk).flags, (*talk).first_read_ns, length::facts(talk)) };
     if read == 0 || flags & talk_flag::TLS != 0 {
-        return false;
+        return length::CUT;
     }
     match (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
-        proto::FASTCGI => flags & talk_flag::END_REQUEST != 0,
-        proto::HTTP => {
-            let (got, _) = counts(sk, talk, 0);
-            // SAFETY: as above.
-            head_of(sk).is_some_and(|slot| unsafe {
-                (*slot).sk == sk && length::whole(slot, talk, got) == length::WHOLE
-            })
-        }
-        _ => false,
+        proto::FASTCGI if flags & talk_flag::END_REQUEST != 0 => return length::WHOLE,
+        proto::HTTP | proto::CGI => {}
+        _ => return length::CUT,
+    }
+    let mut known = [facts, counts(sk, talk, kind).0];
+    // One state for the verifier: what follows is long.
+    kernel::forget(&mut known);
+    match head_of(sk) {
+        // SAFETY: as above.
+        Some(slot) if unsafe { (*slot).sk } == sk => length::whole(slot, known[0], known[1]),
+        _ => length::LOST,
     }
 }
 
+/// How the exchange of a connection that nginx closes has ended: whether nginx closes it late, and whether it has read the end
+/// of the stream.
+#[inline(always)]
+fn ending(conn: *mut Conn) -> (bool, bool) {
+    let talk = conns::talk_of(conn);
+    // SAFETY: live elements of plain integers.
+    unsafe {
+        let flags = (*talk).flags;
+        let ended = (*conn).flags & flag::RST_IN != 0 || flags & talk_flag::ENDED != 0;
+        let late = (*talk).fin_ns == 0
+            && !ended
+            && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
+        (late, flags & talk_flag::EOF != 0)
+    }
+}
+
+/// True if [`suspicion`] may ask for the response's [`length`].
+#[inline(always)]
+pub(crate) fn length_matters(conn: *mut Conn) -> bool {
+    let talk = conns::talk_of(conn);
+    // SAFETY: a live map element.
+    let (flags, read) = unsafe { ((*talk).flags, (*talk).first_read_ns) };
+    let kind = (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
+    if read == 0 || (kind != proto::HTTP && kind != proto::CGI) {
+        return false;
+    }
+    let (late, eof) = ending(conn);
+    late || eof || flags & talk_flag::CLIENT_LEFT != 0
+}
+
 /// Whether the end of this connection is worth a look by user space: 0 if not; `SAID_5XX` if that was told already. `unix`: 1
-/// if it is one to a unix socket. (Its flags say so too, but what is a constant here costs the verifier nothing.)
+/// if it is one to a unix socket. (Its flags say so too, but what is a constant here costs the verifier nothing.) `length`: what
+/// [`length`] says, where [`length_matters`].
 #[inline(never)]
-pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
+pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32, length: u32) -> u32 {
     if conn.is_null() {
         return 0;
     }
@@ -297,7 +335,6 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
         let flags = (*talk).flags;
         let reset = (*conn).flags & flag::RST_IN != 0;
         let fin = (*talk).fin_ns != 0;
-        let ended = reset || flags & talk_flag::ENDED != 0;
         if flags & talk_flag::SAID_ERROR != 0 && flags & talk_flag::SAID_5XX == 0 {
             return 1;
         }
@@ -332,44 +369,29 @@ pub(crate) fn suspicion(sk: u64, conn: *mut Conn, unix: u32) -> u32 {
             return 1;
         }
         let kind = (flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
-        let (got, unread) = counts(sk, talk, unix);
+        let (_, unread) = counts(sk, talk, unix);
         if unread != 0 && !tls && kind != proto::HTTP2 {
             return 1;
         }
-        let late = !fin && !ended && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
-        let eof = flags & talk_flag::EOF != 0;
+        let (late, eof) = ending(conn);
         // nginx closed at once though the server had not ended it: only if its client left, that was before its time.
         if !eof && !late && flags & talk_flag::CLIENT_LEFT == 0 {
             return 0;
         }
-        const LOOK: u32 = 3;
-        let answer = match kind {
-            proto::FASTCGI if flags & talk_flag::END_REQUEST == 0 => 1,
-            proto::HTTP | proto::CGI => LOOK,
-            proto::TLS => u32::from(late),
-            proto::HTTP2 | proto::MEMCACHED => u32::from(eof || late),
-            _ => 0,
-        };
-        // One state for the verifier, whichever it was: what follows is long.
-        let mut known = [answer, u32::from(late), u32::from(eof || late)];
-        kernel::forget(&mut known);
-        let [answer, late, ended] = known;
-        if answer != LOOK {
-            return answer;
-        }
-        let Some(slot) = head_of(sk) else {
-            return 1;
-        };
-        if (*slot).sk != sk {
-            // Driven out. Without its length, an end of the stream is no more than that.
-            return late;
-        }
-        match length::whole(slot, talk, got) {
-            length::CUT => 1,
-            length::HEADLESS => ended,
-            length::OPEN => late,
-            _ => 0,
-        }
+        let ended = eof || late;
+        u32::from(match kind {
+            proto::FASTCGI => flags & talk_flag::END_REQUEST == 0,
+            proto::TLS => late,
+            proto::HTTP2 | proto::MEMCACHED => ended,
+            proto::HTTP | proto::CGI => match length {
+                length::CUT => true,
+                length::HEADLESS => ended,
+                // Without its length, an end of the stream is no more than that.
+                length::OPEN | length::LOST => late,
+                _ => false,
+            },
+            _ => false,
+        })
     }
 }
 

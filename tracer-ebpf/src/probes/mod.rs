@@ -16,5 +16,5 @@ mod state;
 mod talk;
 mod unix;
 pub(crate) mod unix_end;
-mod unix_talk;
+pub(crate) mod unix_talk;
 mod write;

@@ -27,11 +27,12 @@ fn received(ctx: RawTracePointContext) -> i32 {
         && let Some((tgid, proc)) = procs::worker()
     {
         let sk: u64 = ctx.arg(0);
-        if let Some(conn) = conns::find(sk) {
-            from_upstream(sk, conn, proc, ret);
+        let next = if let Some(conn) = conns::find(sk) {
+            from_upstream(sk, conn, proc, ret)
         } else {
-            unix_talk::on_read(sk, tgid, proc, ret, ctx.arg(2));
-        }
+            unix_talk::on_read(sk, tgid, proc, ret, ctx.arg(2))
+        };
+        talk::go_on(sk, next);
     }
     0
 }
@@ -92,13 +93,11 @@ fn read_kprobe(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn on_read(sk: u64, proc: *mut Proc, ret: i32) {
     if let Some(conn) = conns::find(sk) {
-        from_upstream(sk, conn, proc, ret);
+        talk::go_on(sk, from_upstream(sk, conn, proc, ret));
     }
 }
 
 #[inline(always)]
-fn from_upstream(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) {
-    if ret != -EINTR {
-        talk::heard(sk, conn, proc, ret, 0);
-    }
+fn from_upstream(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
+    if ret == -EINTR { talk::next::NOTHING } else { talk::hear(sk, conn, proc, ret, 0) }
 }

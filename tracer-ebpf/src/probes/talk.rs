@@ -22,11 +22,59 @@ use crate::{
 const BAD_GATEWAY: u64 = 502;
 const GATEWAY_TIMEOUT: u64 = 504;
 
-/// The worker has read from an upstream connection, or was told its end. `kind`: `UNIX` of a unix socket, else 0.
+/// What a read asks for, and `UNIX` of a unix socket: nothing, to tell of the server's own error, or to see whether nginx passes
+/// its status on.
+pub(super) mod next {
+    pub(in crate::probes) const NOTHING: u32 = 0;
+    pub(super) const TELL: u32 = 1;
+    pub(super) const STATUS: u32 = 2;
+}
+
+/// Goes on with what a read asked for ([`hear`]).
+#[inline(always)]
+pub(super) fn go_on(sk: u64, next: u32) {
+    if next != next::NOTHING {
+        let mut next = next;
+        // As in `closing`: a step of its own, whichever way led here.
+        kernel::forget(&mut next);
+        answers(sk, next);
+    }
+}
+
+/// A response has begun that is told of, or that something hangs on.
 #[inline(never)]
-pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u32) -> u32 {
-    if conn.is_null() || proc.is_null() {
+fn answers(sk: u64, next: u32) -> u32 {
+    let kind = next & talk_flag::UNIX;
+    if next & next::STATUS != 0 {
+        let Some(slot) = exchange::head_of(sk) else {
+            return 0;
+        };
+        // SAFETY: a live map element.
+        if unsafe { (*slot).sk } != sk || length::leads_elsewhere(slot) != 0 {
+            return 0;
+        }
+    }
+    let (Some((_, proc)), Some(conn)) = (procs::worker(), unix_talk::of(sk, kind)) else {
         return 0;
+    };
+    // SAFETY: live map elements, as in `hear`.
+    unsafe {
+        if next & next::TELL != 0 {
+            said::ask(sk, (*conn).start_ns, (*conn).nginx);
+            exchange::emit(sk, conn, talk_flag::SAID_5XX | kind, 0, 0);
+        } else {
+            said::passes_on((*conn).nginx, proc, u32::from((*conns::talk_of(conn)).status));
+        }
+    }
+    1
+}
+
+/// The worker has read from an upstream connection, or was told its end. `kind`: `UNIX` of a unix socket, else 0. Returns what
+/// [`go_on`] is to do.
+#[inline(never)]
+pub(super) fn hear(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u32) -> u32 {
+    if conn.is_null() || proc.is_null() {
+        return next::NOTHING;
     }
     let talk = conns::talk_of(conn);
     let call = exchange::call();
@@ -38,7 +86,7 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
             if ret <= 0 {
                 (*talk).flags |= talk_flag::LOOKED;
             }
-            return 0;
+            return next::NOTHING;
         }
         if ret <= 0 {
             if (*talk).told_ns == 0 {
@@ -48,7 +96,7 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
                     (*talk).flags |= talk_flag::EOF;
                 }
             }
-            return 0;
+            return next::NOTHING;
         }
         let now = emit::now_ns();
         (*talk).read_ns = now;
@@ -61,7 +109,7 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
         }
         if (*talk).sent_ns == 0 && (*talk).flags & talk_flag::BEFORE != 0 {
             // The rest of a response, as likely as its beginning.
-            return 0;
+            return next::NOTHING;
         }
         let len = (ret as u64).min(room);
         exchange::keep(sk, talk, buf, len as u32, first);
@@ -79,18 +127,14 @@ pub(super) fn heard(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u
             (*talk).status = status;
             if status >= 500 && (*talk).flags & talk_flag::SAID_5XX == 0 {
                 (*talk).flags |= talk_flag::SAID_5XX;
-                said::ask(sk, (*conn).start_ns, (*conn).nginx);
-                exchange::emit(sk, conn, talk_flag::SAID_5XX | kind, 0, 0);
-            } else if status >= 200
-                && (*proc).awaiting != 0
-                && exchange::head_of(sk)
-                    .is_some_and(|slot| (*slot).sk == sk && length::leads_elsewhere(slot) == 0)
-            {
-                said::passes_on((*conn).nginx, proc, u32::from(status));
+                return next::TELL | kind;
+            }
+            if status >= 200 && (*proc).awaiting != 0 {
+                return next::STATUS | kind;
             }
         }
     }
-    0
+    next::NOTHING
 }
 
 /// A response begins, and no request was seen: the kernel skips a program that is interrupted by another run of itself on the
@@ -101,7 +145,7 @@ fn missed_write(sk: u64, conn: *mut Conn, read_now: u32) -> u32 {
         return 0;
     }
     let talk = conns::talk_of(conn);
-    // SAFETY: as in `heard`.
+    // SAFETY: as in `hear`.
     unsafe {
         (*talk).sent_ns = if (*conn).start_ns != 0 { (*conn).start_ns } else { (*talk).first_read_ns };
         (*talk).last_sent_ns = (*talk).sent_ns;
@@ -121,7 +165,7 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
         return 0;
     }
     let talk = conns::talk_of(conn);
-    // SAFETY: as in `heard`.
+    // SAFETY: as in `hear`.
     unsafe {
         let now = emit::now_ns();
         let before = (*talk).last_sent_ns;
@@ -164,29 +208,59 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
 #[inline(always)]
 pub(super) fn finished(sk: u64) {
     if let Some(conn) = conns::find(sk) {
-        // SAFETY: as in `heard`.
+        // SAFETY: as in `hear`.
         unsafe { (*conns::talk_of(conn)).fin_ns = emit::now_ns() };
     }
 }
 
+/// What is known of a close so far. The verifier would follow each way here through all that comes behind it: so each step is a
+/// function that ends in one number, and the next begins with that alone.
+mod step {
+    /// It is no worker that closes.
+    pub(super) const NOBODY: u32 = 0;
+    /// There is nothing more to do.
+    pub(super) const DONE: u32 = 1;
+    /// The connection is to be judged.
+    pub(super) const JUDGE: u32 = 1 << 1;
+    /// nginx was asked, and named its request.
+    pub(super) const FOUND: u32 = 1 << 2;
+    /// The next request may have met an end that nginx had not noticed ([`super::taken_in_vain`]).
+    pub(super) const VAIN: u32 = 1 << 3;
+    /// The length of the response matters.
+    pub(super) const LENGTH: u32 = 1 << 4;
+}
+
 /// The worker closes an upstream connection that stood: was anything wrong with it, by what was seen, or by what nginx has noted?
 /// `kind`: `UNIX` of a unix socket, else 0. Returns 0 if it is no worker that closes.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn closing(sk: u64, kind: u32) -> u32 {
-    // The state before matters only in a handshake.
-    const TCP_ESTABLISHED: u8 = 1;
+    let mut step = look(sk, kind);
+    kernel::forget(&mut step);
+    if step <= step::DONE {
+        return step;
+    }
+    let mut length = length::CUT;
+    if step & step::LENGTH != 0 {
+        length = exchange::length(sk, kind);
+    }
+    kernel::forget(&mut length);
+    judge(sk, kind, step, length)
+}
+
+/// The first step: asks nginx.
+#[inline(never)]
+fn look(sk: u64, kind: u32) -> u32 {
     let Some((tgid, proc)) = procs::worker() else {
-        return 0;
+        return step::NOBODY;
     };
     let Some(conn) = unix_talk::of(sk, kind) else {
-        return 0;
+        return step::NOBODY;
     };
-    let talk = conns::talk_of(conn);
-    // SAFETY: as in `heard`.
+    // SAFETY: as in `hear`.
     unsafe {
         if (*conn).tgid != tgid || emit::is_exiting() {
             unix_talk::close(sk, kind);
-            return 1;
+            return step::DONE;
         }
         let mut asked = Asked::NOTHING;
         let mut found = nginx::ask((*conn).nginx, (*proc).root, &mut asked);
@@ -196,28 +270,47 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         if found == nginx::IDLE {
             // It lay among those that are kept: nothing of a request ends with it.
             unix_talk::close(sk, kind);
-            return 1;
+            return step::DONE;
         }
+        let mut step = step::JUDGE;
         if found == nginx::FOUND {
+            step |= step::FOUND;
             if kind == 0 && setting!(talk) != 0 && (*conn).flags & flag::RST_IN != 0 {
-                taken_in_vain(sk, conn);
+                return step | step::VAIN | step::LENGTH;
             }
             noted(conn, &asked);
         }
-        kernel::forget(&mut found);
-        let mut suspicion = exchange::suspicion(sk, conn, kind);
+        kernel::forget(&mut step);
+        if exchange::length_matters(conn) { step | step::LENGTH } else { step }
+    }
+}
+
+/// The last one. `length`: what the response said of its length, where that matters.
+#[inline(never)]
+fn judge(sk: u64, kind: u32, step: u32, length: u32) -> u32 {
+    // The state before matters only in a handshake.
+    const TCP_ESTABLISHED: u8 = 1;
+    let Some((tgid, proc)) = procs::worker() else {
+        return step::NOBODY;
+    };
+    let Some(conn) = unix_talk::of(sk, kind) else {
+        return step::NOBODY;
+    };
+    let talk = conns::talk_of(conn);
+    // SAFETY: as in `hear`.
+    unsafe {
+        if step & step::VAIN != 0 {
+            perhaps_in_vain(sk, conn, proc, length);
+        }
+        let mut suspicion = exchange::suspicion(sk, conn, kind, length);
         if suspicion == 0 && (*talk).answered != 0 {
             (*talk).flags |= talk_flag::ANSWERED_BAD;
             suspicion = 1;
         }
         kernel::forget(&mut suspicion);
-        if suspicion == 0 {
-            unix_talk::close(sk, kind);
-            return 1;
-        }
-        if suspicion != talk_flag::SAID_5XX {
-            if found == nginx::FOUND && (*talk).flags & talk_flag::SAID_ERROR == 0 {
-                said::told(&asked, sk, (*conn).start_ns, proc);
+        if suspicion != 0 && suspicion != talk_flag::SAID_5XX {
+            if step & step::FOUND != 0 && (*talk).flags & talk_flag::SAID_ERROR == 0 {
+                said::ask(sk, (*conn).start_ns, (*conn).nginx);
             }
             exchange::emit(sk, conn, kind, TCP_ESTABLISHED, 3);
             // An end that nginx has not read is none of its reasons.
@@ -227,7 +320,7 @@ pub(super) fn closing(sk: u64, kind: u32) -> u32 {
         }
         unix_talk::close(sk, kind);
     }
-    1
+    step::DONE
 }
 
 /// What nginx has noted of the attempt that ends with this connection.
@@ -241,7 +334,7 @@ fn noted(conn: *mut Conn, asked: &Asked) -> u32 {
     nginx::state(asked.states, &mut state);
     kernel::forget(&mut state);
     let headed = state.header_ms != u64::MAX;
-    // SAFETY: as in `heard`.
+    // SAFETY: as in `hear`.
     unsafe {
         (*talk).flags |= talk_flag::ASKED;
         if headed {
@@ -266,6 +359,26 @@ fn noted(conn: *mut Conn, asked: &Asked) -> u32 {
     1
 }
 
+/// What [`look`] has put off: whether the exchange that ends with this connection is the one that was seen last.
+#[inline(never)]
+fn perhaps_in_vain(sk: u64, conn: *mut Conn, proc: *mut Proc, length: u32) -> u32 {
+    if conn.is_null() || proc.is_null() {
+        return 0;
+    }
+    if length == length::WHOLE {
+        taken_in_vain(sk, conn);
+    }
+    let mut asked = Asked::NOTHING;
+    // SAFETY: integers of live map elements.
+    let mut found = unsafe { nginx::ask((*conn).nginx, (*proc).root, &mut asked) };
+    kernel::forget(&mut found);
+    kernel::forget(&mut asked);
+    if found == nginx::FOUND {
+        noted(conn, &asked);
+    }
+    1
+}
+
 /// nginx asks a kept connection for its error before it writes the next request to it (ngx_http_upstream_test_connect). Where a RST
 /// has arrived that it has not met as long as the connection was idle, it closes it at once: an exchange of which not a byte was
 /// written, and the next server's turn. nginx names a request of the connection.
@@ -275,10 +388,10 @@ fn taken_in_vain(sk: u64, conn: *mut Conn) -> u32 {
         return 0;
     }
     let talk = conns::talk_of(conn);
-    // SAFETY: live map elements, as in `heard`.
+    // SAFETY: live map elements, as in `hear`.
     unsafe {
         let met = (*talk).flags & (talk_flag::LOOKED | talk_flag::EOF) != 0 || (*talk).told_ns != 0;
-        if met || !exchange::was_whole(sk, talk) {
+        if met {
             return 0;
         }
         let now = emit::now_ns();
@@ -295,7 +408,7 @@ fn taken_in_vain(sk: u64, conn: *mut Conn) -> u32 {
 /// An exchange begins on a connection.
 #[inline(always)]
 unsafe fn next_exchange(talk: *mut Talk, now: u64) {
-    // SAFETY: a live map element, as in `heard`.
+    // SAFETY: a live map element, as in `hear`.
     unsafe {
         (*talk).requests = (*talk).requests.wrapping_add(1);
         (*talk).sent_ns = now;
@@ -315,6 +428,6 @@ unsafe fn next_exchange(talk: *mut Talk, now: u64) {
 /// The end of a connection came from outside: a RST, or retransmissions that ran out. nginx has yet to notice.
 #[inline(always)]
 pub(super) fn ended(conn: *mut Conn) {
-    // SAFETY: as in `heard`.
+    // SAFETY: as in `hear`.
     unsafe { (*conns::talk_of(conn)).flags |= talk_flag::ENDED };
 }

@@ -37,7 +37,8 @@ fn unix_read_fexit(ctx: FExitContext) -> i32 {
     if let Some((tgid, proc)) = procs::worker() {
         let mut socket: u64 = ctx.arg(0);
         kernel::forget(&mut socket);
-        on_read(read(socket, setting!(socket_sk)), tgid, proc, ctx.arg(4), ctx.arg(3));
+        let sk = read(socket, setting!(socket_sk));
+        talk::go_on(sk, on_read(sk, tgid, proc, ctx.arg(4), ctx.arg(3)));
     }
     0
 }
@@ -47,7 +48,8 @@ fn unix_read_kretprobe(ctx: RetProbeContext) -> i32 {
     if let Some((tgid, proc)) = procs::worker() {
         let (nr, fd, _) = kernel::syscall();
         let flags = if nr == setting!(nr_recvfrom) { kernel::fourth_arg() as u32 } else { 0 };
-        on_read(kernel::unix_stream_of_fd(fd as u32), tgid, proc, ctx.ret(), flags);
+        let sk = kernel::unix_stream_of_fd(fd as u32);
+        talk::go_on(sk, on_read(sk, tgid, proc, ctx.ret(), flags));
     }
     0
 }
@@ -154,7 +156,7 @@ static ZERO: Standing = {
 
 /// The record of an upstream connection; `kind`: `UNIX` of a unix socket, else 0.
 #[inline(always)]
-pub(super) fn of(sk: u64, kind: u32) -> Option<*mut Conn> {
+pub(crate) fn of(sk: u64, kind: u32) -> Option<*mut Conn> {
     if kind != 0 { STANDING.get_ptr_mut(sk).map(|s| s.cast()) } else { conns::find(sk) }
 }
 
@@ -175,19 +177,16 @@ fn any() -> bool {
     SHARED.get_ptr(0).is_some_and(|s| unsafe { core::ptr::read_volatile(&raw const (*s).standing) } != 0)
 }
 
-/// A worker's read returned. False if this is no connection to a unix socket that is followed.
+/// A worker's read returned. Returns what [`talk::go_on`] is to do.
 #[inline(always)]
-pub(super) fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) -> bool {
-    if !any() {
-        return false;
+pub(super) fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) -> u32 {
+    if !any() || ret == -EAGAIN || flags & MSG_PEEK != 0 {
+        return talk::next::NOTHING;
     }
-    let Some(s) = STANDING.get_ptr_mut(sk) else {
-        return false;
-    };
-    if ret != -EAGAIN && flags & MSG_PEEK == 0 {
-        heard(s, sk, tgid, proc, ret);
+    match STANDING.get_ptr_mut(sk) {
+        Some(s) => heard(s, sk, tgid, proc, ret),
+        None => talk::next::NOTHING,
     }
-    true
 }
 
 #[inline(never)]
@@ -203,7 +202,7 @@ fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32
         if ret > 0 {
             (*s).talk.copied_seq = (*s).talk.copied_seq.wrapping_add(ret as u32);
         }
-        talk::heard(sk, s.cast(), proc, ret, talk_flag::UNIX)
+        talk::hear(sk, s.cast(), proc, ret, talk_flag::UNIX)
     }
 }
 
