@@ -86,11 +86,11 @@ pub(crate) fn head_of(sk: u64) -> Option<*mut Head> {
     HEADS.get_ptr_mut(hash as u32 & (PLACES - 1))
 }
 
-/// Keeps the first bytes of a response: nginx uses their buffer again before it knows the end.
+/// Keeps the first bytes of a response: nginx uses their buffer again before it knows the end. True if these are all kept.
 #[inline(always)]
-pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
+pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) -> bool {
     let Some(slot) = head_of(sk) else {
-        return;
+        return false;
     };
     // SAFETY: live elements of plain integers; who finds another's name in the place leaves it alone.
     unsafe {
@@ -99,11 +99,11 @@ pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
             (*slot).of_ns = (*talk).first_read_ns;
             (*slot).len = 0;
         } else if (*slot).sk != sk {
-            return;
+            return false;
         }
         let have = (*slot).len;
         if have >= GOT as u32 || buf == 0 {
-            return;
+            return false;
         }
         let mut at = u64::from(have);
         let mut more = u64::from(len).min(GOT as u64 - at).min(GOT as u64 - 1);
@@ -111,11 +111,11 @@ pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
         core::arch::asm!("{at} &= 511", at = inlateout(reg) at);
         core::arch::asm!("{more} &= 511", more = inlateout(reg) more);
         if more == 0 {
-            return;
+            return false;
         }
         let to = (&raw mut (*slot).bytes).cast::<u8>().add(at as usize).cast();
         if bpf_probe_read_user(to, more as u32, buf as *const _) != 0 {
-            return;
+            return false;
         }
         let have = have + more as u32;
         (*slot).len = have;
@@ -123,12 +123,13 @@ pub(crate) fn keep(sk: u64, talk: *mut Talk, buf: u64, len: u32, first: bool) {
             let words = (&raw const (*slot).bytes).cast::<u64>();
             (*talk).head = [core::ptr::read_volatile(words), core::ptr::read_volatile(words.add(1))];
         }
+        more == u64::from(len)
     }
 }
 
-/// Notes whether what was read ends as the last of a response does.
+/// Notes whether what was read ends as the last of a response does. `kept`: [`keep`] has it all, and [`settle`] can look later.
 #[inline(always)]
-pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32) {
+pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32, kept: bool) {
     // SAFETY: a live map element.
     unsafe {
         let kind = ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT;
@@ -146,14 +147,17 @@ pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32) {
         if kind != proto::HTTP && kind != proto::FASTCGI {
             return;
         }
+        (*talk).flags &= !(talk_flag::LAST_CHUNK | talk_flag::END_REQUEST | talk_flag::KEPT);
+        if kind == proto::HTTP && kept {
+            (*talk).flags |= talk_flag::KEPT;
+            return;
+        }
         let (end, room) = end_of_read(call, u64::from(ret));
-        (*talk).flags &= !(talk_flag::LAST_CHUNK | talk_flag::END_REQUEST);
         if kind == proto::HTTP {
             // What comes in smaller pieces is believed to be the end.
             let mut last = room < 5;
             if !last {
-                let b: [u8; 5] = read_user(end - 5);
-                last = b[0] == b'0' && b[1] == b'\r' && b[2] == b'\n' && b[3] == b'\r' && b[4] == b'\n';
+                last = read_user::<[u8; LAST_CHUNK.len()]>(end - 5) == *LAST_CHUNK;
             }
             if last {
                 (*talk).flags |= talk_flag::LAST_CHUNK;
@@ -171,6 +175,34 @@ pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32) {
         }
     }
 }
+
+/// Looks for the end of a chunked body among the bytes that are kept, where nothing was read behind them. Most responses are as
+/// short, and few are looked at.
+#[inline(never)]
+pub(crate) fn settle(sk: u64, talk: *mut Talk) -> u32 {
+    if talk.is_null() {
+        return 0;
+    }
+    let Some(slot) = head_of(sk) else {
+        return 0;
+    };
+    // SAFETY: live elements of plain integers; the mask keeps what is read within the bytes.
+    unsafe {
+        let len = (*slot).len;
+        if (*talk).flags & talk_flag::KEPT == 0 || (*slot).sk != sk || len < LAST_CHUNK.len() as u32 {
+            return 0;
+        }
+        let at = (len - LAST_CHUNK.len() as u32) & (GOT as u32 - 1);
+        let last: [u8; LAST_CHUNK.len()] = read((&raw const (*slot).bytes) as u64, at);
+        if last == *LAST_CHUNK {
+            (*talk).flags |= talk_flag::LAST_CHUNK;
+        }
+    }
+    1
+}
+
+/// The end of a chunked body (RFC 9112, 7.1).
+const LAST_CHUNK: &[u8; 5] = b"0\r\n\r\n";
 
 /// The status of the first 16 bytes of a response (RFC 9112, 4); 0 if they are no status line.
 #[inline(always)]

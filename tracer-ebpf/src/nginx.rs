@@ -100,6 +100,16 @@ pub(crate) fn requests(log: u64) -> Option<(u64, u64, u64)> {
     None
 }
 
+/// The main request that the log of an `ngx_connection_t` names, by each way in which it may lie there, unchecked.
+#[inline(always)]
+pub(crate) fn main_requests(connection: u64) -> [u64; 2] {
+    let log: u64 = read_user(connection + LOG);
+    LOG_DATA.map(|data| {
+        let context: u64 = read_user(log + data);
+        if context == 0 { 0 } else { read_user(context + 8) }
+    })
+}
+
 /// Which request an `ngx_connection_t` of this worker serves, whose family began with `root`.
 #[inline(never)]
 pub(crate) fn ask(connection: u64, root: u32, to: &mut Asked) -> u32 {

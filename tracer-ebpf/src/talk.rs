@@ -63,6 +63,8 @@ pub mod talk_flag {
     /// nginx was asked for the request as the connection ended: [`HEADER`], [`CLIENT_LEFT`] and
     /// [`Talk::answered`](super::Talk::answered) hold.
     pub const ASKED: u32 = 1 << 22;
+    /// All of the response is among its kept bytes so far, and [`LAST_CHUNK`] not yet looked for.
+    pub const KEPT: u32 = 1 << 23;
     /// What nginx speaks, by the first bytes of the connection: see [`proto`](super::proto).
     pub const PROTO: u32 = 7 << 24;
     /// How far [`PROTO`] is from the right.

@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::{fexit, kprobe, raw_tracepoint},
     programs::{FExitContext, ProbeContext, RawTracePointContext},
 };
-use tracer_ebpf::{Conn, Proc};
+use tracer_ebpf::Conn;
 
 use crate::{
     conns, kernel,
@@ -23,14 +23,12 @@ const EINTR: i32 = 4;
 #[raw_tracepoint(tracepoint = "sock_recv_length")]
 fn received(ctx: RawTracePointContext) -> i32 {
     let ret: i32 = ctx.arg(1);
-    if ret != -EAGAIN
-        && let Some((tgid, proc)) = procs::worker()
-    {
+    if ret != -EAGAIN {
         let sk: u64 = ctx.arg(0);
-        let next = if let Some(conn) = conns::find(sk) {
-            from_upstream(sk, conn, proc, ret)
-        } else {
-            unix_talk::on_read(sk, tgid, proc, ret, ctx.arg(2))
+        // The socket comes first: most are none of ours, and that is one look into an array.
+        let next = match conns::find(sk) {
+            Some(conn) => from_upstream(sk, conn, ret),
+            None => unix_talk::on_read(sk, ret, ctx.arg(2)),
         };
         talk::go_on(sk, next);
     }
@@ -58,13 +56,11 @@ fn returned(ctx: &FExitContext) -> i32 {
 #[fexit(function = "tcp_recvmsg")]
 fn read_fexit(ctx: FExitContext) -> i32 {
     let ret = returned(&ctx);
-    if ret != -EAGAIN
-        && let Some((_, proc)) = procs::worker()
-    {
+    if ret != -EAGAIN && procs::marked(kernel::tgid()) {
         let mut sk: u64 = ctx.arg(0);
         // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
         kernel::forget(&mut sk);
-        on_read(sk, proc, ret);
+        on_read(sk, ret);
     }
     0
 }
@@ -80,24 +76,29 @@ fn read_kprobe(ctx: ProbeContext) -> u32 {
     if copied == -EAGAIN {
         return 0;
     }
-    if let Some((_, proc)) = procs::worker() {
+    if procs::marked(kernel::tgid()) {
         let (nr, ..) = kernel::syscall();
         if nr == setting!(nr_recvfrom) || nr == setting!(nr_readv) || nr == setting!(nr_read) {
-            on_read(sk, proc, copied);
+            on_read(sk, copied);
         }
     }
     0
 }
 
-/// A worker's read from a socket of TCP returned.
+/// A read from a socket of TCP returned.
 #[inline(always)]
-fn on_read(sk: u64, proc: *mut Proc, ret: i32) {
+fn on_read(sk: u64, ret: i32) {
     if let Some(conn) = conns::find(sk) {
-        talk::go_on(sk, from_upstream(sk, conn, proc, ret));
+        talk::go_on(sk, from_upstream(sk, conn, ret));
     }
 }
 
 #[inline(always)]
-fn from_upstream(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32) -> u32 {
-    if ret == -EINTR { talk::next::NOTHING } else { talk::hear(sk, conn, proc, ret, 0) }
+fn from_upstream(sk: u64, conn: *mut Conn, ret: i32) -> u32 {
+    // SAFETY: an integer of a live element.
+    if ret == -EINTR || unsafe { (*conn).tgid } != kernel::tgid() {
+        talk::next::NOTHING
+    } else {
+        talk::hear(sk, conn, ret, 0)
+    }
 }

@@ -464,6 +464,18 @@ fn await_answer(request: u64, moment: &Moment, proc: *mut Proc) {
     unsafe { (*proc).awaiting = seconds() + AWAIT_S };
 }
 
+/// True if the answer to the request of this `ngx_connection_t` is perhaps waited for: what most responses are asked while any is.
+#[inline(always)]
+pub(crate) fn is_awaited(connection: u64) -> bool {
+    if connection == 0 {
+        return false;
+    }
+    let tgid = u64::from(kernel::tgid());
+    nginx::main_requests(connection)
+        .iter()
+        .any(|request| *request != 0 && AWAITED.get_ptr(Awaited { tgid, request: *request }).is_some())
+}
+
 /// nginx, or a server, answers a request: it is told if that is waited for.
 #[inline(never)]
 fn answered(request: u64, root: u32, status: u32, own: u32) -> u32 {

@@ -46,6 +46,11 @@ pub(super) fn go_on(sk: u64, next: u32) {
 fn answers(sk: u64, next: u32) -> u32 {
     let kind = next & talk_flag::UNIX;
     if next & next::STATUS != 0 {
+        // SAFETY: an integer of a live map element.
+        let connection = unix_talk::of(sk, kind).map_or(0, |conn| unsafe { (*conn).nginx });
+        if !said::is_awaited(connection) {
+            return 0;
+        }
         let Some(slot) = exchange::head_of(sk) else {
             return 0;
         };
@@ -60,6 +65,7 @@ fn answers(sk: u64, next: u32) -> u32 {
     // SAFETY: live map elements, as in `hear`.
     unsafe {
         if next & next::TELL != 0 {
+            exchange::settle(sk, conns::talk_of(conn));
             said::ask(sk, (*conn).start_ns, (*conn).nginx);
             exchange::emit(sk, conn, talk_flag::SAID_5XX | kind, 0, 0);
         } else {
@@ -72,8 +78,8 @@ fn answers(sk: u64, next: u32) -> u32 {
 /// The worker has read from an upstream connection, or was told its end. `kind`: `UNIX` of a unix socket, else 0. Returns what
 /// [`go_on`] is to do.
 #[inline(never)]
-pub(super) fn hear(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u32) -> u32 {
-    if conn.is_null() || proc.is_null() {
+pub(super) fn hear(sk: u64, conn: *mut Conn, ret: i32, kind: u32) -> u32 {
+    if conn.is_null() {
         return next::NOTHING;
     }
     let talk = conns::talk_of(conn);
@@ -112,8 +118,8 @@ pub(super) fn hear(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u3
             return next::NOTHING;
         }
         let len = (ret as u64).min(room);
-        exchange::keep(sk, talk, buf, len as u32, first);
-        exchange::tail(talk, &call, ret as u32);
+        let kept = exchange::keep(sk, talk, buf, len as u32, first);
+        exchange::tail(talk, &call, ret as u32, kept && len == ret as u64);
         if (*talk).status == 0 {
             let status = match ((*talk).flags & talk_flag::PROTO) >> talk_flag::PROTO_SHIFT {
                 proto::HTTP => exchange::status_in((*talk).head),
@@ -129,7 +135,7 @@ pub(super) fn hear(sk: u64, conn: *mut Conn, proc: *mut Proc, ret: i32, kind: u3
                 (*talk).flags |= talk_flag::SAID_5XX;
                 return next::TELL | kind;
             }
-            if status >= 200 && (*proc).awaiting != 0 {
+            if status >= 200 && procs::worker().is_some_and(|(_, proc)| (*proc).awaiting != 0) {
                 return next::STATUS | kind;
             }
         }
@@ -262,6 +268,7 @@ fn look(sk: u64, kind: u32) -> u32 {
             unix_talk::close(sk, kind);
             return step::DONE;
         }
+        exchange::settle(sk, conns::talk_of(conn));
         let mut asked = Asked::NOTHING;
         let mut found = nginx::ask((*conn).nginx, (*proc).root, &mut asked);
         // One state for the verifier, however it was found: what follows is long.

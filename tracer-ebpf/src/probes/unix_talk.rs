@@ -11,7 +11,7 @@ use aya_ebpf::{
     },
 };
 use tracer_ebpf::{
-    Conn, Proc,
+    Conn,
     talk::talk_flag,
     unix::{NAME, Standing},
 };
@@ -34,22 +34,22 @@ const FAMILY: u64 = 2;
 /// `unix_stream_recvmsg(socket, msg, size, flags)`: the return value stands behind the four.
 #[fexit(function = "unix_stream_recvmsg")]
 fn unix_read_fexit(ctx: FExitContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
+    if procs::marked(kernel::tgid()) {
         let mut socket: u64 = ctx.arg(0);
         kernel::forget(&mut socket);
         let sk = read(socket, setting!(socket_sk));
-        talk::go_on(sk, on_read(sk, tgid, proc, ctx.arg(4), ctx.arg(3)));
+        talk::go_on(sk, on_read(sk, ctx.arg(4), ctx.arg(3)));
     }
     0
 }
 
 #[kretprobe]
 fn unix_read_kretprobe(ctx: RetProbeContext) -> i32 {
-    if let Some((tgid, proc)) = procs::worker() {
+    if procs::marked(kernel::tgid()) {
         let (nr, fd, _) = kernel::syscall();
         let flags = if nr == setting!(nr_recvfrom) { kernel::fourth_arg() as u32 } else { 0 };
         let sk = kernel::unix_stream_of_fd(fd as u32);
-        talk::go_on(sk, on_read(sk, tgid, proc, ctx.ret(), flags));
+        talk::go_on(sk, on_read(sk, ctx.ret(), flags));
     }
     0
 }
@@ -57,19 +57,19 @@ fn unix_read_kretprobe(ctx: RetProbeContext) -> i32 {
 /// `unix_stream_sendmsg(socket, msg, len)`.
 #[fexit(function = "unix_stream_sendmsg")]
 fn unix_write_fexit(ctx: FExitContext) -> i32 {
-    if let Some((tgid, _)) = procs::worker() {
+    if procs::marked(kernel::tgid()) {
         let mut socket: u64 = ctx.arg(0);
         kernel::forget(&mut socket);
-        on_write(read(socket, setting!(socket_sk)), tgid, ctx.arg(3));
+        on_write(read(socket, setting!(socket_sk)), ctx.arg(3));
     }
     0
 }
 
 #[kretprobe]
 fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
-    if let Some((tgid, _)) = procs::worker() {
+    if procs::marked(kernel::tgid()) {
         let (_, fd, _) = kernel::syscall();
-        on_write(kernel::unix_stream_of_fd(fd as u32), tgid, ctx.ret());
+        on_write(kernel::unix_stream_of_fd(fd as u32), ctx.ret());
     }
     0
 }
@@ -77,9 +77,7 @@ fn unix_write_kretprobe(ctx: RetProbeContext) -> i32 {
 /// `sock_send_length(sk, ret, flags)`, 6.6+, where `request::sent` is not attached.
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn unix_write_tracepoint(ctx: RawTracePointContext) -> i32 {
-    if let Some((tgid, _)) = procs::worker() {
-        on_write(ctx.arg(0), tgid, ctx.arg(1));
-    }
+    on_write(ctx.arg(0), ctx.arg(1));
     0
 }
 
@@ -179,56 +177,52 @@ fn any() -> bool {
 
 /// A worker's read returned. Returns what [`talk::go_on`] is to do.
 #[inline(always)]
-pub(super) fn on_read(sk: u64, tgid: u32, proc: *mut Proc, ret: i32, flags: u32) -> u32 {
-    if !any() || ret == -EAGAIN || flags & MSG_PEEK != 0 {
+pub(super) fn on_read(sk: u64, ret: i32, flags: u32) -> u32 {
+    if !any() || ret == -EAGAIN || flags & MSG_PEEK != 0 || !procs::marked(kernel::tgid()) {
         return talk::next::NOTHING;
     }
     match STANDING.get_ptr_mut(sk) {
-        Some(s) => heard(s, sk, tgid, proc, ret),
+        Some(s) => heard(s, sk, ret),
         None => talk::next::NOTHING,
     }
 }
 
 #[inline(never)]
-fn heard(s: *mut Standing, sk: u64, tgid: u32, proc: *mut Proc, ret: i32) -> u32 {
-    if s.is_null() || proc.is_null() {
+fn heard(s: *mut Standing, sk: u64, ret: i32) -> u32 {
+    if s.is_null() {
         return 0;
     }
     // SAFETY: live map elements; only this worker's thread writes these fields.
     unsafe {
-        if (*s).conn.tgid != tgid {
-            return 0;
+        if (*s).conn.tgid != kernel::tgid() {
+            return talk::next::NOTHING;
         }
         if ret > 0 {
             (*s).talk.copied_seq = (*s).talk.copied_seq.wrapping_add(ret as u32);
         }
-        talk::hear(sk, s.cast(), proc, ret, talk_flag::UNIX)
+        talk::hear(sk, s.cast(), ret, talk_flag::UNIX)
     }
 }
 
-/// A worker's write returned. False if this is no connection to a unix socket that is followed.
+/// A write to a socket returned.
 #[inline(always)]
-pub(super) fn on_write(sk: u64, tgid: u32, ret: i32) -> bool {
-    if !any() {
-        return false;
+pub(super) fn on_write(sk: u64, ret: i32) {
+    if !any() || ret == -EAGAIN || ret == 0 || !procs::marked(kernel::tgid()) {
+        return;
     }
-    let Some(s) = STANDING.get_ptr_mut(sk) else {
-        return false;
-    };
-    if ret != -EAGAIN && ret != 0 {
-        wrote(s, sk, tgid, ret);
+    if let Some(s) = STANDING.get_ptr_mut(sk) {
+        wrote(s, sk, ret);
     }
-    true
 }
 
 #[inline(never)]
-fn wrote(s: *mut Standing, sk: u64, tgid: u32, ret: i32) -> u32 {
+fn wrote(s: *mut Standing, sk: u64, ret: i32) -> u32 {
     if s.is_null() {
         return 0;
     }
     // SAFETY: as in `heard`.
     unsafe {
-        if (*s).conn.tgid != tgid {
+        if (*s).conn.tgid != kernel::tgid() {
             return 0;
         }
         if ret < 0 {

@@ -5,6 +5,8 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext},
 };
 
+use tracer_ebpf::Conn;
+
 use crate::{
     conns, kernel,
     probes::{talk, unix_talk},
@@ -15,7 +17,7 @@ const EAGAIN: i32 = 11;
 
 #[fentry(function = "tcp_sendmsg")]
 fn write_fentry(ctx: FEntryContext) -> i32 {
-    if procs::worker().is_some() {
+    if procs::marked(kernel::tgid()) {
         let mut sk: u64 = ctx.arg(0);
         // A trampoline's argument is a pointer to the verifier, with which nothing may be computed.
         kernel::forget(&mut sk);
@@ -26,7 +28,7 @@ fn write_fentry(ctx: FEntryContext) -> i32 {
 
 #[kprobe]
 fn write_kprobe(ctx: ProbeContext) -> u32 {
-    if let (Some(sk), Some(size), true) = (ctx.arg(0), ctx.arg::<u64>(2), procs::worker().is_some()) {
+    if let (Some(sk), Some(size), true) = (ctx.arg(0), ctx.arg::<u64>(2), procs::marked(kernel::tgid())) {
         on_write(sk, 0, size as u32);
     }
     0
@@ -36,22 +38,30 @@ fn write_kprobe(ctx: ProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "sock_send_length")]
 fn written(ctx: RawTracePointContext) -> i32 {
     let ret: i32 = ctx.arg(1);
-    if ret != 0
-        && ret != -EAGAIN
-        && let Some((tgid, _)) = procs::worker()
-    {
+    if ret != 0 && ret != -EAGAIN {
         let sk: u64 = ctx.arg(0);
-        if !unix_talk::on_write(sk, tgid, ret) && ret > 0 {
-            on_write(sk, ret as u32, ret as u32);
+        // The socket comes first, as in `read`.
+        match conns::find(sk) {
+            Some(conn) if ret > 0 => to_upstream(sk, conn, ret as u32, ret as u32),
+            Some(_) => {}
+            None => unix_talk::on_write(sk, ret),
         }
     }
     0
 }
 
-/// A worker writes `size` bytes, of which `done` are in the socket already.
+/// Somebody writes `size` bytes, of which `done` are in the socket already.
 #[inline(always)]
 fn on_write(sk: u64, done: u32, size: u32) {
     if let Some(conn) = conns::find(sk) {
+        to_upstream(sk, conn, done, size);
+    }
+}
+
+#[inline(always)]
+fn to_upstream(sk: u64, conn: *mut Conn, done: u32, size: u32) {
+    // SAFETY: an integer of a live element.
+    if unsafe { (*conn).tgid } == kernel::tgid() {
         talk::wrote(sk, conn, done, size);
     }
 }
