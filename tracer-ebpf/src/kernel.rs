@@ -159,29 +159,7 @@ pub(crate) fn syscall() -> (u32, u64, u64) {
 /// in that row.
 #[inline(always)]
 pub(crate) fn call() -> [u64; 4] {
-    let at = u64::from(setting!(regs_arg2));
-    if setting!(has_task_pt_regs) == 0 {
-        return read(user_regs(), at as u32);
-    }
-    // SAFETY: helpers without memory arguments; the verifier knows the type of what the second one returns and the offset, and
-    // so lets these loads be, which cost a tenth of a helper that reads.
-    unsafe {
-        let regs = bpf_task_pt_regs(bpf_get_current_task_btf());
-        let [third, second, first, nr]: [u64; 4];
-        core::arch::asm!(
-            "{at} += {regs}",
-            "{a} = *(u64 *)({at} + 0)",
-            "{b} = *(u64 *)({at} + 8)",
-            "{c} = *(u64 *)({at} + 16)",
-            "{at} = *(u64 *)({at} + 24)",
-            regs = in(reg) regs,
-            at = inlateout(reg) at => nr,
-            a = out(reg) third,
-            b = out(reg) second,
-            c = out(reg) first,
-        );
-        [third, second, first, nr]
-    }
+    read(user_regs(), setting!(regs_arg2))
 }
 
 /// Number of the system call that the current task is in, and the error that it is going to return as things stand.
