@@ -463,7 +463,9 @@ pub struct GivenUp {
     /// How often it had gone to sleep by itself.
     pub slept: u64,
     /// 1 if a client that left may be the reason.
-    pub quiet: u64,
+    pub quiet: u32,
+    /// The attempt's own port: its far end, where that is a process of this machine, is closed by nginx's RST, and no client.
+    pub port: u32,
 }
 
 /// A watched process.

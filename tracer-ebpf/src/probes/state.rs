@@ -358,6 +358,9 @@ fn left(sk: u64) {
     }
     let client = kernel::sock_addr(sk, family, setting!(skc_daddr), setting!(skc_v6_daddr));
     let client_port = u16::from_be(read(sk, setting!(skc_dport)));
+    if u32::from(client_port) == last.port {
+        return;
+    }
     // An upstream connection, of which all was said: its far end is one that nginx connects to.
     if PEERS.get_ptr(PeerKey { addr: client, port: client_port, _pad: 0 }).is_some() {
         return;

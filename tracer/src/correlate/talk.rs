@@ -15,7 +15,7 @@ use super::{
 use crate::{
     event::{
         Stage, Talk, Told,
-        said::{Fault, Said},
+        said::{During, Fault, Said},
     },
     nginx::{Candidate, InForce, Module},
 };
@@ -129,7 +129,19 @@ pub fn tls_spoken(case: &Case) -> Option<bool> {
 pub fn in_handshake(case: &Case) -> Option<&Talk> {
     let talk = case.attempt.talk.as_deref()?;
     let open = case.attempt.stage == Stage::Established && talk.tls && !talk.tls_data && !talk.said_5xx;
+    let open = open && (ending::module(case) != Some(Module::Stream) || is_broken_handshake(case, talk));
     (open && tls_spoken(case) != Some(false)).then_some(talk)
+}
+
+/// What passes through a stream may be as short as an alert, so that its size tells nothing ([`Talk::tls_data`]): a handshake has come
+/// to nothing only where the server said nothing, or no TLS, or either side refused it in the clear, or nginx says so.
+fn is_broken_handshake(case: &Case, talk: &Talk) -> bool {
+    let is_tls = |bytes: &[u8]| matches!(bytes, [0x14..=0x17, 3, ..]);
+    talk.got_bytes == 0
+        || talk.alert_sent.is_some()
+        || talk.alert_received.is_some()
+        || !(talk.response.is_empty() || is_tls(&talk.response))
+        || matches!(ending::said(case), Some((_, During::Handshake)))
 }
 
 /// nginx answered the client with 502 in its own name after this exchange, and nothing but failed attempts came between the
@@ -362,8 +374,10 @@ pub fn is_failure(case: &Case) -> bool {
     // nginx learned of an error, or its answer tells that it had one.
     let told = matches!(talk.told, Some(Told::Error(_)));
     let answered = case.own_status().is_some();
-    if ending::module(case) == Some(Module::Stream) && tls_spoken(case) != Some(true) {
-        return stream_failed(case, talk, told);
+    if ending::module(case) == Some(Module::Stream) {
+        // A farewell (SSL_shutdown) can meet a RST behind all that was said.
+        let told = told && !(talk.said_bye && tls_spoken(case) == Some(true));
+        return in_handshake(case).is_some() || stream_failed(case, talk, told);
     }
     if in_handshake(case).is_some() {
         return true;
