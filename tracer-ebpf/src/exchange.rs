@@ -155,9 +155,9 @@ pub(crate) fn tail(talk: *mut Talk, call: &[u64; 4], ret: u32, kept: bool) {
         let (end, room) = end_of_read(call, u64::from(ret));
         if kind == proto::HTTP {
             // What comes in smaller pieces is believed to be the end.
-            let mut last = room < 5;
+            let mut last = room < LAST_CHUNK as u64;
             if !last {
-                last = read_user::<[u8; LAST_CHUNK.len()]>(end - 5) == *LAST_CHUNK;
+                last = is_last_chunk(read_user(end - LAST_CHUNK as u64));
             }
             if last {
                 (*talk).flags |= talk_flag::LAST_CHUNK;
@@ -189,20 +189,29 @@ pub(crate) fn settle(sk: u64, talk: *mut Talk) -> u32 {
     // SAFETY: live elements of plain integers; the mask keeps what is read within the bytes.
     unsafe {
         let len = (*slot).len;
-        if (*talk).flags & talk_flag::KEPT == 0 || (*slot).sk != sk || len < LAST_CHUNK.len() as u32 {
+        if (*talk).flags & talk_flag::KEPT == 0 || (*slot).sk != sk || len < LAST_CHUNK as u32 {
             return 0;
         }
-        let at = (len - LAST_CHUNK.len() as u32) & (GOT as u32 - 1);
-        let last: [u8; LAST_CHUNK.len()] = read((&raw const (*slot).bytes) as u64, at);
-        if last == *LAST_CHUNK {
+        let at = (len - LAST_CHUNK as u32) & (GOT as u32 - 1);
+        if is_last_chunk(read((&raw const (*slot).bytes) as u64, at)) {
             (*talk).flags |= talk_flag::LAST_CHUNK;
         }
     }
     1
 }
 
-/// The end of a chunked body (RFC 9112, 7.1).
-const LAST_CHUNK: &[u8; 5] = b"0\r\n\r\n";
+/// True for the end of a chunked body (RFC 9112, 7.1), also with bare line feeds, which nginx takes (ngx_http_parse_chunked).
+#[inline(always)]
+fn is_last_chunk(b: [u8; LAST_CHUNK]) -> bool {
+    // Without a branch for each byte, for the verifier's sake.
+    let is = |at: usize, byte: u8| b[at] == byte;
+    let short = is(3, b'\n') & (is(2, b'0') | (is(2, b'\r') & is(1, b'0')));
+    let long = is(3, b'\r') & is(2, b'\n') & (is(1, b'0') | (is(1, b'\r') & is(0, b'0')));
+    is(4, b'\n') & (short | long)
+}
+
+/// Bytes of it at most.
+const LAST_CHUNK: usize = 5;
 
 /// The status of the first 16 bytes of a response (RFC 9112, 4); 0 if they are no status line.
 #[inline(always)]

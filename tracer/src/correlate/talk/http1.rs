@@ -346,6 +346,30 @@ fn fields(bytes: &[u8], start: usize, head: &mut Head) {
     }
 }
 
+/// True if these bytes of a chunked body (RFC 9112, 7.1) reach its end, with bare line feeds as well: nginx takes both
+/// (ngx_http_parse_chunked).
+#[must_use]
+pub fn is_last_chunk_there(mut bytes: &[u8]) -> bool {
+    while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+        let (size_line, behind) = (bytes.get(..end).unwrap_or_default(), bytes.get(end + 1..).unwrap_or_default());
+        let digits = size_line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let digits = size_line.get(..digits).and_then(|digits| std::str::from_utf8(digits).ok());
+        let Some(size) = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()) else {
+            return false;
+        };
+        if size == 0 {
+            // Trailers, and an empty line.
+            let mut lines = behind.split_inclusive(|byte| *byte == b'\n');
+            return lines.any(|one| one == b"\n" || one == b"\r\n");
+        }
+        let Some(after) = behind.get(size..) else { return false };
+        let after = after.strip_prefix(b"\r").unwrap_or(after);
+        let Some(after) = after.strip_prefix(b"\n") else { return false };
+        bytes = after;
+    }
+    false
+}
+
 fn number(text: &[u8]) -> Option<u64> {
     let all_digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| all_digits)?.parse().ok()
@@ -362,4 +386,30 @@ pub fn method(bytes: &[u8]) -> Option<&str> {
     let word = bytes.get(..end)?;
     let fits = |b: &u8| b.is_ascii_uppercase() || matches!(b, b'_' | b'-');
     word.iter().all(fits).then(|| std::str::from_utf8(word).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_last_chunk_there;
+
+    #[test]
+    fn ends_of_chunked_bodies() {
+        for whole in [
+            "0\r\n\r\n",
+            "0\n\n",
+            "5\r\nhello\r\n0\r\n\r\n",
+            "5\nhello\n0\n\n",
+            "00005;a=b\r\n0\r\n\r\n\r\n000\r\n\r\n",
+            "2\r\nab\r\n0\r\nX-Sum: 1\r\n\r\n",
+            "1\r\na\r\n0\n\r\n",
+        ] {
+            assert!(is_last_chunk_there(whole.as_bytes()), "{whole:?}");
+            for end in 0..whole.len() {
+                assert!(!is_last_chunk_there(&whole.as_bytes()[..end]), "{end} of {whole:?}");
+            }
+        }
+        for broken in ["", "\r\n\r\n", "x\r\n\r\n", "5\r\nhello!0\r\n\r\n", "ffffffffffffffffff\r\n", "6\r\n0\r\n\r\na"] {
+            assert!(!is_last_chunk_there(broken.as_bytes()), "{broken:?}");
+        }
+    }
 }
