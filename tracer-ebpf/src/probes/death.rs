@@ -235,6 +235,11 @@ fn signal(ctx: RawTracePointContext) -> i32 {
         return 0;
     }
     let now = emit::now_ns();
+    // A handler that has tidied up sends its own process the same signal again: who sent it first counts.
+    let again = |k: *const Doomed| unsafe { (*k).signal == number && now.wrapping_sub((*k).time_ns) < SIGNAL_NS };
+    if to == from && known.is_some_and(|k| again(&raw const *k)) {
+        return 0;
+    }
     let sent = Doomed {
         time_ns: now,
         sender: if by_kernel { 0 } else { from },
