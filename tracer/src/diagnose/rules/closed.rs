@@ -161,7 +161,11 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         } else {
             "see the backend's log: a server that closes without having read the whole request resets as well (a limit on the body's size, a worker that gives up)"
         })
-        .fix("if nothing is there, look at what lies between: capture at the backend and see who sends the RST"),
+        .fix(if case.attempt.unix.is_some() {
+            "if nothing is there: nothing lies between the two ends of a unix socket, so the process at the other end closed it or ended; see the system's log for its end (a signal, no memory)"
+        } else {
+            "if nothing is there, look at what lies between: capture at the backend and see who sends the RST"
+        }),
     )
 }
 

@@ -142,17 +142,38 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
         format!("{} sent {}, in the clear", if theirs { "the server" } else { "nginx" }, alert.words())
     });
     let verdict = verdict.because_if("alert", said);
-    let verdict = bytes::counts(verdict, case, talk);
-    Some(match alert {
+    let mut verdict = bytes::counts(verdict, case, talk);
+    verdict = match alert {
         Some((alert, theirs)) => verdict.fix(advice(case, alert, theirs)),
-        None => verdict
-            .fix(format!(
-                "try it by hand, with nginx's name and protocols{}: it prints the server's alert if there is one",
-                name(case).map(|name| format!(" ({name})")).unwrap_or_default()
-            ))
-            .fix("many servers hang up without a server name: proxy_ssl_server_name on, with proxy_ssl_name if the pass has an address"),
+        None => verdict.fix(format!(
+            "try it by hand, with nginx's name and protocols{}: it prints the server's alert if there is one",
+            name(case).map(|name| format!(" ({name})")).unwrap_or_default()
+        )),
+    };
+    if alert.is_none() && sends_name(case) != Some(true) {
+        verdict = verdict.fix(format!("many servers hang up without a server name: {}", send_name(case)));
     }
-    .fix_with("see what the server offers", command(case)))
+    Some(verdict.fix_with("see what the server offers", command(case)))
+}
+
+/// Whether nginx names the server in its handshake (SNI, RFC 6066, 3); `None` where that is not known, or differs.
+fn sends_name(case: &Case) -> Option<bool> {
+    one(case, "ssl_server_name").map(InForce::is_on)
+}
+
+/// True if the configuration names versions or ciphers of its own.
+fn narrowed(case: &Case) -> bool {
+    ["ssl_protocols", "ssl_ciphers"].iter().any(|key| one(case, key).is_some_and(|one| one.line.is_some()))
+}
+
+/// How to let it do so.
+fn send_name(case: &Case) -> String {
+    let named = |key: &str| one(case, key).map_or_else(|| format!("proxy_{key}"), |one| one.name.clone());
+    format!(
+        "{} on, and {} with the server's name if the pass has an address or the name of an upstream block",
+        named("ssl_server_name"),
+        named("ssl_name")
+    )
 }
 
 fn one<'a>(case: &'a Case, key: &str) -> Option<&'a InForce> {
@@ -173,7 +194,7 @@ fn command(case: &Case) -> String {
         Some(name) => format!("-unix {name}"),
         None => format!("-connect {}", case.attempt.remote),
     };
-    let sends_name = one(case, "ssl_server_name").is_some_and(InForce::is_on);
+    let sends_name = sends_name(case) == Some(true);
     let name = match name(case).filter(|_| sends_name) {
         Some(name) => format!("-servername {name}"),
         None if sends_name => "-servername NAME".to_owned(),
@@ -188,6 +209,9 @@ fn advice(case: &Case, alert: Alert, theirs: bool) -> String {
     let or = |key: &str, name: &str| told(key).unwrap_or_else(|| name.to_owned());
     match (alert.description, theirs) {
         (70, _) => format!("let both have a version of TLS in common: nginx offers {}", or("ssl_protocols", "proxy_ssl_protocols")),
+        (112, true) if sends_name(case) == Some(false) => {
+            format!("nginx sent no server name, and the server knows itself only by one: {}", send_name(case))
+        }
         (112, true) => format!(
             "the server does not know the name that nginx sent: {}, {}; set proxy_ssl_name to a name that it serves",
             or("ssl_server_name", "proxy_ssl_server_name"),
@@ -197,6 +221,13 @@ fn advice(case: &Case, alert: Alert, theirs: bool) -> String {
         (42..=46 | 48 | 49, true) => format!(
             "the server does not accept nginx's own certificate: {}",
             or("ssl_certificate", "see proxy_ssl_certificate")
+        ),
+        (40 | 71, true) if sends_name(case) == Some(false) && !narrowed(case) => format!(
+            "nginx sent no server name, which is what servers miss most: {}; if that is not it, look at the client certificate ({}), the protocols ({}) and ciphers ({})",
+            send_name(case),
+            or("ssl_certificate", "proxy_ssl_certificate"),
+            or("ssl_protocols", "proxy_ssl_protocols"),
+            or("ssl_ciphers", "proxy_ssl_ciphers")
         ),
         (40 | 71, true) => format!(
             "the server found nothing in common, or misses something: in this order look at the client certificate ({}), the server name ({}), the protocols ({}) and ciphers ({})",
