@@ -341,9 +341,7 @@ fn ending(conn: *mut Conn) -> (bool, bool) {
     unsafe {
         let flags = (*talk).flags;
         let ended = (*conn).flags & flag::RST_IN != 0 || flags & talk_flag::ENDED != 0;
-        let late = (*talk).fin_ns == 0
-            && !ended
-            && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
+        let late = (*talk).fin_ns == 0 && !ended && emit::now_ns().wrapping_sub((*talk).read_ns) >= LATE_NS;
         (late, flags & talk_flag::EOF != 0)
     }
 }

@@ -125,8 +125,10 @@ pub struct Talk {
     pub fin_ns: u64,
     /// nginx learned of the end: a read returned 0 or an error, or a write an error.
     pub told_ns: u64,
+    /// `tcp_sock.write_seq` as the peer's FIN or RST arrived, the first of them.
+    pub end_seq: u32,
     /// Padding.
-    pub _pad2: u64,
+    pub _pad2: u32,
     /// Where the first bytes written lie in the worker's memory.
     pub buf: u64,
     /// The first 8 bytes written in this exchange.

@@ -236,7 +236,8 @@ fn signal(ctx: RawTracePointContext) -> i32 {
     }
     let now = emit::now_ns();
     // A handler that has tidied up sends its own process the same signal again: who sent it first counts.
-    let again = |k: *const Doomed| unsafe { (*k).signal == number && now.wrapping_sub((*k).time_ns) < SIGNAL_NS };
+    let again =
+        |k: *const Doomed| unsafe { (*k).signal == number && now.wrapping_sub((*k).time_ns) < SIGNAL_NS };
     if to == from && known.is_some_and(|k| again(&raw const *k)) {
         return 0;
     }

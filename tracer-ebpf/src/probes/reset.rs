@@ -10,11 +10,14 @@ use crate::{
     conns, emit,
     kernel::{self, read},
     maps::setting,
+    probes::talk,
 };
 
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 fn receive_reset(ctx: RawTracePointContext) -> i32 {
-    if let Some(conn) = conns::find(ctx.arg(0)) {
+    let sk: u64 = ctx.arg(0);
+    if let Some(conn) = conns::find(sk) {
+        talk::ended_at(sk, conn);
         // SAFETY: an element of a pre-allocated map, written under the socket lock.
         unsafe {
             (*conn).flags |= flag::RST_IN;

@@ -206,6 +206,9 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
         (*talk).first = first;
         (*talk).write_seq = read::<u32>(sk, setting!(write_seq)).wrapping_sub(done);
         (*talk).copied_seq = read(sk, setting!(copied_seq));
+        if (*conn).family != kernel::AF_UNIX {
+            order(conn, talk);
+        }
     }
     0
 }
@@ -214,8 +217,45 @@ pub(super) fn wrote(sk: u64, conn: *mut Conn, done: u32, size: u32) -> u32 {
 #[inline(always)]
 pub(super) fn finished(sk: u64) {
     if let Some(conn) = conns::find(sk) {
+        ended_at(sk, conn);
         // SAFETY: as in `hear`.
         unsafe { (*conns::talk_of(conn)).fin_ns = emit::now_ns() };
+    }
+}
+
+/// The far end's FIN or RST arrives, and neither had: how much nginx had written by then.
+#[inline(always)]
+pub(super) fn ended_at(sk: u64, conn: *mut Conn) {
+    let talk = conns::talk_of(conn);
+    // SAFETY: live map elements, as in `hear`.
+    unsafe {
+        if (*talk).fin_ns == 0 && (*conn).flags & flag::RST_IN == 0 {
+            (*talk).end_seq = read(sk, setting!(write_seq));
+        }
+    }
+}
+
+/// What begins with a write can be seen later than what answers it: on a veth, and on loopback, a RST arrives within `send()`. By
+/// sequence numbers the bytes were there first; then the write counts as having come just before.
+///
+/// # Safety
+/// `conn` and `talk` are live elements; the exchange has begun.
+#[inline(always)]
+unsafe fn order(conn: *mut Conn, talk: *mut Talk) {
+    // SAFETY: by this function's contract.
+    unsafe {
+        let (fin, reset) = ((*talk).fin_ns, (*conn).flags & flag::RST_IN != 0);
+        let ended = if fin != 0 {
+            fin
+        } else if reset {
+            (*conn).rst_ns
+        } else {
+            return;
+        };
+        let written = (*talk).end_seq.wrapping_sub((*talk).write_seq) as i32 > 0;
+        if written && ended <= (*talk).sent_ns {
+            (*talk).sent_ns = ended - 1;
+        }
     }
 }
 

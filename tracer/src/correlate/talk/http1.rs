@@ -351,7 +351,8 @@ fn fields(bytes: &[u8], start: usize, head: &mut Head) {
 #[must_use]
 pub fn is_last_chunk_there(mut bytes: &[u8]) -> bool {
     while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-        let (size_line, behind) = (bytes.get(..end).unwrap_or_default(), bytes.get(end + 1..).unwrap_or_default());
+        let (size_line, behind) =
+            (bytes.get(..end).unwrap_or_default(), bytes.get(end + 1..).unwrap_or_default());
         let digits = size_line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
         let digits = size_line.get(..digits).and_then(|digits| std::str::from_utf8(digits).ok());
         let Some(size) = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()) else {
@@ -408,7 +409,9 @@ mod tests {
                 assert!(!is_last_chunk_there(&whole.as_bytes()[..end]), "{end} of {whole:?}");
             }
         }
-        for broken in ["", "\r\n\r\n", "x\r\n\r\n", "5\r\nhello!0\r\n\r\n", "ffffffffffffffffff\r\n", "6\r\n0\r\n\r\na"] {
+        for broken in
+            ["", "\r\n\r\n", "x\r\n\r\n", "5\r\nhello!0\r\n\r\n", "ffffffffffffffffff\r\n", "6\r\n0\r\n\r\na"]
+        {
             assert!(!is_last_chunk_there(broken.as_bytes()), "{broken:?}");
         }
     }

@@ -117,9 +117,18 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     // Of what came in TLS nobody knows whether it was all.
     let midway = talk.before && talk.sent_ns.is_none();
     let hidden = (talk.got_bytes > 0 && ending::is_hidden(case)) || (midway && ending::said(case).is_none());
-    let proof =
-        seen && talk.watched && alive.is_some() && !survives && race::before(case).is_none() && !hidden;
+    let forgotten = race::forgotten(case);
+    let proof = !forgotten
+        && seen
+        && talk.watched
+        && alive.is_some()
+        && !survives
+        && race::before(case).is_none()
+        && !hidden;
     let rival = match (race::before(case), survives) {
+        _ if forgotten => {
+            "the server closed a connection that it took for idle with a RST as the request was on its way (keepalive-race), or with the request unread"
+        }
         _ if hidden && case.own_status().is_some() => REFUSED,
         _ if hidden => SERVED,
         (Some(_), _) => {
@@ -142,20 +151,39 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         (_, Head::Whole) => "in the middle of the response",
         (_, _) => "before the response's header was whole",
     };
+    let verdict = Verdict::graded(
+        Cause::UpstreamReset,
+        proof,
+        if forgotten {
+            format!(
+                "{} answered a request on a kept connection with a RST, as one that it does not know",
+                words::target(&case.attempt)
+            )
+        } else {
+            format!("{} reset the connection {when}", words::target(&case.attempt))
+        },
+        rival,
+    )
+    .because("rst", rst(case, talk, errno))
+    .because_if("request", standing::request(talk))
+    .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
+    .because_if(
+        "kept",
+        talk.idle_us.filter(|_| forgotten).map(|us| {
+            format!(
+                "request {} on this connection, idle for {} before; no FIN had come",
+                talk.requests,
+                words::duration(us)
+            )
+        }),
+    )
+    .because_if("process", alive)
+    .because_if("unread", unread(case))
+    .because_if("listener", standing::listener(case))
+    .because_if("dnat", words::translation(case));
+    let verdict = if forgotten { verdict.fix(forgotten_on_the_way(case)) } else { verdict };
     Some(
-        Verdict::graded(
-            Cause::UpstreamReset,
-            proof,
-            format!("{} reset the connection {when}", words::target(&case.attempt)),
-            rival,
-        )
-        .because("rst", rst(case, talk, errno))
-        .because_if("request", standing::request(talk))
-        .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
-        .because_if("process", alive)
-        .because_if("unread", unread(case))
-        .because_if("listener", standing::listener(case))
-        .because_if("dnat", words::translation(case))
+        verdict
         .fix(if whole {
             "no request failed by it: nginx logs it and opens a new connection for the next one; a server resets instead of closing if bytes of nginx's are unread, or with SO_LINGER at 0"
         } else {
@@ -166,6 +194,18 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         } else {
             "if nothing is there, look at what lies between: capture at the backend and see who sends the RST"
         }),
+    )
+}
+
+/// What keeps a connection from being forgotten.
+fn forgotten_on_the_way(case: &Case) -> String {
+    let name =
+        case.config.iter().find_map(|one| one.settings.get("socket_keepalive")).map(|one| one.name.as_str());
+    format!(
+        "who lies on the way (NAT, a load balancer, a firewall) forgets connections that lie idle, as a host does that began anew: set \
+         keepalive_timeout in the upstream block below the shortest idle limit on the way; {} on helps where \
+         net.ipv4.tcp_keepalive_time (7200 s, if nobody set it) is below that, too",
+        name.unwrap_or("proxy_socket_keepalive")
     )
 }
 

@@ -30,6 +30,23 @@ pub(super) fn before(case: &Case) -> Option<bool> {
     (ended - sent < u64::from(talk.srtt_us) * 1000).then_some(false)
 }
 
+/// True for a RST, and no FIN, behind a request on a kept connection of which not a byte was acknowledged: as a rule nobody closed
+/// it. Who closes an idle connection sends a FIN; a host, or what lies between, that has forgotten it knows nothing until the next
+/// request comes.
+pub(super) fn forgotten(case: &Case) -> bool {
+    let Some(talk) = ending::of(case) else { return false };
+    let kept = talk.requests > 1 || (talk.found && !talk.before);
+    let unread = talk.got_bytes == 0 && talk.sent_bytes > 0 && talk.unacked >= talk.sent_bytes;
+    kept && unread
+        && case.attempt.reset
+        && case.attempt.unix.is_none()
+        && talk.fin_ns.is_none()
+        && before(case) != Some(true)
+        && matches!(ending::end(case), Some(End::Reset | End::Error(_)))
+        && standing::living_closer(case).is_none()
+        && died::death(case).is_none()
+}
+
 /// A process that lives closed its end, and had not read a byte of the request: it did not close because of that.
 fn unread(case: &Case) -> bool {
     let Some(talk) = ending::of(case).filter(|talk| talk.sent_bytes > 0) else { return false };
@@ -39,7 +56,7 @@ fn unread(case: &Case) -> bool {
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let before = before(case)?;
-    if died::death(case).is_some() {
+    if died::death(case).is_some() || forgotten(case) {
         return None;
     }
     let talk = ending::of(case)?;
