@@ -165,6 +165,7 @@ pub const DIRECTIVES: &[Directive] = &[
     ),
     pass_list("set_header", &[G], &[(ALWAYS, Nothing)]),
     pass_list("param", &[F, U, S], &[(ALWAYS, Nothing)]),
+    pass_list("catch_stderr", &[F], &[(ALWAYS, Nothing)]),
     pass("keep_conn", &[F], false, &[(ALWAYS, Text("off"))]),
     pass("protocol", &[T], false, &[(Version(1, 9, 2), Text("off"))]),
     pass("half_close", &[T], false, &[(Version(1, 21, 4), Text("off"))]),

@@ -24,6 +24,7 @@ const OF_PASS: &[&str] = &[
     "ignore_client_abort",
     "intercept_errors",
     "http_version",
+    "catch_stderr",
     "keep_conn",
     "half_close",
     "ssl",

@@ -11,6 +11,7 @@ use crate::{
     },
     diagnose::{Cause, Verdict, words},
     event::{Talk, said::Fault},
+    nginx::InForce,
 };
 
 /// What is wrong, and whether every nginx refuses it.
@@ -51,7 +52,42 @@ fn other(talk: &Talk) -> Option<&'static str> {
 }
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
-    by_bytes(case).or_else(|| by_word(case))
+    by_stderr(case).or_else(|| by_bytes(case)).or_else(|| by_word(case))
+}
+
+/// The text of `fastcgi_catch_stderr` that is in what the script said on its stderr before its header was whole
+/// (ngx_http_fastcgi_process_header), and what it said.
+pub(super) fn caught(case: &Case) -> Option<(&InForce, Vec<u8>)> {
+    let Answer::Fastcgi(found) = talk::answer(case) else { return None };
+    let is_in = |one: &&InForce| {
+        let text = one.value.as_deref().unwrap_or_default().as_bytes();
+        !text.is_empty() && found.stderr.windows(text.len()).any(|part| part == text)
+    };
+    let caught = case.config.iter().flat_map(|c| c.settings.all("catch_stderr")).find(is_in)?;
+    (found.head_end.is_none() || talk::refused(case)).then_some((caught, found.stderr))
+}
+
+fn by_stderr(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    let (caught, stderr) = caught(case)?;
+    let target = words::target(&case.attempt);
+    let verdict = Verdict::graded(
+        Cause::InvalidResponse,
+        talk.watched && talk::refused(case) && case.config.len() == 1,
+        format!("the script at {target} said on its stderr what {} looks for, and nginx refused the response for that", caught.name),
+        "the connection ended for another reason",
+    )
+    .because("stderr", format!("on its stderr: {}", bytes::quoted(&stderr)))
+    .because("directive", standing::directive(caught))
+    .because("response", standing::response(talk));
+    Some(
+        bytes::counts(verdict, case, talk)
+            .fix("mend what the script says there: see PHP's error_log, or the application's")
+            .fix(format!(
+                "what it answers besides may be good: without this {} nginx passes that on",
+                caught.name
+            )),
+    )
 }
 
 /// Where the bytes do not tell, nginx's own word does.

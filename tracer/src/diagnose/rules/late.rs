@@ -218,7 +218,8 @@ fn backend(verdict: Verdict, case: &Case) -> Verdict {
 }
 
 fn client_text(case: &Case) -> Option<String> {
-    let (client, reset) = case.client_gone?;
+    // A client that got the status of a timer was there.
+    let (client, reset) = case.client_gone.filter(|_| case.own_status().is_none())?;
     let how = if reset { "reset the connection" } else { "closed" };
     Some(format!("client {client} had {how}, and nginx closed its connection in the same moment"))
 }

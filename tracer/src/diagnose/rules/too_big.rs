@@ -98,6 +98,9 @@ fn by_word(case: &Case) -> Option<Verdict> {
 }
 
 fn by_bytes(case: &Case) -> Option<Verdict> {
+    if super::invalid::caught(case).is_some() {
+        return None;
+    }
     let talk = bytes::exchange(case)?;
     let spoken = talk::spoken(case)?;
     if talk.tls || matches!(spoken.protocol, Protocol::Stream | Protocol::Memcached) || !unended(case, talk) {
