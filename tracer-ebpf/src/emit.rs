@@ -312,7 +312,9 @@ pub(crate) fn now_ns() -> u64 {
 pub(crate) fn watch_client(sk: u64, tgid: u32, quiet: bool) {
     let now = now_ns();
     let (ran_ns, slept) = progress();
-    let port = u32::from(u16::from_be(read(sk, setting!(inet_sport))));
+    let family: u16 = read(sk, setting!(skc_family));
+    let port =
+        if family == kernel::AF_UNIX { 0 } else { u32::from(u16::from_be(read(sk, setting!(inet_sport)))) };
     let value = GivenUp { sk, end_ns: now, closed_sk: 0, ran_ns, slept, quiet: u32::from(quiet), port };
     if GIVEN_UP.insert(tgid, value, 0).is_ok()
         && let Some(shared) = SHARED.get_ptr_mut(0)

@@ -236,9 +236,10 @@ fn signal(ctx: RawTracePointContext) -> i32 {
     }
     let now = emit::now_ns();
     // A handler that has tidied up sends its own process the same signal again: who sent it first counts.
-    let again =
-        |k: *const Doomed| unsafe { (*k).signal == number && now.wrapping_sub((*k).time_ns) < SIGNAL_NS };
-    if to == from && known.is_some_and(|k| again(&raw const *k)) {
+    // SAFETY: integers of a map element.
+    let is_again =
+        known.is_some_and(|k| unsafe { (*k).signal == number && now.wrapping_sub((*k).time_ns) < SIGNAL_NS });
+    if to == from && is_again {
         return 0;
     }
     let sent = Doomed {
