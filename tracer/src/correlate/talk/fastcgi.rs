@@ -35,6 +35,8 @@ pub struct Answer {
     pub body: usize,
     /// stderr, as far as it was read.
     pub stderr: Vec<u8>,
+    /// How much of that came before the end of the head.
+    pub early: usize,
     /// An END_REQUEST record was among these bytes: its application status and protocol status (0 complete, 1 cannot
     /// multiplex, 2 overloaded, 3 unknown role).
     pub ended: Option<(u32, u8)>,
@@ -79,7 +81,12 @@ pub fn answer(bytes: &[u8]) -> Answer {
                 stdout.extend_from_slice(body);
                 places.extend(at + 8..at + 8 + body.len());
             }
-            STDERR => found.stderr.extend_from_slice(body),
+            STDERR => {
+                found.stderr.extend_from_slice(body);
+                if http1::head_length(&stdout).is_none() {
+                    found.early = found.stderr.len();
+                }
+            }
             _ => {
                 if let Some([a, b, c, d, status, ..]) = body.first_chunk::<8>() {
                     found.ended = Some((u32::from_be_bytes([*a, *b, *c, *d]), *status));
@@ -156,6 +163,11 @@ mod tests {
         assert_eq!(answer.head_end, Some(head + 8 + 2));
         assert_eq!((answer.ended, answer.fault), (Some((0, 0)), None));
         assert_eq!(answer.stderr, b"PHP message: PHP Warning: x");
+        assert_eq!(answer.early, answer.stderr.len());
+        // What comes behind the head is of no interest to nginx.
+        let late = [record(6, b"Status: 200\r\n\r\n"), record(7, b"late")].concat();
+        let late = super::answer(&late);
+        assert_eq!((late.early, &late.stderr[..]), (0, &b"late"[..]));
     }
 
     #[test]

@@ -59,12 +59,13 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
 /// (ngx_http_fastcgi_process_header), and what it said.
 pub(super) fn caught(case: &Case) -> Option<(&InForce, Vec<u8>)> {
     let Answer::Fastcgi(found) = talk::answer(case) else { return None };
+    let early = found.stderr.get(..found.early).unwrap_or_default();
     let is_in = |one: &&InForce| {
         let text = one.value.as_deref().unwrap_or_default().as_bytes();
-        !text.is_empty() && found.stderr.windows(text.len()).any(|part| part == text)
+        !text.is_empty() && early.windows(text.len()).any(|part| part == text)
     };
-    let caught = case.config.iter().flat_map(|c| c.settings.all("catch_stderr")).find(is_in)?;
-    (found.head_end.is_none() || talk::refused(case)).then_some((caught, found.stderr))
+    let one = case.config.iter().flat_map(|c| c.settings.all("catch_stderr")).find(is_in)?;
+    (found.head_end.is_none() || talk::refused(case)).then_some((one, early.to_vec()))
 }
 
 fn by_stderr(case: &Case) -> Option<Verdict> {
