@@ -365,6 +365,9 @@ fn judge(sk: u64, kind: u32, step: u32, length: u32) -> u32 {
             let quiet = (*conn).flags & flag::RST_IN == 0 && ((*talk).fin_ns == 0 || unread);
             emit::watch_client(sk, tgid, quiet);
         }
+        // Nobody's from now on: an element can outlive its removal (the lock of a hash map's bucket may not be had), and the
+        // connection's next state would be judged once more.
+        (*conn).tgid = 0;
         unix_talk::close(sk, kind);
     }
     step::DONE
