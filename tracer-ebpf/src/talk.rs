@@ -41,10 +41,6 @@ pub mod talk_flag {
     pub const UNREAD: u32 = 1 << 11;
     /// A unix socket: counters of TCP are 0.
     pub const UNIX: u32 = 1 << 12;
-    /// The bytes that nginx had written were gone from its memory or came by `sendfile`: none follow.
-    pub const NO_REQUEST: u32 = 1 << 13;
-    /// The beginning of the response was driven out of its place: none follows.
-    pub const NO_RESPONSE: u32 = 1 << 14;
     /// nginx closed the connection before the response was whole, and its client had left.
     pub const CLIENT_LEFT: u32 = 1 << 15;
     /// The connection ended (RST, retransmissions that ran out) and nginx has not closed it yet.

@@ -143,6 +143,7 @@ fn seed(sk: u64, told: &Older, ended: bool) -> Talk {
     talk.copied_seq = read(sk, setting!(copied_seq));
     if ended {
         talk.fin_ns = now;
+        talk.end_seq = talk.write_seq;
     }
     if told.sent_us != UNKNOWN {
         talk.sent_ns = before(told.sent_us);

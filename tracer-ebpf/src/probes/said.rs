@@ -186,7 +186,7 @@ pub(crate) fn ask(sk: u64, start_ns: u64, connection: u64) -> u32 {
 
 /// Tells whose request an attempt serves.
 #[inline(always)]
-pub(crate) fn told(asked: &Asked, sk: u64, start_ns: u64, proc: *mut Proc) {
+fn told(asked: &Asked, sk: u64, start_ns: u64, proc: *mut Proc) {
     tell(&NOTHING_SAID, proc, asked, sk, start_ns);
 }
 

@@ -305,7 +305,7 @@ fn look(sk: u64, kind: u32) -> u32 {
     // SAFETY: as in `hear`.
     unsafe {
         if (*conn).tgid != tgid || emit::is_exiting() {
-            unix_talk::close(sk, kind);
+            unix_talk::close(sk, conn, kind);
             return step::DONE;
         }
         exchange::settle(sk, conns::talk_of(conn));
@@ -316,7 +316,7 @@ fn look(sk: u64, kind: u32) -> u32 {
         kernel::forget(&mut asked);
         if found == nginx::IDLE {
             // It lay among those that are kept: nothing of a request ends with it.
-            unix_talk::close(sk, kind);
+            unix_talk::close(sk, conn, kind);
             return step::DONE;
         }
         let mut step = step::JUDGE;
@@ -365,10 +365,7 @@ fn judge(sk: u64, kind: u32, step: u32, length: u32) -> u32 {
             let quiet = (*conn).flags & flag::RST_IN == 0 && ((*talk).fin_ns == 0 || unread);
             emit::watch_client(sk, tgid, quiet);
         }
-        // Nobody's from now on: an element can outlive its removal (the lock of a hash map's bucket may not be had), and the
-        // connection's next state would be judged once more.
-        (*conn).tgid = 0;
-        unix_talk::close(sk, kind);
+        unix_talk::close(sk, conn, kind);
     }
     step::DONE
 }
@@ -389,6 +386,10 @@ fn noted(conn: *mut Conn, asked: &Asked) -> u32 {
         (*talk).flags |= talk_flag::ASKED;
         if headed {
             (*talk).flags |= talk_flag::HEADER;
+            if (*talk).flags & talk_flag::TLS != 0 {
+                // The shortest request's record is as long as an alert, but who has a header has asked for it.
+                (*talk).flags |= talk_flag::TLS_DATA;
+            }
             // In TLS the server's own error is seen only here.
             if state.status >= 500 && (*talk).flags & (talk_flag::TLS | talk_flag::SAID_5XX) == talk_flag::TLS
             {

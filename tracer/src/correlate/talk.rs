@@ -302,7 +302,8 @@ fn http_body(talk: &Talk, head: &http1::Head, all: bool, got: u64) -> Body {
     let came = got.saturating_sub(length as u64);
     if head.chunked {
         let chunks = talk.response.get(length..).unwrap_or_default();
-        let ended = talk.last_chunk || talk.whole || (all && http1::is_last_chunk_there(chunks));
+        // By all of its bytes, where they are there; else by the last of them.
+        let ended = if all { http1::is_last_chunk_there(chunks) } else { talk.last_chunk || talk.whole };
         return if ended { Body::Whole } else { Body::NoLastChunk };
     }
     match head.content_length {
@@ -387,7 +388,7 @@ pub fn is_failure(case: &Case) -> bool {
         // Tickets and close_notify are left unread by healthy ones, and kept ones are closed some time. A farewell (SSL_shutdown)
         // can meet a RST behind a response that was whole: nginx tells its log of no error then.
         let served = talk.got_bytes > 0 && case.client_saw.is_some_and(|status| status < 500);
-        let told = told && !(served && case.facts.said == Some(Said::Nothing));
+        let told = told && !(served && is_content(case, talk));
         return told || answered || ending::head(case) == Seen::Nothing || was_given_up(case);
     }
     if talk.got_bytes == 0 {
@@ -404,9 +405,7 @@ pub fn is_failure(case: &Case) -> bool {
             talk.told == Some(Told::Error(libc::ECONNRESET)) || (answered && !has_5xx(talk, &answer))
         }
         // nginx takes ends that are not the ones looked for, and would have told of one that is missing.
-        Body::NoLastChunk
-            if case.facts.said == Some(Said::Nothing) && !answered && ending::end(case) == Some(End::Fin) =>
-        {
+        Body::NoLastChunk if is_content(case, talk) && !answered && ending::end(case) == Some(End::Fin) => {
             false
         }
         Body::Short(..) | Body::NoLastChunk | Body::NoEnd => {
@@ -421,6 +420,12 @@ pub fn is_failure(case: &Case) -> bool {
         Body::Open => told || answered || is_dropped(case, talk, &answer) || was_given_up(case),
         Body::Unknown => told || answered || headless(case, talk, &answer),
     }
+}
+
+/// nginx would have told its log of an error, and has not: neither a statement came, nor was the connection marked by one that was
+/// left out.
+fn is_content(case: &Case, talk: &Talk) -> bool {
+    case.facts.said == Some(Said::Nothing) && !talk.said_error
 }
 
 /// nginx threw away what had arrived, and not on purpose.

@@ -24,6 +24,8 @@ pub(crate) struct ProgramCost {
     pub(crate) name: String,
     pub(crate) hook: Option<String>,
     pub(crate) jited_bytes: u32,
+    /// Instructions that the verifier walked through; 0 before 5.16.
+    pub(crate) verified: u32,
     /// Runs per connection, or per request with keepalive.
     pub(crate) runs: f64,
     /// Mean run, ns, clock included.
@@ -252,6 +254,7 @@ fn program_cost(program: &Program, index: usize, windows: &[Window]) -> ProgramC
         name: program.name.clone(),
         hook: program.hook.as_ref().map(Hook::label),
         jited_bytes: program.jited_bytes,
+        verified: program.verified,
         runs: median(&mut all.iter().map(|share| share.runs).collect::<Vec<_>>()),
         ns_per_run: some(all.iter().filter_map(|share| share.mean).collect()),
         empty_ns_per_run: some(all.iter().filter_map(|share| share.floor).collect()),

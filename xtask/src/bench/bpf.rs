@@ -71,7 +71,7 @@ struct EnableStats {
     kind: u32,
 }
 
-/// `struct bpf_prog_info` up to `run_cnt`; what lies between the used fields is not named.
+/// `struct bpf_prog_info` up to `verified_insns` (5.16+); what lies between the used fields is not named.
 #[repr(C)]
 struct RawInfo {
     kind: u32,
@@ -84,12 +84,14 @@ struct RawInfo {
     unused2: [u64; 14],
     run_time_ns: u64,
     run_cnt: u64,
+    recursion_misses: u64,
+    verified_insns: u64,
 }
 
 const _: () = {
     assert!(std::mem::offset_of!(RawInfo, name) == 64);
     assert!(std::mem::offset_of!(RawInfo, run_time_ns) == 192);
-    assert!(size_of::<RawInfo>() == 208);
+    assert!(size_of::<RawInfo>() == 224);
 };
 
 /// The start of `struct perf_event_attr` (PERF_ATTR_SIZE_VER0, 64 bytes).
@@ -137,6 +139,8 @@ pub(crate) struct Info {
     pub name: String,
     /// Size of the machine code, bytes.
     pub jited_bytes: u32,
+    /// Instructions that the verifier walked through; 0 before 5.16.
+    pub verified: u32,
     /// Counters.
     pub cost: Cost,
 }
@@ -279,6 +283,8 @@ pub(crate) fn info(program: &OwnedFd) -> Result<Info> {
         unused2: [0; 14],
         run_time_ns: 0,
         run_cnt: 0,
+        recursion_misses: 0,
+        verified_insns: 0,
     };
     let attr = GetInfo {
         fd: program.as_raw_fd() as u32,
@@ -297,6 +303,8 @@ pub(crate) fn info(program: &OwnedFd) -> Result<Info> {
     Ok(Info {
         name: String::from_utf8_lossy(&raw.name[..end]).into_owned(),
         jited_bytes: raw.jited_len,
+        // The word's second half is padding.
+        verified: raw.verified_insns as u32,
         cost: Cost { runs: raw.run_cnt, ns: raw.run_time_ns },
     })
 }

@@ -193,6 +193,7 @@ impl fmt::Display for Report {
             self.kernel, self.cpus
         )?;
         self.programs(f)?;
+        self.verified(f)?;
         for p in &self.paced {
             writeln!(
                 f,
@@ -231,6 +232,22 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// What the verifier walks through at every start, the largest programs first.
+    fn verified(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(shape) = self.shapes.first() else { return Ok(()) };
+        let mut programs: Vec<&ProgramCost> = shape.programs.iter().collect();
+        programs.sort_by_key(|program| std::cmp::Reverse(program.verified));
+        let all: u64 = programs.iter().map(|program| u64::from(program.verified)).sum();
+        let largest: Vec<String> =
+            programs.iter().take(5).map(|program| format!("{} {}", program.name, program.verified)).collect();
+        writeln!(
+            f,
+            "the verifier walks through {all} instructions of {} programs: {}, …",
+            programs.len(),
+            largest.join(", ")
+        )
+    }
+
     fn programs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,

@@ -44,6 +44,8 @@ pub(crate) struct Program {
     pub hook: Option<Hook>,
     /// Size of its machine code, bytes.
     pub jited_bytes: u32,
+    /// Instructions that the verifier walked through.
+    pub verified: u32,
     fd: OwnedFd,
 }
 
@@ -137,7 +139,13 @@ impl Watcher {
             let fd = bpf::program(id)?;
             let info = bpf::info(&fd)?;
             let hook = hooks.iter().find(|(of, _)| *of == id).map(|(_, hook)| hook.clone());
-            programs.push(Program { name: info.name, hook, jited_bytes: info.jited_bytes, fd });
+            programs.push(Program {
+                name: info.name,
+                hook,
+                jited_bytes: info.jited_bytes,
+                verified: info.verified,
+                fd,
+            });
         }
         if programs.is_empty() {
             bail!("why502 (PID {}) holds no BPF programs", self.pid());

@@ -223,7 +223,7 @@ fn advice(case: &Case, alert: Alert, theirs: bool) -> String {
             or("ssl_certificate", "see proxy_ssl_certificate")
         ),
         (40 | 71, true) if sends_name(case) == Some(false) && !narrowed(case) => format!(
-            "nginx sent no server name, which is what servers miss most: {}; if that is not it, look at the client certificate ({}), the protocols ({}) and ciphers ({})",
+            "nginx sent no server name, which many servers demand: {}; if that is not it, look at the client certificate ({}), the protocols ({}) and ciphers ({})",
             send_name(case),
             or("ssl_certificate", "proxy_ssl_certificate"),
             or("ssl_protocols", "proxy_ssl_protocols"),
