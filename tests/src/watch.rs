@@ -243,7 +243,9 @@ fn stdout_line(stream: &mut Stream, line: String) {
     match (value, kind.as_deref()) {
         (Some(value), Some("incident")) => {
             let cause = value.get("cause").and_then(Value::as_str).unwrap_or("").to_owned();
-            *stream.counts.entry(cause).or_insert(0) += 1;
+            // One may stand for many that were counted.
+            let stands_for = value.pointer("/repeats/count").and_then(Value::as_u64).unwrap_or(1);
+            *stream.counts.entry(cause).or_insert(0) += stands_for;
             if stream.incidents.len() < KEPT {
                 stream.incidents.push(value);
             }

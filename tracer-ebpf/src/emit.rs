@@ -1,5 +1,7 @@
 //! Building records in the ring buffer.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::{bpf_get_current_task, bpf_ktime_get_ns, generated::bpf_ringbuf_submit};
 use tracer_ebpf::{
     Attempt, CLIENT_WAIT_NS, Conn, Counters, Evidence, FlowKey, GivenUp, Hint, PeerKey, ProcEvent,
@@ -9,6 +11,7 @@ use tracer_ebpf::{
 use crate::{
     kernel::{self, AF_INET6, read},
     maps::{COUNTERS, EVENTS, FLOWS, GIVEN_UP, LSM, PEERS, READER, SHARED, setting},
+    repeats::{self, COUNTED, EXEMPLAR},
 };
 
 /// Do not wake the reader: it polls. A wake-up a record costs about 10 µs in a storm of failures.
@@ -83,59 +86,94 @@ pub(crate) struct End {
 /// A record without packet-level evidence: the part of [`Attempt`] before it.
 type Short = [u64; tracer_ebpf::ATTEMPT_HEAD / 8];
 
-/// Sends the story of one failed attempt. `sk` is 0 if there is no socket. A function of its own in the object:
-/// a dozen places call it. What is found goes straight into the record, since the verifier follows every value on
-/// the stack through every branch, but none in the ring buffer.
-#[inline(never)]
-pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) {
-    count(|c| c.failed += 1);
-    let mut seen =
-        Seen { key: FlowKey { saddr: [0; 16], daddr: [0; 16], sport: 0, dport: 0 }, entry: None, queued: 0 };
-    if sk != 0 && end.stage >= stage::SYN_SENT {
-        look_up(&mut seen, sk, conn);
+/// Sends the story of one failed attempt, or counts it with its kind: then it returns `COUNTED`, and nothing else is to be told
+/// of it. `sk` is 0 if there is no socket.
+#[inline(always)]
+pub(crate) fn attempt(sk: u64, conn: &Conn, end: &End) -> u32 {
+    let mut place = repeats::place(sk, conn, end);
+    kernel::forget(&mut place);
+    if place != COUNTED {
+        send(sk, conn, end, place);
     }
+    place
+}
+
+/// A function of its own in the object: a dozen places call it. What is found goes straight into the record, since the verifier
+/// follows every value on the stack through every branch, but none in the ring buffer.
+#[inline(never)]
+fn send(sk: u64, conn: &Conn, end: &End, place: u32) -> u32 {
+    let mut place_of_seen = MaybeUninit::uninit();
+    let seen = Seen::nothing(&mut place_of_seen);
+    if sk != 0 && end.stage >= stage::SYN_SENT {
+        look_up(seen, sk, conn);
+    }
+    count(|c| c.failed += 1);
     // SAFETY: the pointers lead to reserved bytes, 8-byte aligned, of which every one is written: the head by
     // `head`, the evidence by `evidence`. Forgotten entries are submitted below.
     unsafe {
-        let a: *mut Attempt = if seen.entry.is_some() || seen.queued != 0 {
+        let a: *mut Attempt = if !seen.entry.is_null() || seen.queued != 0 {
             let Some(mut entry) = EVENTS.reserve::<Attempt>(0) else {
                 count(|c| c.lost += 1);
-                return;
+                return place;
             };
             let a = entry.as_mut_ptr();
             core::mem::forget(entry);
             head(a, sk, conn, end);
-            evidence(a, &seen, conn);
+            evidence(a, seen, conn);
             a
         } else {
             let Some(mut entry) = EVENTS.reserve::<Short>(0) else {
                 count(|c| c.lost += 1);
-                return;
+                return place;
             };
             let a = entry.as_mut_ptr().cast();
             core::mem::forget(entry);
             head(a, sk, conn, end);
             a
         };
+        if place == EXEMPLAR {
+            (*a).flags |= flag::EXEMPLAR;
+        }
         bpf_ringbuf_submit(a.cast(), wakeup());
     }
-    if seen.entry.is_some() {
-        // A later connection may reuse the ports.
+    forget_flow(seen);
+    count(|c| c.sent += 1);
+    place
+}
+
+/// A later connection may reuse the ports.
+#[inline(always)]
+pub(crate) fn forget_flow(seen: &Seen) {
+    if !seen.entry.is_null() {
         let _ = FLOWS.remove(&seen.key);
     }
-    count(|c| c.sent += 1);
 }
 
 /// Packet-level evidence of a connection, and where it is.
-struct Seen {
-    key: FlowKey,
-    entry: Option<*const Evidence>,
+#[repr(C)]
+pub(crate) struct Seen {
+    /// Null if there is none.
+    pub(crate) entry: *const Evidence,
     /// The first packet of the socket's error queue; 0 if there is none.
-    queued: u64,
+    pub(crate) queued: u64,
+    key: FlowKey,
+    _pad: [u16; 2],
+}
+
+impl Seen {
+    /// Nothing; word by word, since the verifier takes for a pointer only what was not written by bytes.
+    #[inline(always)]
+    pub(crate) fn nothing(place: &mut MaybeUninit<Self>) -> &mut Self {
+        // SAFETY: all of its words are written: a null pointer and integers.
+        unsafe {
+            clear::<{ size_of::<Self>() / 8 }>(place.as_mut_ptr().cast());
+            place.assume_init_mut()
+        }
+    }
 }
 
 #[inline(always)]
-fn look_up(seen: &mut Seen, sk: u64, conn: &Conn) {
+pub(crate) fn look_up(seen: &mut Seen, sk: u64, conn: &Conn) {
     // SAFETY: fields of a live value.
     unsafe {
         kernel::sock_addr_to(
@@ -150,7 +188,7 @@ fn look_up(seen: &mut Seen, sk: u64, conn: &Conn) {
     seen.key.sport = u16::from_be(read(sk, setting!(inet_sport)));
     seen.key.dport = conn.dport;
     kernel::forget(&mut seen.key);
-    seen.entry = FLOWS.get_ptr(&seen.key);
+    seen.entry = FLOWS.get_ptr(&seen.key).unwrap_or(core::ptr::null());
     if conn.flags & flag::RST_IN == 0 && conn.family != AF_INET6 {
         seen.queued = first_error(sk);
     }
@@ -232,7 +270,8 @@ unsafe fn evidence(a: *mut Attempt, seen: &Seen, conn: &Conn) {
     // time stamps, which are checked by user space again, no longer fit.
     unsafe {
         let to = &raw mut (*a).evidence;
-        if let Some(ev) = seen.entry {
+        if !seen.entry.is_null() {
+            let ev = seen.entry;
             copy::<{ size_of::<Evidence>() / 8 }>(to.cast(), ev.cast());
             let start_ns = conn.start_ns;
             let own = (*a).netns;
@@ -292,7 +331,7 @@ fn first_error(sk: u64) -> u64 {
 
 /// Type and code of the ICMP error that a packet of the error queue stands for.
 #[inline(always)]
-fn icmp_of(skb: u64) -> Option<(u8, u8)> {
+pub(crate) fn icmp_of(skb: u64) -> Option<(u8, u8)> {
     const SO_EE_ORIGIN_ICMP: u8 = 2;
     // struct sock_extended_err (uapi/linux/errqueue.h): errno u32, origin u8, type u8, code u8.
     let ee: [u8; 8] = read(skb, setting!(skb_cb) + setting!(serr_ee));

@@ -12,6 +12,7 @@ use crate::{
     conns, kernel,
     maps::{FAILED, SHARED},
     probes::said,
+    repeats,
 };
 
 /// Fibonacci hashing.
@@ -42,9 +43,13 @@ unsafe fn sum(at: *const Failed) -> u64 {
     }
 }
 
-/// Remembers a failed attempt until the worker closes its socket.
+/// Remembers a failed attempt until the worker closes its socket. One that was counted with its kind is nobody's:
+/// `place` is what became of it.
 #[inline(always)]
-pub(crate) fn note(sk: u64, conn: &Conn) {
+pub(crate) fn note(sk: u64, conn: &Conn, place: u32) {
+    if place == repeats::COUNTED {
+        return;
+    }
     let Some(slot) = slot(sk) else {
         return;
     };

@@ -12,6 +12,7 @@ pub mod older;
 pub mod request;
 pub mod said;
 mod settings;
+pub mod storm;
 pub mod talk;
 pub mod unix;
 
@@ -113,6 +114,8 @@ pub mod flag {
     pub const NO_SOCKET: u32 = 1 << 16;
     /// nginx's own connection is known: a [`Said`](super::said::Said) that names the request follows, or came before.
     pub const ASKED: u32 = 1 << 17;
+    /// It stands for equal failures that are counted and not sent ([`storm`](super::storm)).
+    pub const EXEMPLAR: u32 = 1 << 18;
 }
 
 /// Bits of [`Evidence::flags`].
@@ -516,6 +519,8 @@ pub struct Counters {
     pub found_late: u64,
     /// Freed packets that the first of the two programs was kept from looking at, but not the second.
     pub drops_rescued: u64,
+    /// Failed attempts that were counted with their kind in place of being sent ([`storm`]).
+    pub counted: u64,
 }
 
 /// State shared by all CPUs (one array element).
@@ -534,6 +539,10 @@ pub struct Shared {
     pub failed_open: u64,
     /// 1 once a worker has connected to a unix socket.
     pub standing: u64,
+    /// When the second began in which failures are counted.
+    pub second_ns: u64,
+    /// How many there were in it.
+    pub in_second: u64,
 }
 
 const _: () = {
@@ -550,8 +559,8 @@ const _: () = {
     assert!(size_of::<ClientGone>() == 56);
     assert!(size_of::<GivenUp>() == 48);
     assert!(size_of::<Proc>() == 64);
-    assert!(size_of::<Shared>() == 40);
-    assert!(size_of::<Counters>() == 88);
+    assert!(size_of::<Shared>() == 56);
+    assert!(size_of::<Counters>() == 96);
     assert!(last_of(1, 2, 1) == 2 && last_of(3, 1, 1) == 1 && last_of(1, 2, 0) == 1);
 };
 
@@ -559,7 +568,9 @@ const _: () = {
 mod pod {
     use super::{
         Attempt, Bucket, Conn, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
-        request::Failed, said::Layout,
+        request::Failed,
+        said::Layout,
+        storm::{Alike, Repeats},
     };
 
     macro_rules! pod {
@@ -573,6 +584,6 @@ mod pod {
     }
     pod!(
         Attempt, Bucket, Conn, Counters, Entry, Failed, Evidence, FlowKey, PeerKey, Proc, Settings, Shared,
-        Layout
+        Layout, Alike, Repeats
     );
 }

@@ -18,6 +18,7 @@ mod maps;
 mod nginx;
 mod probes;
 mod procs;
+mod repeats;
 
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]

@@ -9,6 +9,7 @@ use tracer_ebpf::{
     older::Walk,
     request::{self, Awaited, Failed, Moment},
     said::{self, Layout},
+    storm::{self, Alike, Repeats},
     talk::{self, Head},
     unix::{self, Standing},
 };
@@ -65,6 +66,10 @@ pub(crate) static FLOWS: LruHashMap<FlowKey, Evidence> = LruHashMap::with_max_en
 /// connect() returns.
 #[map]
 pub(crate) static LSM: LruHashMap<u64, i32> = LruHashMap::with_max_entries(256, 0);
+
+/// Equal failures of a storm. User space removes those of workers that have ended.
+#[map]
+pub(crate) static REPEATS: HashMap<Alike, Repeats> = HashMap::with_max_entries(storm::KINDS, 0);
 
 /// What SELinux was asked, by pid_tgid, until `avc_denied` returns. LRU: a return may be missed.
 #[map]

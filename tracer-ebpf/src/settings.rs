@@ -243,8 +243,8 @@ pub struct Settings {
     pub epi_link: u32,
     /// epitem.event.data.
     pub epi_data: u32,
-    /// Padding.
-    pub _pad: u32,
+    /// Failures a second that are sent one by one, see [`storm`](crate::storm).
+    pub one_by_one: u32,
     /// sk_buff.len.
     pub skb_len: u32,
     /// Number of buckets of open connections, less one; a power of two less one.

@@ -12,6 +12,7 @@ use tracer::{
     probes::Tier,
     report::select::{Network, Select, Status},
 };
+use tracer_ebpf::storm::ONE_BY_ONE;
 
 /// Explains every failed upstream connection of a live nginx, from kernel evidence.
 ///
@@ -108,6 +109,10 @@ pub(crate) struct Trace {
     /// Most connections of all nginx that are open at a time.
     #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1024..=4_194_304))]
     pub max_connections: u32,
+    /// Failures a second that are explained one by one. Of further ones that are equal (worker, server, error, evidence) one
+    /// a second is, and the rest are counted: nothing is lost, but their requests are not named.
+    #[arg(long, value_name = "N", default_value_t = ONE_BY_ONE)]
+    pub one_by_one: u32,
     /// Ask nginx itself, through uprobes on its executable, what failed and for which request: what TLS and HTTP/2 hide
     /// from the kernel. `auto` where healthy requests call none of the functions, `on` at the end of every upstream
     /// attempt as well.

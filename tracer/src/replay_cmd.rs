@@ -107,7 +107,7 @@ fn tell(
                     continue;
                 }
                 told.all += 1;
-                *told.incidents.entry(incident.verdict.cause).or_default() += 1;
+                *told.incidents.entry(incident.verdict.cause).or_default() += incident.attempts();
                 let written = if options.diff {
                     differ(out, options.output, &incident, &then, told)
                 } else {

@@ -24,6 +24,7 @@ use tracer::{
     session::{self, Filter, POLL, Round, Session},
     sys::caps::{self, Capability},
 };
+use tracer_ebpf::storm::ONE_BY_ONE;
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
@@ -61,6 +62,7 @@ pub(crate) fn kernel_options(kernel: &Kernel) -> Options {
         btf: kernel.btf.clone(),
         ring_bytes: 1 << 20,
         max_connections: 1024,
+        one_by_one: ONE_BY_ONE,
         follow_new: true,
         debug: kernel.verbose,
         payload: true,
@@ -71,6 +73,7 @@ fn load_options(kernel: &Kernel, trace: &Trace) -> Options {
     Options {
         ring_bytes: trace.ring_size,
         max_connections: trace.max_connections,
+        one_by_one: trace.one_by_one,
         follow_new: trace.pids.is_empty(),
         payload: !trace.no_payload,
         ..kernel_options(kernel)

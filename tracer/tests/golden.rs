@@ -56,6 +56,7 @@ fn incident(sample: Sample) -> Incident {
         container: sample.container,
         bind_lines: sample.bind_lines,
         attribution: Attribution::default(),
+        repeats: None,
     }
 }
 

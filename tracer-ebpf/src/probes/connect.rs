@@ -20,6 +20,7 @@ use crate::{
     nginx,
     probes::{state, unix},
     procs,
+    repeats::COUNTED,
 };
 
 const EINPROGRESS: i32 = 115;
@@ -186,8 +187,8 @@ fn failed_at_once(sk: u64, fd: u32, addr: u64, ret: i32, lsm_ret: i32) -> u32 {
     };
     kernel::forget(&mut end);
     kernel::forget(&mut conn);
-    emit::attempt(sk, &conn, &end);
-    failed::note(sk, &conn);
+    let place = emit::attempt(sk, &conn, &end);
+    failed::note(sk, &conn, place);
     if known {
         conns::close(sk);
     }
@@ -234,8 +235,8 @@ fn missed_begin(sk: u64, fd: u32, proc: *mut Proc) -> u32 {
         });
         kernel::forget(&mut end);
         kernel::forget(&mut conn);
-        emit::attempt(sk, &conn, &end);
-        failed::note(sk, &conn);
+        let place = emit::attempt(sk, &conn, &end);
+        failed::note(sk, &conn, place);
     }
     1
 }
@@ -269,8 +270,9 @@ pub(super) fn on_bind(ret: i32) -> i32 {
     // The address asked for travels in the destination fields: a bound socket has none yet.
     (conn.family, conn.dport, conn.daddr) = user_sockaddr(addr);
     let end = End { stage: stage::BIND, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
-    emit::attempt(sk, &conn, &end);
-    speaks_next(proc, ret, [conn.start_ns, sk]);
+    if emit::attempt(sk, &conn, &end) != COUNTED {
+        speaks_next(proc, ret, [conn.start_ns, sk]);
+    }
     0
 }
 
@@ -292,7 +294,8 @@ pub(super) fn on_socket(ret: i32) -> i32 {
     let mut conn = empty(tgid);
     conn.family = family;
     let end = End { stage: stage::SOCKET, old_state: 7, shutdown: 0, ret, sk_err: 0, flags: 0, lsm_ret: 0 };
-    emit::attempt(0, &conn, &end);
-    speaks_next(proc, ret, [conn.start_ns, 0]);
+    if emit::attempt(0, &conn, &end) != COUNTED {
+        speaks_next(proc, ret, [conn.start_ns, 0]);
+    }
     0
 }

@@ -24,7 +24,7 @@ use crate::{
     kernel::{self, read, read_user},
     maps::{AWAITED, EVENTS, LAYOUTS, setting},
     nginx::{self, Asked, FD, LOG, PEER, State},
-    procs,
+    procs, repeats,
 };
 
 /// `NGX_LOG_ERR`: what is less severe is no failure.
@@ -158,6 +158,10 @@ fn speaks(call: &Call) {
         }
         (*proc).failed = 0;
     }
+    if connection != 0 && began == 0 {
+        // There is no record that this could be about: a unix socket's has asked nginx's memory, an attempt was counted.
+        return;
+    }
     let mut asked = Asked { main, current, upstream, states, action };
     let mut attempt = [upstream_sk, began];
     kernel::forget(&mut asked);
@@ -224,9 +228,7 @@ fn tell(call: &Call, proc: *mut Proc, asked: &Asked, upstream_sk: u64, began: u6
     let layout = unsafe { *layout };
     // Records of failures come first: this one is left out if they have filled half of the buffer already.
     // Without an attempt it is all that there is.
-    const AVAILABLE: u64 = 0;
-    const SIZE: u64 = 1;
-    if upstream_sk != 0 && EVENTS.query(AVAILABLE) > EVENTS.query(SIZE) / 2 {
+    if upstream_sk != 0 && repeats::is_behind() {
         return;
     }
     let Some(mut entry) = EVENTS.reserve::<Said>(0) else {

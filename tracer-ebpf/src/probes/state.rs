@@ -35,7 +35,9 @@ fn set_state(ctx: RawTracePointContext) -> i32 {
     let new: i32 = ctx.arg(2);
     death::state(sk, old, new);
     match new {
-        TCP_SYN_SENT => begin(sk),
+        TCP_SYN_SENT => {
+            begin(sk);
+        }
         TCP_CLOSE_WAIT => talk::finished(sk),
         TCP_FIN_WAIT1 | TCP_LAST_ACK | TCP_CLOSE => {
             let mut next = if new == TCP_CLOSE {
@@ -143,11 +145,11 @@ pub(super) fn new_conn(sk: u64, tgid: u32) -> Option<Conn> {
     })
 }
 
-/// A worker begins to connect.
-#[inline(always)]
-fn begin(sk: u64) {
+/// A worker begins to connect. A function of its own: the stack is dear.
+#[inline(never)]
+fn begin(sk: u64) -> u32 {
     let Some((tgid, proc)) = procs::worker() else {
-        return;
+        return NOTHING;
     };
     if let Some(mut conn) = new_conn(sk, tgid) {
         conn.nginx = nginx::connecting(sk);
@@ -158,6 +160,7 @@ fn begin(sk: u64) {
             (*proc).sk = sk;
         }
     }
+    NOTHING
 }
 
 /// Opens the record of a connection of `proc`. A function of its own: the stack is dear.
@@ -198,46 +201,61 @@ fn end(sk: u64, old: i32) -> u32 {
         return unknown_end(sk, old);
     };
     if old == TCP_SYN_SENT {
-        let mut sk_err: i32 = read(sk, setting!(sk_err));
-        let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
-        let mut flags = 0;
-        // tcp_done() shuts down after this transition, tcp_close() before it. Neither an error nor a close by
-        // the application:
-        if sk_err == 0 && shutdown != 3 && setting!(has_connect_exit) != 0 {
-            // SAFETY: a live element of a pre-allocated map.
-            unsafe {
-                if in_connect((*found).tgid) {
-                    // connect() itself failed (no free port, a packet-level refusal), and its return brings
-                    // the errno.
-                    (*found).flags |= flag::SYNC_CLOSED;
-                    return NOTHING;
-                }
-                // Or the error is reported before the transition, and nginx on another CPU has read it already.
-                if (*found).flags & flag::RST_IN != 0 {
-                    sk_err = ECONNREFUSED;
-                }
-            }
-            flags = flag::MISSED_END;
-        }
-        // SAFETY: as above. Copied, so that it no longer matters to the verifier which map it came from.
-        let mut conn = unsafe { *found };
-        kernel::forget(&mut conn);
-        let tgid = conn.tgid;
-        let mut end =
-            End { stage: stage::SYN_SENT, old_state: old as u8, shutdown, ret: 0, sk_err, flags, lsm_ret: 0 };
-        kernel::forget(&mut end);
-        emit::attempt(sk, &conn, &end);
-        failed::note(sk, &conn);
-        if end.sk_err == 0 && end.shutdown == 3 {
-            emit::watch_client(sk, tgid, true);
-        }
-    } else {
-        // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
-        if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
-            return JUDGE;
-        }
-        talk::ended(found);
+        return failed_to_connect(sk);
+    }
+    // tcp_close() throws unread bytes away and goes here at once; else it is the peer, or the stack.
+    if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 && procs::worker().is_some() {
+        return JUDGE;
+    }
+    talk::ended(found);
+    NOTHING
+}
+
+/// An attempt ends in SYN_SENT. A function of its own: the stack is dear.
+#[inline(never)]
+fn failed_to_connect(sk: u64) -> u32 {
+    let Some(found) = conns::find(sk) else {
         return NOTHING;
+    };
+    let mut sk_err: i32 = read(sk, setting!(sk_err));
+    let shutdown = read::<u8>(sk, setting!(sk_shutdown)) & 3;
+    let mut flags = 0;
+    // tcp_done() shuts down after this transition, tcp_close() before it. Neither an error nor a close by
+    // the application:
+    if sk_err == 0 && shutdown != 3 && setting!(has_connect_exit) != 0 {
+        // SAFETY: a live element of a pre-allocated map.
+        unsafe {
+            if in_connect((*found).tgid) {
+                // connect() itself failed (no free port, a packet-level refusal), and its return brings
+                // the errno.
+                (*found).flags |= flag::SYNC_CLOSED;
+                return NOTHING;
+            }
+            // Or the error is reported before the transition, and nginx on another CPU has read it already.
+            if (*found).flags & flag::RST_IN != 0 {
+                sk_err = ECONNREFUSED;
+            }
+        }
+        flags = flag::MISSED_END;
+    }
+    // SAFETY: as above. Copied, so that it no longer matters to the verifier which map it came from.
+    let mut conn = unsafe { *found };
+    kernel::forget(&mut conn);
+    let tgid = conn.tgid;
+    let mut end = End {
+        stage: stage::SYN_SENT,
+        old_state: TCP_SYN_SENT as u8,
+        shutdown,
+        ret: 0,
+        sk_err,
+        flags,
+        lsm_ret: 0,
+    };
+    kernel::forget(&mut end);
+    let place = emit::attempt(sk, &conn, &end);
+    failed::note(sk, &conn, place);
+    if end.sk_err == 0 && end.shutdown == 3 {
+        emit::watch_client(sk, tgid, true);
     }
     conns::close(sk);
     NOTHING

@@ -18,6 +18,7 @@ use crate::{
     nginx,
     probes::said,
     procs,
+    repeats::{self, COUNTED, EXEMPLAR},
 };
 
 /// `sun_family` is what stands before the name.
@@ -37,6 +38,15 @@ pub(super) fn failed(fd: u32, addr: u64, proc: *mut Proc, ret: i32, lsm_ret: i32
     let mut flags = if lsm_ret == 0 { 0 } else { flag::LSM };
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     let mut conn = empty(tgid);
+    let mut place = repeats::place_unix(sk, addr + FAMILY, conn.start_ns, ret, lsm_ret);
+    kernel::forget(&mut place);
+    if place == COUNTED {
+        count(|c| c.connects += 1);
+        return;
+    }
+    if place == EXEMPLAR {
+        flags |= flag::EXEMPLAR;
+    }
     conn.nginx = nginx::connection_of(sk, fd);
     // nginx closes it right after this, without a hook.
     if conn.nginx != 0 && said::ask(sk, conn.start_ns, conn.nginx) == nginx::FOUND {

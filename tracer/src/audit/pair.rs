@@ -44,7 +44,7 @@ impl<'a> InTime<'a> {
 
     /// The first place whose line can be of the time of an incident.
     fn begin(&self, told: &Told) -> usize {
-        self.order.partition_point(|(time, _)| *time < told.time - self.widest)
+        self.order.partition_point(|(time, _)| *time < told.since - self.widest)
     }
 
     /// The line at a place, unless it and all that follow are too late for an incident; whether it is in time and of the
@@ -56,7 +56,7 @@ impl<'a> InTime<'a> {
             (Some(line), Some(told)) => line == told,
             _ => true,
         };
-        Some((at, line, server && (time - told.time).abs() <= line.within()))
+        Some((at, line, server && (told.since - line.within()..=told.time + line.within()).contains(&time)))
     }
 
     /// The first free place from here on.

@@ -22,6 +22,8 @@ fn told(millis: i64, cause: Cause, target: Option<&str>) -> Told {
     Told {
         line: 1,
         time: T + millis * 1000,
+        since: T + millis * 1000,
+        count: 1,
         pid: 22,
         cause,
         confidence: Confidence::Proven,
@@ -97,21 +99,38 @@ fn a_storm_is_paired_in_its_order() {
     assert_eq!(counts(&lines, &incidents), [MANY, 0, 0, 0, 0]);
 }
 
+/// What the kernel counted is so many incidents, each of which ended at some time in between.
+#[test]
+fn what_was_counted_is_paired_one_by_one() {
+    let lines: Vec<String> = (0..40).map(|at| line(31 + at / 20, RESET, &format!("/p/{at}"))).collect();
+    let json = |count: u64| {
+        let told = r#"{"type":"incident","time":"2026-11-23T12:46:32.9Z","cause":"upstream-reset","confidence":"proven","worker":{"pid":22}"#;
+        let text = format!(r#"{told},"repeats":{{"count":{count},"since":"2026-11-23T12:46:31.1Z"}}}}"#);
+        Stream::read(text.as_bytes()).unwrap().told
+    };
+    assert_eq!(json(40).len(), 40);
+    assert_eq!(counts(&lines, &json(40)), [40, 0, 0, 0, 0]);
+    assert_eq!(counts(&lines, &json(38)), [38, 2, 0, 0, 0]);
+    assert_eq!(counts(&lines, &json(41)), [40, 0, 1, 0, 0]);
+    // No more than can be kept are made of a number that nobody can have counted.
+    assert!(json(u64::MAX).len() <= 500_000);
+}
+
 #[test]
 fn what_is_not_the_same_attempt() {
     let lines = [line(31, RESET, "/p/7")];
     let base = told(200, Cause::UpstreamReset, None);
     for other in [
-        Told { time: T + 3 * SECOND, ..base.clone() },
-        Told { time: T - 3 * SECOND / 2, ..base.clone() },
+        Told { time: T + 3 * SECOND, since: T + 3 * SECOND, ..base.clone() },
+        Told { time: T - 3 * SECOND / 2, since: T - 3 * SECOND / 2, ..base.clone() },
         Told { address: Address::of("127.0.0.1:3001"), ..base.clone() },
         Told { pid: 23, ..base.clone() },
     ] {
         assert_eq!(counts(&lines, std::slice::from_ref(&other)), [0, 1, 1, 0, 0], "{other:?}");
     }
     for same in [
-        Told { time: T - SECOND / 2, ..base.clone() },
-        Told { time: T + 3 * SECOND / 2, ..base.clone() },
+        Told { time: T - SECOND / 2, since: T - SECOND / 2, ..base.clone() },
+        Told { time: T + 3 * SECOND / 2, since: T + 3 * SECOND / 2, ..base.clone() },
         Told { address: None, ..base.clone() },
     ] {
         assert_eq!(counts(&lines, std::slice::from_ref(&same)), [1, 0, 0, 0, 0], "{same:?}");
@@ -223,7 +242,7 @@ fn lines_of_another_time_do_not_count() {
     assert_eq!((found.lines, found.outside, found.at_edge), (1, 1, 2));
     assert_eq!(found.missing[0].at, Source { log: 0, line: 1 });
     // What was seen of such a second counts.
-    let seen = Told { time: RUN.from, ..told(0, Cause::UpstreamReset, None) };
+    let seen = Told { time: RUN.from, since: RUN.from, ..told(0, Cause::UpstreamReset, None) };
     let seen = stream(&[seen]);
     let found = audit(&seen, &all, &UTC);
     assert_eq!((found.right, found.at_edge, found.lines), (1, 1, 2));

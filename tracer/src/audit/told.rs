@@ -24,6 +24,10 @@ pub struct Told {
     pub line: u64,
     /// When its attempt ended, µs after 1970.
     pub time: i64,
+    /// It is one of several that ended between then and [`Told::time`], which were counted.
+    pub since: i64,
+    /// How many there are of it.
+    pub count: u64,
     /// The worker, as the host numbers it.
     pub pid: u32,
     /// Why.
@@ -101,6 +105,7 @@ pub struct Stream {
 struct Raw {
     r#type: String,
     time: Option<String>,
+    repeats: Option<RawRepeats>,
     cause: Option<String>,
     confidence: Option<String>,
     summary: Option<String>,
@@ -109,6 +114,12 @@ struct Raw {
     request: Option<RawRequest>,
     duration_s: Option<f64>,
     events_lost: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct RawRepeats {
+    count: u64,
+    since: String,
 }
 
 #[derive(Deserialize)]
@@ -145,6 +156,13 @@ impl Said {
         match raw.r#type.as_str() {
             "incident" => {
                 let time = time(&raw)?;
+                let (since, count) = match &raw.repeats {
+                    Some(repeats) => {
+                        let since = rfc3339(&repeats.since);
+                        (since.ok_or_else(|| format!("{:?} is no time", repeats.since))?, repeats.count)
+                    }
+                    None => (time, 1),
+                };
                 let name = raw.cause.ok_or("it has no cause")?;
                 let cause: Cause = name.parse().map_err(|_| format!("there is no cause {name:?}"))?;
                 let upstream = raw.upstream;
@@ -161,6 +179,8 @@ impl Said {
                 Ok(Self::Incident(Told {
                     line,
                     time,
+                    since: since.min(time),
+                    count,
                     pid: raw.worker.ok_or("it has no worker")?.pid,
                     cause,
                     confidence: match raw.confidence.as_deref() {
@@ -237,8 +257,12 @@ impl Stream {
     /// Adds what a run has told.
     pub fn add(&mut self, said: Said) {
         match said {
-            Said::Incident(_) if self.told.len() >= MOST => self.full = true,
-            Said::Incident(told) => self.told.push(told),
+            Said::Incident(told) => {
+                let room = MOST.saturating_sub(self.told.len());
+                let count = usize::try_from(told.count).unwrap_or(usize::MAX);
+                self.full |= count > room;
+                self.told.extend(std::iter::repeat_n(told, count.min(room)));
+            }
             Said::Summary(run) => self.runs.push(run),
             Said::Other => {}
         }
@@ -247,9 +271,8 @@ impl Stream {
     /// What it is about in time, µs after 1970: by the summaries, or, if there are none, by the incidents.
     #[must_use]
     pub fn span(&self) -> Option<(i64, i64)> {
-        let times = self.told.iter().map(|told| told.time);
         let (from, to) = if self.runs.is_empty() {
-            (times.clone().min(), times.max())
+            (self.told.iter().map(|told| told.since).min(), self.told.iter().map(|told| told.time).max())
         } else {
             (self.runs.iter().map(|run| run.from).min(), self.runs.iter().map(|run| run.to).max())
         };

@@ -124,6 +124,8 @@ pub struct Attribution {
 
 /// Neither nginx's memory nor its word names the request.
 pub const UNLINKED: &str = "nginx's memory does not name the request of this connection";
+/// Why there is none: see [`Repeats`](crate::report::Repeats).
+pub const COUNTED: &str = "equal failures in quick succession, counted and not looked at one by one";
 /// What nginx's memory was to tell did not come.
 pub const UNANSWERED: &str = "nginx was not asked in time whose request it was";
 /// The request line cannot be read.

@@ -165,6 +165,9 @@ pub struct Attempt {
     pub noted: Option<u16>,
     /// Which attempt of its request this is, from 1.
     pub number: Option<u32>,
+    /// It stands for equal failures that the kernel counts and does not send.
+    #[serde(skip)]
+    pub exemplar: bool,
     /// What was said on a connection that stood; None before [`Stage::Established`].
     pub talk: Option<Box<Talk>>,
 }
@@ -206,6 +209,7 @@ impl Attempt {
             asked: false,
             noted: None,
             number: None,
+            exemplar: false,
             talk: None,
         }
     }
@@ -459,6 +463,7 @@ fn attempt(a: &wire::Attempt) -> Result<Event, DecodeError> {
         asked: has(flag::ASKED),
         noted: None,
         number: None,
+        exemplar: has(flag::EXEMPLAR),
         talk: None,
     })))
 }

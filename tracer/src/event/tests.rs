@@ -141,6 +141,7 @@ fn every_field_of_an_attempt_arrives() {
         }),
         overflow: Some(Overflow { queued: 6, limit: 5, netns: 4 }),
         asked: false,
+        exemplar: false,
         noted: None,
         number: None,
         talk: None,

@@ -111,6 +111,7 @@ pub(super) fn attempt(u: &Unix) -> Attempt {
         security: (u.flags & flag::LSM != 0).then_some(u.lsm_ret),
         unix: Some(UnixName::of(u.name.get(..len).unwrap_or_default())),
         asked: u.flags & flag::ASKED != 0,
+        exemplar: u.flags & flag::EXEMPLAR != 0,
         ..Attempt::blank(Stage::Connect, u.tgid)
     }
 }

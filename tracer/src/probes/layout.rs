@@ -253,7 +253,7 @@ pub fn settings(
         file_ep_is_list: u32::from(btf.field("file.f_ep").is_err()),
         epi_link: r.optional("epitem.fllink"),
         epi_data: epoll_data(btf),
-        _pad: 0,
+        one_by_one: 0,
         skb_len: r.required("sk_buff.len"),
         follow_new: 1,
         packed_common: 0,

@@ -47,6 +47,8 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Capacity of the connection map.
     pub max_connections: u32,
+    /// Failures a second that are sent one by one.
+    pub one_by_one: u32,
     /// Offer newly executed programs with an nginx-like name.
     pub follow_new: bool,
     /// Debug messages of the BPF programs.
@@ -194,6 +196,7 @@ fn load_here(options: &Options) -> Result<Loaded> {
     settings.payload = u32::from(options.payload);
     let buckets = buckets(options.max_connections);
     settings.bucket_mask = buckets - 1;
+    settings.one_by_one = options.one_by_one;
     settings.has_connect_exit = u32::from(tier != Tier::Tracepoint || has_tracefs);
     // Before 6.6 tracepoints tell of no reads and writes.
     let reads = tier != Tier::Tracepoint || btf.func(READ_TRACEPOINT).is_some();

@@ -108,6 +108,9 @@ impl Fold {
     /// to be said of it then.
     pub(super) fn is_new(&mut self, i: &Incident, destination: &str, label: impl Fn() -> String) -> bool {
         let now = i.shown_ns;
+        if i.repeats.is_some() && self.add(i, destination) {
+            return false;
+        }
         let kind = Kind::of(i, destination);
         if let Some(count) = self.kinds.get_mut(&kind)
             && now.saturating_sub(count.whole_ns) < RENEW_NS
@@ -115,9 +118,7 @@ impl Fold {
             if count.untold == 0 {
                 self.due_ns = self.due_ns.min(count.line_ns.saturating_add(LINE_NS));
             }
-            (count.last_ns, count.time) = (now, i.time);
-            count.all += 1;
-            count.untold += 1;
+            count.add(i);
             return false;
         }
         if self.kinds.len() < MOST {
@@ -125,13 +126,34 @@ impl Fold {
                 whole_ns: now,
                 last_ns: now,
                 line_ns: now,
-                all: 1,
+                all: i.attempts(),
                 untold: 0,
                 time: i.time,
                 label: label(),
             };
             self.kinds.insert(kind, count);
         }
+        true
+    }
+
+    /// Adds failures that were not looked at one by one to the latest of their cause and server: what their clients saw is not
+    /// known. False if there is none.
+    fn add(&mut self, i: &Incident, destination: &str) -> bool {
+        let same = |kind: &Kind| {
+            kind.cause == i.verdict.cause
+                && kind.destination == destination
+                && kind.netns == i.case.attempt.netns
+        };
+        let latest =
+            self.kinds.iter_mut().filter(|(kind, _)| same(kind)).max_by_key(|(_, count)| count.last_ns);
+        let Some((_, count)) = latest else { return false };
+        if let Some(repeats) = i.repeats {
+            // They came before they were told.
+            let took_ns = i.mono_ns.saturating_sub(repeats.since_ns);
+            count.line_ns = count.line_ns.min(i.shown_ns.saturating_sub(took_ns));
+        }
+        self.due_ns = self.due_ns.min(count.line_ns.saturating_add(LINE_NS));
+        count.add(i);
         true
     }
 
@@ -165,6 +187,12 @@ impl Fold {
 }
 
 impl Count {
+    fn add(&mut self, i: &Incident) {
+        (self.last_ns, self.time) = (i.shown_ns, i.time);
+        self.all += i.attempts();
+        self.untold += i.attempts();
+    }
+
     /// `again 811 times in 1.000 s (811/s), 812 in all: …`.
     fn line(&self) -> String {
         let span_ns = self.last_ns.saturating_sub(self.line_ns);

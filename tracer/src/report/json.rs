@@ -22,6 +22,7 @@ struct IncidentLine<'a> {
     mono_ns: u64,
     cause: &'static str,
     confidence: &'static str,
+    repeats: Option<Repeats>,
     summary: &'a str,
     rival: Option<&'a str>,
     worker: Worker<'a>,
@@ -53,6 +54,13 @@ struct Config<'a> {
     file: Option<std::borrow::Cow<'a, str>>,
     line: Option<u32>,
     text: &'a str,
+}
+
+/// The incident stands for so many failures, which were counted and not looked at one by one.
+#[derive(Serialize)]
+struct Repeats {
+    count: u64,
+    since: String,
 }
 
 #[derive(Serialize)]
@@ -117,6 +125,7 @@ struct SummaryLine<'a> {
     established: u64,
     failed: u64,
     ring_records: u64,
+    counted: u64,
     skipped_runs: u64,
     found_late: u64,
     overhead_ns_per_connection: Option<u64>,
@@ -171,6 +180,9 @@ impl Report for Json {
             mono_ns: i.mono_ns,
             cause: i.verdict.cause.name(),
             confidence: i.verdict.confidence.name(),
+            repeats: i
+                .repeats
+                .map(|repeats| Repeats { count: repeats.count, since: repeats.since.rfc3339() }),
             summary: &i.verdict.summary,
             rival: i.verdict.rival.as_deref(),
             worker: Worker { pid: a.worker, container: i.container.as_deref() },
@@ -191,8 +203,8 @@ impl Report for Json {
                 },
                 errno,
                 errno_name: errno.and_then(words::errno_name),
-                duration_us: a.duration_us(),
-                local: (a.local.port() != 0).then(|| a.local.to_string()),
+                duration_us: a.duration_us().filter(|_| i.repeats.is_none()),
+                local: (a.local.port() != 0 && i.repeats.is_none()).then(|| a.local.to_string()),
                 syns: (a.stage == Stage::SynSent).then(|| i.case.syns()),
                 number: i.number(),
                 client_saw: i.client_saw(),
@@ -221,6 +233,7 @@ impl Report for Json {
             established: s.counters.established,
             failed: s.counters.failed,
             ring_records: s.counters.sent,
+            counted: s.counters.counted,
             skipped_runs: s.skipped_runs,
             found_late: s.counters.found_late,
             overhead_ns_per_connection: s.overhead_ns(),

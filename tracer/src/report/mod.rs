@@ -53,6 +53,20 @@ pub struct Incident {
     pub bind_lines: Vec<ConfigLine>,
     /// The client's request.
     pub attribution: Attribution,
+    /// It stands for so many equal attempts, none of which was looked at by itself; None: it is a single one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<Repeats>,
+}
+
+/// Equal failures that came faster than they are told one by one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Repeats {
+    /// How many.
+    pub count: u64,
+    /// They came from then on, until [`Incident::time`].
+    pub since: Moment,
+    /// The same, CLOCK_MONOTONIC ns.
+    pub since_ns: u64,
 }
 
 fn unexplained() -> Verdict {
@@ -63,6 +77,12 @@ impl Incident {
     /// Makes its verdict, of its case alone.
     pub fn explain(&mut self) {
         self.verdict = diagnose::verdict(&self.case);
+    }
+
+    /// How many failed attempts it stands for.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.repeats.map_or(1, |repeats| repeats.count)
     }
 
     /// What the client asked for.

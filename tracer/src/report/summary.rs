@@ -41,6 +41,8 @@ pub struct Totals {
     pub failed: u64,
     /// Failed attempts sent to user space.
     pub sent: u64,
+    /// Failed attempts that were counted with equal ones in place of being sent.
+    pub counted: u64,
     /// Failed attempts, and what else is sent, lost because a buffer or a map was full.
     pub lost: u64,
     /// Connections whose beginning the kernel kept from us, found when connect() returned.

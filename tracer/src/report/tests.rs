@@ -58,6 +58,7 @@ pub(crate) fn incident(cause: Cause, config: Vec<Candidate>) -> Incident {
         container: None,
         bind_lines: Vec::new(),
         attribution: Attribution::default(),
+        repeats: None,
     }
 }
 

@@ -123,6 +123,10 @@ pub(super) fn short(path: &Path) -> String {
 fn headline(i: &Incident) -> String {
     let container = i.container.as_deref().map(|c| format!("  {}", safe(c))).unwrap_or_default();
     let worker = format!("worker {}{container}", i.case.attempt.worker);
+    if let Some(repeats) = i.repeats {
+        let span_us = i.mono_ns.saturating_sub(repeats.since_ns) / 1000;
+        return format!("{}  {} times in {}  {worker}", how(i), repeats.count, words::duration(span_us));
+    }
     let Some(request) = &i.attribution.request else {
         return format!("{}  {worker}", how(i));
     };
@@ -176,7 +180,11 @@ fn how(i: &Incident) -> String {
         Stage::Untried => "no server was tried",
     };
     let errno = a.errno().map(|e| format!("  {}", words::errno(e))).unwrap_or_default();
-    let after = a.duration_us().map(|us| format!("  after {}", words::duration(us))).unwrap_or_default();
+    let after = a
+        .duration_us()
+        .filter(|_| i.repeats.is_none())
+        .map(|us| format!("  after {}", words::duration(us)))
+        .unwrap_or_default();
     format!("{what}{errno}{after}")
 }
 

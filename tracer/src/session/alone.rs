@@ -248,6 +248,7 @@ impl Session<'_> {
             container: worker.container.clone(),
             bind_lines: Vec::new(),
             attribution: said::attribution(own, number, client_saw),
+            repeats: None,
         }))
     }
 }

@@ -78,7 +78,11 @@ impl Session<'_> {
             container: worker.container.clone(),
             bind_lines,
             attribution: Attribution::default(),
+            repeats: None,
         };
+        if incident.case.attempt.exemplar {
+            self.storm.keep(&incident, Instant::now());
+        }
         let heard = self.uprobes.hear(worker.master);
         match self.requests.attribute(incident, heard, Instant::now()) {
             Some(incident) => self.show(incident),
@@ -136,6 +140,28 @@ impl Session<'_> {
         if !talk::is_failure(&incident.case) {
             return Ok(());
         }
+        self.tell(incident)
+    }
+
+    /// Tells of those that were counted and not looked at one by one. True if no more incidents are wanted.
+    pub(super) fn tell_counted(&mut self) -> Result<bool> {
+        let (now, now_ns) = (Instant::now(), monotonic_ns());
+        let is_watched = |pid| self.watch.get(pid).is_some();
+        let (news, gone) = self.storm.look(self.maps.repeats(), is_watched, now, now_ns);
+        for alike in gone {
+            self.maps.forget_repeats(&alike);
+        }
+        for incident in news {
+            if self.enough() {
+                break;
+            }
+            self.tell(incident)?;
+        }
+        Ok(self.enough())
+    }
+
+    /// Tells of an incident about which all is known.
+    fn tell(&mut self, mut incident: Incident) -> Result<()> {
         incident.shown_ns = monotonic_ns();
         let wanted = self.filter.select.matches(&incident);
         if let Some(recorder) = self.recorder.as_mut().filter(|recorder| wanted || recorder.keeps()) {
@@ -145,7 +171,7 @@ impl Session<'_> {
         if !wanted {
             return Ok(());
         }
-        *self.incidents.entry(incident.verdict.cause).or_default() += 1;
+        *self.incidents.entry(incident.verdict.cause).or_default() += incident.attempts();
         self.shown += 1;
         self.report
             .tick(&mut *self.out, incident.shown_ns)

@@ -7,7 +7,11 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
 };
-use tracer_ebpf::{Bucket, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, role, said::Layout};
+use tracer_ebpf::{
+    Bucket, Counters, Entry, Evidence, FlowKey, PeerKey, Proc, role,
+    said::Layout,
+    storm::{Alike, Repeats},
+};
 
 use crate::{event, report::Occupancy};
 
@@ -24,6 +28,7 @@ pub(super) struct Maps {
     counters: PerCpuArray<MapData, Counters>,
     reader: Array<MapData, u32>,
     layouts: HashMap<MapData, u32, Layout>,
+    repeats: HashMap<MapData, Alike, Repeats>,
     /// Records.
     pub(super) ring: RingBuf<MapData>,
 }
@@ -46,6 +51,7 @@ impl Maps {
             counters: take("COUNTERS")?.try_into().context("map COUNTERS")?,
             reader: take("READER")?.try_into().context("map READER")?,
             layouts: take("LAYOUTS")?.try_into().context("map LAYOUTS")?,
+            repeats: take("REPEATS")?.try_into().context("map REPEATS")?,
             ring: take("EVENTS")?.try_into().context("map EVENTS")?,
         })
     }
@@ -113,6 +119,17 @@ impl Maps {
         Some(found)
     }
 
+    /// Equal failures that were counted, by their kind.
+    pub(super) fn repeats(&self) -> impl Iterator<Item = (Alike, Repeats)> {
+        self.repeats.iter().flatten()
+    }
+
+    /// The worker of that kind has ended.
+    pub(super) fn forget_repeats(&mut self, alike: &Alike) {
+        // Nobody else removes it.
+        let _ = self.repeats.remove(alike);
+    }
+
     /// Asks the kernel side to wake the reader with the next record.
     ///
     /// # Errors
@@ -140,6 +157,7 @@ impl Maps {
             sum.hints_lost += c.hints_lost;
             sum.found_late += c.found_late;
             sum.drops_rescued += c.drops_rescued;
+            sum.counted += c.counted;
         }
         sum
     }

@@ -28,6 +28,7 @@ mod rules;
 mod running;
 mod said;
 mod selinux;
+mod storm;
 mod suspects;
 mod trace;
 mod tried;
@@ -77,6 +78,7 @@ use refused::Refused;
 use requests::Requests;
 use rest::Rest;
 use said::Uprobes;
+use storm::Storm;
 use trace::Traces;
 use watch::Watch;
 
@@ -137,6 +139,7 @@ pub struct Session<'a> {
     requests: Requests,
     alone: Alone,
     uprobes: Uprobes,
+    storm: Storm,
     round: u64,
     rest: Rest,
     unread: u64,
@@ -227,6 +230,7 @@ impl<'a> Session<'a> {
             requests,
             alone,
             uprobes,
+            storm: Storm::default(),
             round: 0,
             rest: Rest::default(),
             unread: 0,
@@ -313,6 +317,9 @@ impl<'a> Session<'a> {
             }
         }
         more |= self.explain_alone(end)?;
+        if self.storm.is_due(Instant::now()) && self.tell_counted()? {
+            return Ok(Round::Done);
+        }
         self.report.tick(&mut *self.out, monotonic_ns()).context("cannot write to stdout")?;
         if let Some(recorder) = self.recorder.as_mut().filter(|recorder| recorder.waits()) {
             complain(&recorder.tick(Moment::local(SystemTime::now()), monotonic_ns()));
@@ -336,6 +343,7 @@ impl<'a> Session<'a> {
         if !self.waiting.is_empty()
             || self.requests.any_waits()
             || self.alone.any_waits()
+            || self.storm.any_waits()
             || self.traces.any()
             || self.report.waits()
             || self.recorder.as_ref().is_some_and(Recorder::waits)
@@ -374,13 +382,21 @@ impl<'a> Session<'a> {
             }
             self.show(incident)?;
         }
+        if !self.enough() {
+            self.tell_counted()?;
+        }
         self.refused.loose(self.denials.loose(u64::MAX));
+        let mut counters = totals(&self.maps.counters());
+        if !self.enough() {
+            // Their exemplar was lost, or never explained.
+            counters.lost += counters.counted.saturating_sub(self.storm.told());
+        }
         let mut summary = Summary {
             time: Moment::local(SystemTime::now()),
             mono_ns: monotonic_ns(),
             duration: self.started.elapsed(),
             incidents: std::mem::take(&mut self.incidents),
-            counters: totals(&self.maps.counters()),
+            counters,
             unread: self.unread,
             workers: self.watch.workers(),
             masters: self.watch.masters(),
@@ -529,6 +545,7 @@ fn totals(counters: &Counters) -> Totals {
         established: counters.established,
         failed: counters.failed,
         sent: counters.sent,
+        counted: counters.counted,
         lost: counters.lost + counters.proc_lost + counters.conns_full + counters.hints_lost,
         found_late: counters.found_late,
     }

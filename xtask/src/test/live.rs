@@ -60,7 +60,7 @@ pub(super) fn older(session: &mut Session) -> Result<Counts> {
 }
 
 pub(super) fn requests(session: &mut Session) -> Result<Counts> {
-    run(&faultlab(session, &["requests", "--requests", asked_for(session), ALONE, ROOM])?, "requests")
+    run(&faultlab(session, &["requests", "--requests", asked_for(session), ALONE, ROOM, EACH])?, "requests")
 }
 
 /// Requests at full speed, from which no incident may name a wrong one. How often that is tried is a matter of time: thoroughly, more.
@@ -71,7 +71,7 @@ fn asked_for(session: &Session) -> &'static str {
 /// From the kernel and nginx's memory alone, and with nginx's log, which tells what TLS hides.
 pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
     let requests = if session.quick { session.chaos.min(2000) } else { session.chaos }.to_string();
-    let chaos = ["chaos", "--requests", &requests];
+    let chaos = ["chaos", "--requests", &requests, EACH];
     let mut counts = run(faultlab(session, &chaos)?.arg(ALONE), "chaos")?;
     counts.add(run(faultlab(session, &chaos)?.args([AUTO, "--quiet-log"]), "chaos-uprobes")?);
     Ok(counts)
@@ -79,6 +79,8 @@ pub(super) fn chaos(session: &mut Session) -> Result<Counts> {
 
 /// A ring buffer that holds a whole storm, in KiB: on a machine with other work beside it why502 reads late, and loses nothing.
 const ROOM: &str = "--why502-arg=--ring-size=65536";
+/// Each failure is explained, however many there are in a second: what is looked at are their requests.
+const EACH: &str = "--why502-arg=--one-by-one=4294967295";
 /// nginx's log is heard: always, where it costs nothing, and never.
 const ASKED: &str = "--why502-arg=--uprobes=on";
 const AUTO: &str = "--why502-arg=--uprobes=auto";
@@ -101,7 +103,7 @@ pub(super) fn uprobes(session: &mut Session) -> Result<Counts> {
     let alone: &[&str] = if session.quick { &[ALONE] } else { &[ALONE, "--core"] };
     counts.add(both(session, "memory", alone)?);
     counts.add(run(
-        &faultlab(session, &["requests", "--requests", asked_for(session), ASKED, ROOM])?,
+        &faultlab(session, &["requests", "--requests", asked_for(session), ASKED, ROOM, EACH])?,
         "uprobes-requests",
     )?);
     Ok(counts)
