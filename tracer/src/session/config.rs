@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
@@ -53,6 +53,9 @@ pub struct Snapshot {
     pub main: Option<PathBuf>,
     /// Which nginx it is for, if its executable says so.
     pub build: Option<Build>,
+    /// The folders for what does not fit nginx's buffers where no directive sets them, by the directives' first words; relative
+    /// to the prefix.
+    pub temporary: BTreeMap<&'static str, PathBuf>,
     /// The command line was not to be read in full: it may be the wrong configuration.
     pub is_guess: bool,
     /// The texts are those of a process's memory, not of the disk.
@@ -228,6 +231,7 @@ impl Snapshot {
             problems,
             main: Some(started.conf_path.clone()),
             build,
+            temporary: defaults.temporary,
             is_guess: cut_off,
             place,
             versions,
@@ -248,6 +252,7 @@ impl Snapshot {
             problems,
             main: self.main.clone(),
             build: self.build.clone(),
+            temporary: self.temporary.clone(),
             from_memory: true,
             place: self.place,
             made: Some(SystemTime::now()),

@@ -82,7 +82,7 @@ pub(super) fn place(model: &Model, node: NodeId) -> Place {
 }
 
 /// The value in force; `None` where there is none, or where an unknown version decides.
-pub(super) fn value(model: &Model, pass: &Pass, name: &str) -> Option<String> {
+pub(in crate::check) fn value(model: &Model, pass: &Pass, name: &str) -> Option<String> {
     model.effective_of(pass, name)?.value
 }
 
@@ -140,7 +140,7 @@ pub(in crate::check) fn in_block(model: &Model, block: NodeId, name: &str) -> im
 }
 
 /// The directives of a name that hold for a block: those of the innermost enclosing block that has any.
-pub(super) fn inherited(model: &Model, mut block: Option<NodeId>, name: &str) -> Vec<NodeId> {
+pub(in crate::check) fn inherited(model: &Model, mut block: Option<NodeId>, name: &str) -> Vec<NodeId> {
     if model.config().find_name(name.as_bytes()).is_none() {
         return Vec::new();
     }
