@@ -241,12 +241,21 @@ fn wanted(
     };
     for wanted in &check.fix_contains {
         if !found.iter().flat_map(fixes).any(|fix| fix.contains(wanted.as_str())) {
-            failures.push(format!("no advice says {wanted:?}: {:?}", found.iter().map(fixes).collect::<Vec<_>>()));
+            failures.push(format!(
+                "no advice says {wanted:?}: {:?}",
+                found.iter().map(fixes).collect::<Vec<_>>()
+            ));
         }
     }
     for wanted in &check.first_fix_contains {
-        if !found.iter().any(|finding| fixes(finding).first().is_some_and(|fix| fix.contains(wanted.as_str()))) {
-            failures.push(format!("no first advice says {wanted:?}: {:?}", found.iter().map(fixes).collect::<Vec<_>>()));
+        if !found
+            .iter()
+            .any(|finding| fixes(finding).first().is_some_and(|fix| fix.contains(wanted.as_str())))
+        {
+            failures.push(format!(
+                "no first advice says {wanted:?}: {:?}",
+                found.iter().map(fixes).collect::<Vec<_>>()
+            ));
         }
     }
     for wanted in &check.breaks_contains {

@@ -77,8 +77,10 @@ pub fn inspect(subject: &Subject<'_>, _: &Options) -> Report {
         }
         Err(error) => incomplete = Some(format!("cannot see what worker {} may do: {error}", worker.pid)),
     }
-    let names: Vec<&'static str> =
-        [WRITABLE, FULL].into_iter().filter(|name| findings.iter().any(|one: &Finding| one.name == *name)).collect();
+    let names: Vec<&'static str> = [WRITABLE, FULL]
+        .into_iter()
+        .filter(|name| findings.iter().any(|one: &Finding| one.name == *name))
+        .collect();
     let folders = if used.len() == 1 { "1 folder".to_owned() } else { format!("{} folders", used.len()) };
     let seen = if findings.is_empty() { format!("{folders}: there is room") } else { folders };
     Report { checked: vec![Checked { what: "temporary files", seen, incomplete, findings: names }], findings }
@@ -87,16 +89,22 @@ pub fn inspect(subject: &Subject<'_>, _: &Options) -> Report {
 /// The folders that the passes of a configuration use. Pure.
 fn used(model: &Model, built_in: &BTreeMap<&'static str, PathBuf>, prefix: &Path) -> Vec<Used> {
     let mut found: Vec<Used> = Vec::new();
-    for (index, pass) in model.passes.iter().enumerate().filter(|(_, pass)| pass.module.layer() == Layer::Http) {
+    for (index, pass) in
+        model.passes.iter().enumerate().filter(|(_, pass)| pass.module.layer() == Layer::Http)
+    {
         let own = pass.module.prefix().trim_end_matches('_');
-        for kind in TEMPORARY.iter().filter(|(kind, _)| *kind == "client_body" || *kind == own).map(|(kind, _)| *kind) {
+        for kind in
+            TEMPORARY.iter().filter(|(kind, _)| *kind == "client_body" || *kind == own).map(|(kind, _)| *kind)
+        {
             if !needs(model, pass, kind) {
                 continue;
             }
             let directive = format!("{kind}_temp_path");
             let line = view::inherited(model, model.config().parent(pass.node), &directive).first().copied();
             let word = |at| line.and_then(|node| model.config().arg(node, at));
-            let Some(path) = word(0).map(PathBuf::from).or_else(|| built_in.get(kind).cloned()) else { continue };
+            let Some(path) = word(0).map(PathBuf::from).or_else(|| built_in.get(kind).cloned()) else {
+                continue;
+            };
             let path = prefix.join(path);
             // The defaults of ngx_http_proxy_module.c and the like: 1 2; of ngx_http_core_module.c: none.
             let levels = match line {
@@ -124,7 +132,13 @@ fn needs(model: &Model, pass: &Pass, kind: &str) -> bool {
 }
 
 /// What is wrong with a folder. Errors: it cannot be looked at.
-fn look(model: &Model, used: &Used, worker: &Process, walker: &Walker, master: u32) -> Result<Vec<Finding>, String> {
+fn look(
+    model: &Model,
+    used: &Used,
+    worker: &Process,
+    walker: &Walker,
+    master: u32,
+) -> Result<Vec<Finding>, String> {
     let path = &used.path;
     let cannot = |error: std::io::Error| format!("cannot look at {}: {error}", path.display());
     let walked = walk::walk(worker.pid, path.as_os_str().as_bytes()).map_err(cannot)?;
@@ -137,7 +151,10 @@ fn look(model: &Model, used: &Used, worker: &Process, walker: &Walker, master: u
         }
         let finding = Finding::problem(WRITABLE, format!("{} is not there", missing.display()))
             .because("folder", "nginx makes it as it starts, and no worker makes it anew")
-            .fix_with("reload nginx, which makes it again and gives it to its user", format!("kill -HUP {master}"));
+            .fix_with(
+                "reload nginx, which makes it again and gives it to its user",
+                format!("kill -HUP {master}"),
+            );
         return Ok(vec![finish(finding)]);
     }
     if let Some(refused) = refusal(&walked, walker).or_else(|| below(used, worker.pid, walker)) {
@@ -330,7 +347,10 @@ mod tests {
         // What is not buffered is not kept.
         let none: [&str; 0] = [];
         assert_eq!(
-            shown("proxy_buffering off; proxy_request_buffering off;", "location / { proxy_pass http://127.0.0.1:1; }"),
+            shown(
+                "proxy_buffering off; proxy_request_buffering off;",
+                "location / { proxy_pass http://127.0.0.1:1; }"
+            ),
             none
         );
         assert_eq!(

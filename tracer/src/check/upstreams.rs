@@ -373,7 +373,8 @@ impl Look<'_> {
         if all.peek().is_none_or(|(first, _)| *first != number) {
             return None;
         }
-        let uses = all.flat_map(|(_, (other, _))| other.uses.iter()).filter(|one| !one.next).cloned().collect();
+        let uses =
+            all.flat_map(|(_, (other, _))| other.uses.iter()).filter(|one| !one.next).cloned().collect();
         Some(Target { uses, ..target.clone() })
     }
 
@@ -405,7 +406,10 @@ impl Look<'_> {
         if let Some((place, answers)) = self.other_address(target)
             && !fix.iter().any(|one| one.text.contains(&answers))
         {
-            fix.insert(0, Fix { text: format!("name the address that answers, {answers}, in {place}"), command: None });
+            fix.insert(
+                0,
+                Fix { text: format!("name the address that answers, {answers}, in {place}"), command: None },
+            );
         }
         let word = if status == "504" { "timeout" } else { "error" };
         for line in barred {
@@ -486,7 +490,9 @@ impl Look<'_> {
                 let (Some(name), Some(now)) = (&one.name, &one.moved) else { continue };
                 // One that still leads to another address that nginx holds gives some of many at a time.
                 let stays = |other: &Use| {
-                    (&other.name, other.server) == (&one.name, one.server) && !other.next && other.moved.is_none()
+                    (&other.name, other.server) == (&one.name, one.server)
+                        && !other.next
+                        && other.moved.is_none()
                 };
                 let partly = all.iter().any(|(other, _)| other.uses.iter().any(stays));
                 let known = found.iter().any(|finding| finding.summary.starts_with(&format!("{name} ")));
@@ -549,9 +555,7 @@ impl Look<'_> {
         })?;
         let model = &self.subject.snapshot.model;
         let line = match one.server {
-            Some((group, at)) => {
-                model.line(Role::Server, model.upstreams.get(group)?.servers.get(at)?.node)
-            }
+            Some((group, at)) => model.line(Role::Server, model.upstreams.get(group)?.servers.get(at)?.node),
             None => model.line(Role::Pass, model.passes.get(*one.passes.first()?)?.node),
         };
         Some((format!("{} instead of {}", at(&line), proc::printable(name.as_bytes())), shown(&answers.ask)))
@@ -612,8 +616,7 @@ impl Look<'_> {
                 .filter(|place| seen.insert(place.clone()))
                 .collect()
         };
-        let mirrored =
-            |pass: &usize| model.passes.get(*pass).and_then(|pass| view::mirrored(model, pass));
+        let mirrored = |pass: &usize| model.passes.get(*pass).and_then(|pass| view::mirrored(model, pass));
         // What a client gets an answer from.
         let seen = |one: &Use| -> Vec<usize> {
             one.passes.iter().filter(|pass| mirrored(pass).is_none()).copied().collect()
@@ -662,13 +665,15 @@ impl Look<'_> {
             let which = list(&lines(&stuck));
             let what = if is_stream(&stuck) { "connections" } else { "requests" };
             let get = if is_stream(&stuck) { "are closed".to_owned() } else { format!("get {status}") };
-            let why: Vec<String> = barred.iter().map(|line| format!("{} ({})", line.text, at(line))).collect();
+            let why: Vec<String> =
+                barred.iter().map(|line| format!("{} ({})", line.text, at(line))).collect();
             let why = match why.as_slice() {
                 [] => "nginx asks no other server after such an error".to_owned(),
                 _ => format!("another server answers, and {} keeps nginx from asking it", why.join(", ")),
             };
             let rest = rests.first().map(|rest| format!("; {rest}")).unwrap_or_default();
-            let breaks = format!("{what} to {which} {get} whenever nginx chooses this server first: {why}{rest}");
+            let breaks =
+                format!("{what} to {which} {get} whenever nginx chooses this server first: {why}{rest}");
             return Effect { severity: Severity::Problem, breaks, barred };
         }
         let Some(one) = uses().find(|one| !one.perhaps).or_else(|| uses().next()) else {
@@ -678,9 +683,14 @@ impl Look<'_> {
         let breaks = if one.perhaps {
             format!("requests to {which} get {status}, if they choose this server")
         } else {
-            let lost =
-                if status == "504" { "waits for it as long as the connect timeout is" } else { "fails on it" };
-            format!("each request to {which} that it is chosen for {lost} before nginx goes on to the next server")
+            let lost = if status == "504" {
+                "waits for it as long as the connect timeout is"
+            } else {
+                "fails on it"
+            };
+            format!(
+                "each request to {which} that it is chosen for {lost} before nginx goes on to the next server"
+            )
         };
         Effect { severity: Severity::Warning, breaks, barred: Vec::new() }
     }
@@ -697,9 +707,12 @@ impl Look<'_> {
 
     /// For how long nginx leaves a server alone that has failed.
     fn rest(&self, one: &Use) -> Option<String> {
-        let (fails, seconds) = self.server(one).map_or((1, 10), |server| (server.max_fails, server.fail_timeout_s));
+        let (fails, seconds) =
+            self.server(one).map_or((1, 10), |server| (server.max_fails, server.fail_timeout_s));
         (fails > 0).then(|| {
-            format!("each worker leaves it alone for {seconds} s after max_fails={fails}, then tries it again")
+            format!(
+                "each worker leaves it alone for {seconds} s after max_fails={fails}, then tries it again"
+            )
         })
     }
 

@@ -137,10 +137,21 @@ mod tests {
 
     #[test]
     fn a_port_is_no_name() {
-        for fixed in ["127.0.0.1:$port", "[::1]:$port", "127.0.0.1:80$port", "unix:$socket", "unix:/run/$app.sock"] {
+        for fixed in
+            ["127.0.0.1:$port", "[::1]:$port", "127.0.0.1:80$port", "unix:$socket", "unix:/run/$app.sock"]
+        {
             assert!(has_fixed_host(fixed), "{fixed}");
         }
-        for open in ["$host:80", "127.0.0.1$x", "127.0.0.$1:80", "localhost:$port", "app:$port", "[$ip]:80", "[::$x", "10.0.0.1"] {
+        for open in [
+            "$host:80",
+            "127.0.0.1$x",
+            "127.0.0.$1:80",
+            "localhost:$port",
+            "app:$port",
+            "[$ip]:80",
+            "[::$x",
+            "10.0.0.1",
+        ] {
             assert!(!has_fixed_host(open), "{open}");
         }
     }

@@ -421,7 +421,12 @@ mod tests {
     fn finds_every_group_in_nginx_s_order() {
         for shift in [0, 1, 3, 6] {
             let memory = process(shift, OWN, &[("c.test:1", "10.0.0.3:1")], &[("", "10.0.0.4:3000")]);
-            let own = ["app.test:80=10.0.0.1:80", "app.test:80=[fe80::1]:80", "b.test=10.0.0.2:80", "c.test:1=10.0.0.3:1"];
+            let own = [
+                "app.test:80=10.0.0.1:80",
+                "app.test:80=[fe80::1]:80",
+                "b.test=10.0.0.2:80",
+                "c.test:1=10.0.0.3:1",
+            ];
             assert_eq!(
                 shown(&memory),
                 [
@@ -441,7 +446,8 @@ mod tests {
         assert_eq!(groups(&without, LOADED + 0x40, &|at, length| memory.read(at, length)), None);
         // An address that is not what its name says.
         let mut other = memory.clone();
-        let name = other.all.iter().find(|(_, bytes)| bytes.starts_with(b"10.0.0.1:80")).map(|(at, _)| *at).unwrap();
+        let name =
+            other.all.iter().find(|(_, bytes)| bytes.starts_with(b"10.0.0.1:80")).map(|(at, _)| *at).unwrap();
         other.all.get_mut(&name).unwrap()[7] = b'9';
         assert_eq!(shown(&other).len(), 1, "{:?}", shown(&other));
         // More peers than there are, or without end.
@@ -471,7 +477,8 @@ mod tests {
             .map(|(name, ips)| (name, ips.iter().map(ToString::to_string).collect()))
             .collect();
         names.sort();
-        let own = |name: &str, ips: &[&str]| (name.to_owned(), ips.iter().map(|ip| (*ip).to_owned()).collect());
+        let own =
+            |name: &str, ips: &[&str]| (name.to_owned(), ips.iter().map(|ip| (*ip).to_owned()).collect());
         assert_eq!(
             names,
             [

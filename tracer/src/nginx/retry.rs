@@ -78,7 +78,9 @@ mod tests {
 
     #[test]
     fn what_keeps_a_request_from_the_next_server() {
-        let at = |lines: &str| format!("http {{ server {{ location / {{ {lines} proxy_pass http://a.test; }} }} }}");
+        let at = |lines: &str| {
+            format!("http {{ server {{ location / {{ {lines} proxy_pass http://a.test; }} }} }}")
+        };
         for (lines, failing, expected) in [
             ("", 1, (0, 0)),
             ("proxy_next_upstream off;", 1, (1, 1)),
@@ -94,7 +96,8 @@ mod tests {
         ] {
             assert_eq!(barred(&at(lines), failing), expected, "{lines}");
         }
-        let stream = |lines: &str| format!("stream {{ server {{ listen 1; {lines} proxy_pass a.test:1; }} }}");
+        let stream =
+            |lines: &str| format!("stream {{ server {{ listen 1; {lines} proxy_pass a.test:1; }} }}");
         for (lines, expected) in
             [("", (0, 0)), ("proxy_next_upstream off;", (1, 1)), ("proxy_next_upstream on;", (0, 0))]
         {

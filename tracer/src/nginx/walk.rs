@@ -291,7 +291,8 @@ fn pass(node: NodeId, module: Module, url: String, scope: Scope) -> Pass {
 fn begun(url: &str) -> Option<(&str, &str)> {
     let (before, rest) = url.split_at(url.find('$')?);
     let begins = |whole: &str| {
-        before.len() < whole.len() && whole.get(..before.len()).is_some_and(|part| part.eq_ignore_ascii_case(before))
+        before.len() < whole.len()
+            && whole.get(..before.len()).is_some_and(|part| part.eq_ignore_ascii_case(before))
     };
     (!before.is_empty() && (begins("http://") || begins("https://"))).then_some((before, rest))
 }

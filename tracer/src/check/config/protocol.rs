@@ -193,10 +193,8 @@ pub(super) fn own_port(model: &Model) -> Vec<Finding> {
                 .collect();
             // A socket of its own takes what comes to its address; the one of all addresses does not see it.
             let exact = own.iter().any(|(_, listen)| names_one_address(&listen.address));
-            let own: Vec<_> = own
-                .into_iter()
-                .filter(|(_, listen)| !exact || names_one_address(&listen.address))
-                .collect();
+            let own: Vec<_> =
+                own.into_iter().filter(|(_, listen)| !exact || names_one_address(&listen.address)).collect();
             let Some((server, _)) = own.first() else { continue };
             let flag =
                 |name: &str| own.iter().any(|(_, listen)| listen.parameters.iter().any(|one| one == name));
@@ -238,9 +236,8 @@ pub(super) fn own_port(model: &Model) -> Vec<Finding> {
                 Module::Stream => continue,
             };
             let listen = view::in_block(model, server.node, "listen").find(|node| {
-                let is_it = |address: &String| {
-                    serves(address, *ip, *port) && (!exact || names_one_address(address))
-                };
+                let is_it =
+                    |address: &String| serves(address, *ip, *port) && (!exact || names_one_address(address));
                 model.config().arg(*node, 0).as_ref().is_some_and(is_it)
             });
             let mut one = Finding::problem("own-port-speaks-another-protocol", summary)

@@ -93,7 +93,8 @@ pub(super) fn live_beside_down(model: &Model) -> Vec<Finding> {
         for server in &down {
             one = one.at(Place::of(model, "server", server.node));
         }
-        let which = if down.len() == 1 { first.text.clone() } else { "the servers that are `down`".to_owned() };
+        let which =
+            if down.len() == 1 { first.text.clone() } else { "the servers that are `down`".to_owned() };
         found.push(
             one.fix(format!("add max_fails=0 to {}: it is tried whatever it did before", live.text))
                 .fix(format!("or remove the line of {which}, until there is a second server")),

@@ -215,7 +215,15 @@ pub(in crate::check) fn mirrored(model: &Model, pass: &Pass) -> Option<bool> {
         let words = |node: NodeId| (0..).map_while(move |index| config.arg(node, index));
         all(model, directive).any(|node| words(node).any(|word| leads_here(&word)))
     };
-    let others = ["auth_request", "error_page", "try_files", "rewrite", "post_action", "add_before_body", "add_after_body"];
+    let others = [
+        "auth_request",
+        "error_page",
+        "try_files",
+        "rewrite",
+        "post_action",
+        "add_before_body",
+        "add_after_body",
+    ];
     let only = any("mirror") && !others.into_iter().any(any);
     only.then(|| around(model, pass.node).any(|block| in_block(model, block, "internal").next().is_some()))
 }

@@ -96,7 +96,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             Standing::Unknown | Standing::Always => verdict,
         };
     }
-    if placeholders && let Some(live) = live.first().filter(|live| live.max_fails > 0 && live.max_conns == 0) {
+    if placeholders && let Some(live) = live.first().filter(|live| live.max_fails > 0 && live.max_conns == 0)
+    {
         let place = |peer: &Peer| format!("{}:{}", peer.line.file.display(), peer.line.line);
         let lines: Vec<String> = down.iter().map(|peer| place(peer)).collect();
         verdict = verdict
