@@ -34,6 +34,15 @@ pub(crate) struct CheckExpect {
     /// The addresses, all of them, that `finds` is about.
     #[serde(default)]
     pub(crate) addresses: Vec<String>,
+    /// Texts that the advice of what is in `finds` contains.
+    #[serde(default)]
+    pub(crate) fix_contains: Vec<String>,
+    /// Text in the first advice of something in `finds`.
+    #[serde(default)]
+    pub(crate) first_fix_contains: Vec<String>,
+    /// Texts in what is said to break.
+    #[serde(default)]
+    pub(crate) breaks_contains: Vec<String>,
     /// Other findings that are true here and may come.
     #[serde(default)]
     pub(crate) also: Vec<String>,
@@ -87,8 +96,15 @@ impl CheckExpect {
             said.iter().filter(|said| **said).count() == 1,
             "[check] needs exactly one of `finds`, `none = true` and `unseen`"
         );
-        let of_finds = !self.lines.is_empty() || !self.addresses.is_empty();
-        ensure!(!of_finds || !self.finds.is_empty(), "[check] `lines` and `addresses` belong to `finds`");
+        let of_finds = !self.lines.is_empty()
+            || !self.addresses.is_empty()
+            || !self.fix_contains.is_empty()
+            || !self.breaks_contains.is_empty()
+            || !self.first_fix_contains.is_empty();
+        ensure!(
+            !of_finds || !self.finds.is_empty(),
+            "[check] `lines`, `addresses`, `fix_contains`, `first_fix_contains` and `breaks_contains` belong to `finds`"
+        );
         ensure!(self.confidence <= self.at_most, "[check] `at_most` is less than `confidence`");
         Ok(())
     }
@@ -218,6 +234,35 @@ fn wanted(
     let addresses: BTreeSet<&str> = check.addresses.iter().map(String::as_str).collect();
     if !addresses.is_empty() && upstreams != addresses {
         failures.push(format!("found of {upstreams:?}, expected {addresses:?}"));
+    }
+    let fixes = |finding: &&Value| -> Vec<String> {
+        let all = finding.get("fix").and_then(Value::as_array).into_iter().flatten();
+        all.map(|fix| text(fix, "/text").to_owned()).collect()
+    };
+    for wanted in &check.fix_contains {
+        if !found.iter().flat_map(fixes).any(|fix| fix.contains(wanted.as_str())) {
+            failures.push(format!(
+                "no advice says {wanted:?}: {:?}",
+                found.iter().map(fixes).collect::<Vec<_>>()
+            ));
+        }
+    }
+    for wanted in &check.first_fix_contains {
+        if !found
+            .iter()
+            .any(|finding| fixes(finding).first().is_some_and(|fix| fix.contains(wanted.as_str())))
+        {
+            failures.push(format!(
+                "no first advice says {wanted:?}: {:?}",
+                found.iter().map(fixes).collect::<Vec<_>>()
+            ));
+        }
+    }
+    for wanted in &check.breaks_contains {
+        if !found.iter().any(|finding| text(finding, "/breaks").contains(wanted.as_str())) {
+            let all: Vec<&str> = found.iter().map(|finding| text(finding, "/breaks")).collect();
+            failures.push(format!("what breaks is not {wanted:?}: {all:?}"));
+        }
     }
     for marker in &check.lines {
         match markers.get(marker) {

@@ -74,7 +74,9 @@ fn look(instance: Instance, wishes: &Options) -> (Option<Process>, Snapshot, Rep
     let workers: Vec<Process> = instance.workers().cloned().collect();
     let master = instance.master;
     let on_disk = Snapshot::of(&master);
-    let snapshot = on_disk.instead(master.pid, master.started).unwrap_or(on_disk);
+    let mut snapshot = on_disk.instead(master.pid, master.started).unwrap_or(on_disk);
+    // A worker may still have the configuration from before a reload; the master has the one that all get.
+    snapshot.ask_for_addresses(master.pid);
     let report = check::inspect(&Subject { master: master.clone(), workers, snapshot: &snapshot }, wishes);
     (Some(master), snapshot, report)
 }

@@ -83,7 +83,7 @@ pub fn inspect(subject: &Subject<'_>, _: &Options) -> Report {
     if let Some(worker) = worker(subject)
         && let Ok(ns) = NetNs::of_pid(worker.pid)
     {
-        let all = targets::of(model, &HashMap::new());
+        let all = targets::of(model, &HashMap::new(), subject.snapshot.kept());
         report.findings.extend(ports(model, &ns, &all.targets, &mut seen));
         report.findings.extend(queues(model, &ns, &all.targets, &mut seen));
     }

@@ -16,6 +16,7 @@ pub mod running;
 pub mod security;
 mod subject;
 mod targets;
+pub mod temp;
 pub mod upstreams;
 
 pub use finding::{Checked, Finding, Place, Severity};
@@ -46,6 +47,7 @@ pub const FAMILIES: &[Family] = &[
     Family { names: resolvers::NAMES, inspect: resolvers::inspect },
     Family { names: security::NAMES, inspect: security::inspect },
     Family { names: limits::NAMES, inspect: limits::inspect },
+    Family { names: temp::NAMES, inspect: temp::inspect },
     Family { names: past::NAMES, inspect: past::inspect },
 ];
 

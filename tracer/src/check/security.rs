@@ -33,7 +33,8 @@ fn selinux_mode(subject: &Subject<'_>, worker: &Process) -> Option<Checked> {
         return Some(one("SELinux", format!("{mode}, the worker runs as {domain}"), Some(why.to_owned())));
     }
     let mut explainer = Explainer::default();
-    let all = targets::of(&subject.snapshot.model, &std::collections::HashMap::new());
+    let all =
+        targets::of(&subject.snapshot.model, &std::collections::HashMap::new(), subject.snapshot.kept());
     let mut would = 0;
     let mut enforced = 0;
     for target in &all.targets {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     nginx::{
         Setting,
+        kept::Kept,
         model::{Layer, Model, Module, Pass, UpstreamServer},
         value::Address,
     },
@@ -28,6 +29,10 @@ pub(super) struct Use {
     pub passes: Vec<usize>,
     /// The name that was resolved.
     pub name: Option<String>,
+    /// nginx has the address from the name, which leads to these by now.
+    pub moved: Option<Vec<IpAddr>>,
+    /// nginx does not have this address: it would after its next reload.
+    pub next: bool,
     /// Nothing leads there but a request's own choice of names: whether anybody comes there is not known.
     pub perhaps: bool,
 }
@@ -39,6 +44,13 @@ pub(super) struct Target {
     pub uses: Vec<Use>,
     /// nginx speaks plain text there; the handshake only finds out whether the port does.
     pub is_plain: bool,
+}
+
+impl Target {
+    /// nginx does not connect to it as it runs.
+    pub(super) fn is_next(&self) -> bool {
+        self.uses.iter().all(|one| one.next)
+    }
 }
 
 /// A name that has no address.
@@ -62,13 +74,13 @@ pub(super) struct Targets {
 
 /// The host names that must be looked up.
 pub(super) fn names(model: &Model) -> Vec<String> {
-    let found = of(model, &HashMap::new());
+    let found = of(model, &HashMap::new(), &Kept::default());
     found.unresolved.into_iter().map(|one| one.name).collect()
 }
 
-/// What there is to try, with the addresses of the names.
-pub(super) fn of(model: &Model, resolved: &HashMap<String, resolve::Answer>) -> Targets {
-    let mut collector = Collector { model, resolved, found: BTreeMap::new(), names: BTreeMap::new() };
+/// What there is to try, with the addresses that nginx holds for names, and else those that they have now.
+pub(super) fn of(model: &Model, resolved: &HashMap<String, resolve::Answer>, kept: &Kept) -> Targets {
+    let mut collector = Collector { model, resolved, kept, found: BTreeMap::new(), names: BTreeMap::new() };
     let mut targets = Targets::default();
     let users = model.users_by_upstream();
     for (index, upstream) in model.upstreams.iter().enumerate() {
@@ -120,6 +132,7 @@ pub(super) fn of(model: &Model, resolved: &HashMap<String, resolve::Answer>) -> 
 struct Collector<'a> {
     model: &'a Model,
     resolved: &'a HashMap<String, resolve::Answer>,
+    kept: &'a Kept,
     found: BTreeMap<Ask, Vec<Use>>,
     names: BTreeMap<String, Vec<Use>>,
 }
@@ -147,7 +160,8 @@ impl Collector<'_> {
         if passes.is_empty() {
             return;
         }
-        let mut one = Use { server, passes, name: None, perhaps };
+        let held = self.held(address, server, &passes);
+        let mut one = Use { server, passes, name: None, moved: None, next: false, perhaps };
         match address {
             Address::Ip { ip, port: Some(port) } => {
                 self.target(&Where::Tcp(SocketAddr::new(*ip, *port)), &one);
@@ -157,19 +171,67 @@ impl Collector<'_> {
             }
             Address::Name { host, port: Some(port), .. } => {
                 one.name = Some(host.clone());
-                match self.resolved.get(host) {
-                    Some(resolve::Answer::Addresses(all)) => {
+                match (self.resolved.get(host), held) {
+                    (now, Some(held)) => self.held_targets(&held, *port, now, &one),
+                    (Some(resolve::Answer::Addresses(all)), None) => {
                         for ip in all {
                             self.target(&Where::Tcp(SocketAddr::new(*ip, *port)), &one);
                         }
                     }
-                    _ => self.names.entry(host.clone()).or_default().push(one),
+                    (_, None) => self.names.entry(host.clone()).or_default().push(one),
                 }
             }
             Address::Ip { port: None, .. }
             | Address::Name { port: None, .. }
             | Address::Variable { .. }
             | Address::Invalid => {}
+        }
+    }
+
+    /// The addresses that nginx holds for a name.
+    fn held(
+        &self,
+        address: &Address,
+        server: Option<(usize, usize)>,
+        passes: &[usize],
+    ) -> Option<Vec<SocketAddr>> {
+        let Address::Name { host, port, .. } = address else { return None };
+        match server {
+            Some((group, at)) => {
+                let upstream = self.model.upstreams.get(group)?;
+                self.kept.server(upstream.layer, &upstream.name, upstream.servers.get(at)?)
+            }
+            None => {
+                let pass = self.model.passes.get(*passes.first()?)?;
+                let is_static = matches!(pass.target, Address::Name { .. });
+                self.kept.host(pass.module.layer(), host, (*port)?).filter(|_| is_static)
+            }
+        }
+    }
+
+    /// What nginx holds is tried; beside it what a reload would bring, where a name has moved.
+    fn held_targets(&mut self, held: &[SocketAddr], port: u16, now: Option<&resolve::Answer>, one: &Use) {
+        let now: &[IpAddr] = match now {
+            Some(resolve::Answer::Addresses(all)) => all,
+            Some(resolve::Answer::None(_) | resolve::Answer::Failed(_)) => {
+                if let Some(name) = &one.name {
+                    self.names.entry(name.clone()).or_default().push(one.clone());
+                }
+                &[]
+            }
+            None => &[],
+        };
+        let same = |a: IpAddr, b: IpAddr| a.to_canonical() == b.to_canonical();
+        let is_now = |held: &SocketAddr| now.iter().any(|ip| same(*ip, held.ip()));
+        for address in held {
+            let moved = (!now.is_empty() && !is_now(address)).then(|| now.to_vec());
+            self.target(&Where::Tcp(*address), &Use { moved, ..one.clone() });
+        }
+        if now.is_empty() || held.iter().all(is_now) {
+            return;
+        }
+        for ip in now.iter().filter(|ip| !held.iter().any(|held| same(**ip, held.ip()))) {
+            self.target(&Where::Tcp(SocketAddr::new(*ip, port)), &Use { next: true, ..one.clone() });
         }
     }
 
@@ -206,8 +268,8 @@ fn doubtful(model: &Model, target: &Target) -> Option<Target> {
             matches!(pass.module, Module::Proxy | Module::Grpc) && pass.tls == Some(false)
         })
     };
-    let uses: Vec<Use> =
-        target.uses.iter().filter(|one| one.passes.iter().all(speaks_http)).cloned().collect();
+    let spoken = target.uses.iter().filter(|one| !one.next && one.passes.iter().all(speaks_http));
+    let uses: Vec<Use> = spoken.cloned().collect();
     let tls = Some(TlsAsk { name: uses.first()?.name.clone(), ..TlsAsk::default() });
     Some(Target { ask: Ask { tls, ..target.ask.clone() }, uses, is_plain: true })
 }
@@ -238,7 +300,7 @@ mod tests {
             ("two.test".to_owned(), answer(&["10.0.0.1", "10.0.0.2"])),
             ("one.test".to_owned(), answer(&["10.0.0.1"])),
         ]);
-        let found = of(&model(text), &resolved);
+        let found = of(&model(text), &resolved, &Kept::default());
         let mut shown: Vec<String> = found
             .targets
             .iter()

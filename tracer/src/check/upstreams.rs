@@ -8,18 +8,23 @@ use std::{
 };
 
 use super::{
-    Checked, Finding, Name, Options, Place, Report, Severity, Subject, handshake,
+    Checked, Finding, Name, Options, Place, Report, Severity, Subject,
+    config::view,
+    handshake,
     position::{Outcomes, attempt, look_up, no_start, plan, try_all, worker},
     probe::{self, Answer, Ask, Call, Outcome, Plan, Where},
     targets::{self, Target, Targets, Unresolved, Use},
 };
 use crate::{
-    correlate::Case,
+    correlate::{
+        Case,
+        story::{StaleName, Story},
+    },
     diagnose::{Cause, Confidence, Evidence, Fix, Verdict, words},
     event::Speaker,
     nginx::{
         Candidate, ConfigLine,
-        model::{Layer, Model, Role},
+        model::{Layer, Model, Role, UpstreamServer},
     },
     session::{Explainer, Tried, unix_name},
     sys::{proc, process::Process, resolve, selinux},
@@ -27,10 +32,12 @@ use crate::{
 
 /// What is wrong with a name.
 const UNRESOLVED: &str = "name-does-not-resolve";
+const MOVED: &str = "name-has-moved";
 
 /// Everything that this family finds: a name of its own, and causes that a request's failure would have.
 pub const NAMES: &[Name] = &[
     (UNRESOLVED, "an upstream's name has no address now: nginx keeps its old ones, and the next start fails"),
+    (MOVED, "an upstream's name has other addresses now than nginx goes on using"),
     ("connect-refused-no-listener", "nothing listens on an upstream's local address and port"),
     ("connect-refused-by-peer", "an upstream host answers connections with a RST"),
     ("connect-refused-by-firewall", "a firewall rejects connections to an upstream"),
@@ -83,7 +90,7 @@ pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Rep
         return report;
     };
     let (resolved, foreign) = look_up(worker, model, options);
-    let targets = targets::of(model, &resolved);
+    let targets = targets::of(model, &resolved, subject.snapshot.kept());
     let mut look = Look {
         subject,
         options,
@@ -105,6 +112,14 @@ pub fn inspect_with(exe: &Path, subject: &Subject<'_>, options: &Options) -> Rep
 fn checked(seen: String, incomplete: Option<String>, findings: &[&'static str]) -> Checked {
     let findings: BTreeSet<&'static str> = findings.iter().copied().collect();
     Checked { what: "upstream servers", seen, incomplete, findings: findings.into_iter().collect() }
+}
+
+/// What a server's failure breaks.
+struct Effect {
+    severity: Severity,
+    breaks: String,
+    /// The lines that keep nginx from a server that answers.
+    barred: Vec<ConfigLine>,
 }
 
 /// One look at one nginx.
@@ -136,6 +151,7 @@ impl Look<'_> {
         }
         self.answers.resize(plan.asks.len(), Answer::NONE);
         self.explain(&plan, &refused_by);
+        self.moved();
         for one in &self.targets.unresolved {
             match &one.answer {
                 Some(answer) => self.findings.push(self.unresolved(one, answer)),
@@ -168,7 +184,9 @@ impl Look<'_> {
             .targets
             .iter()
             .zip(&self.answers)
-            .filter(|(target, answer)| !target.is_plain && answer.outcome != Outcome::NotTried)
+            .filter(|(target, answer)| {
+                !target.is_plain && !target.is_next() && answer.outcome != Outcome::NotTried
+            })
             .collect();
         let stood: Vec<_> = tried.iter().filter(|(_, a)| a.outcome == Outcome::Connected).collect();
         let mut text = match tried.len() {
@@ -276,6 +294,9 @@ impl Look<'_> {
         let targets = self.targets;
         let mut denied = HashMap::new();
         for (number, target) in targets.targets.iter().enumerate() {
+            if target.is_next() {
+                continue;
+            }
             if !target.is_plain {
                 self.selinux(target, &mut denied);
             }
@@ -284,7 +305,7 @@ impl Look<'_> {
             let failed =
                 !target.is_plain && !matches!(answer.outcome, Outcome::Connected | Outcome::NotTried);
             let whole = if failed { self.whole(number, target, &answer) } else { None };
-            if let Some(target) = whole.as_ref().filter(|target| !self.is_spare_localhost(target)) {
+            if let Some(target) = whole.as_ref() {
                 let who = refused_by.get(&number);
                 let tried = Tried {
                     attempt: attempt(self.worker, &target.ask, &answer),
@@ -293,6 +314,7 @@ impl Look<'_> {
                     timeout: self.options.timeout,
                     refused_by: who.copied().flatten(),
                     unconfined_too: unconfined || who.is_some_and(Option::is_none),
+                    story: self.story(target),
                 };
                 // Explaining takes longer than trying; what is certain is told in any case.
                 if Instant::now() < self.end {
@@ -351,7 +373,8 @@ impl Look<'_> {
         if all.peek().is_none_or(|(first, _)| *first != number) {
             return None;
         }
-        let uses = all.flat_map(|(_, (other, _))| other.uses.iter().cloned()).collect();
+        let uses =
+            all.flat_map(|(_, (other, _))| other.uses.iter()).filter(|one| !one.next).cloned().collect();
         Some(Target { uses, ..target.clone() })
     }
 
@@ -370,12 +393,32 @@ impl Look<'_> {
                 text: case.attempt.errno().map_or_else(|| "no answer".to_owned(), words::errno),
             });
         }
+        self.after_reload(target, &mut verdict);
         self.push(target, verdict, status(answer));
     }
 
     /// `status`: what nginx answers if it has no other server.
     fn push(&mut self, target: &Target, verdict: Verdict, status: &str) {
-        let (severity, breaks) = self.effect(target, status);
+        let model = &self.subject.snapshot.model;
+        let Effect { severity, breaks, barred } = self.effect(target, status);
+        let mut at = places(model, &target.uses);
+        let mut fix = verdict.fix;
+        if let Some((place, answers)) = self.other_address(target)
+            && !fix.iter().any(|one| one.text.contains(&answers))
+        {
+            fix.insert(
+                0,
+                Fix { text: format!("name the address that answers, {answers}, in {place}"), command: None },
+            );
+        }
+        let word = if status == "504" { "timeout" } else { "error" };
+        for line in barred {
+            fix.push(Fix {
+                text: format!("let nginx go on to the next server: {}", words::unbar(&line, word)),
+                command: None,
+            });
+            at.push(place(line));
+        }
         self.findings.push(Finding {
             name: verdict.cause.name(),
             severity,
@@ -385,72 +428,292 @@ impl Look<'_> {
             breaks,
             rival: verdict.rival,
             upstream: Some(shown(&target.ask)),
-            at: places(&self.subject.snapshot.model, &target.uses),
+            at,
             evidence: verdict.evidence,
-            fix: verdict.fix,
+            fix,
         });
     }
 
-    /// The name `localhost` stands for both loopback addresses; where one of them answers, nginx finds it.
-    fn is_spare_localhost(&self, target: &Target) -> bool {
-        let is_one =
-            |one: &Use| one.name.as_deref().is_some_and(|name| name.eq_ignore_ascii_case("localhost"));
-        target.uses.iter().all(|one| is_one(one) && self.other_answers(target, one))
+    /// What is known of the names that an address was got from, for those that have moved since.
+    fn story(&self, target: &Target) -> Option<Box<Story>> {
+        let mut names: Vec<StaleName> = Vec::new();
+        for one in &target.uses {
+            let (Some(name), Some(now)) = (&one.name, &one.moved) else { continue };
+            if !names.iter().any(|known| known.name == *name) {
+                names.push(StaleName { name: name.clone(), did: true, kept: true, now: now.clone() });
+            }
+        }
+        let master = self.subject.master.pid;
+        (!names.is_empty()).then(|| Box::new(Story { master, names, ..Story::default() }))
+    }
+
+    /// Whether the addresses that a name has now answer: only then does a reload help.
+    fn after_reload(&self, target: &Target, verdict: &mut Verdict) {
+        if !target.uses.iter().any(|one| one.moved.is_some()) {
+            return;
+        }
+        let same = |other: &Use| {
+            target.uses.iter().any(|one| (&one.name, one.server) == (&other.name, other.server))
+        };
+        let all = self.targets.targets.iter().zip(&self.answers);
+        let next: Vec<(&Target, &Answer)> =
+            all.filter(|(other, _)| other.is_next() && other.uses.iter().any(same)).collect();
+        let Some((target, answer)) = next
+            .iter()
+            .find(|(_, answer)| answer.outcome == Outcome::Connected)
+            .or_else(|| next.iter().find(|(_, answer)| answer.outcome != Outcome::NotTried))
+        else {
+            return;
+        };
+        let answers = answer.outcome == Outcome::Connected;
+        verdict.evidence.push(Evidence {
+            kind: "dns-now",
+            text: if answers {
+                format!("{}, where the name leads now, answers", shown(&target.ask))
+            } else {
+                format!("{}, where the name leads now, does not answer either", shown(&target.ask))
+            },
+        });
+        if !answers {
+            let reloads = |one: &Fix| one.text.starts_with("reload nginx");
+            let (late, early): (Vec<Fix>, Vec<Fix>) = verdict.fix.drain(..).partition(reloads);
+            verdict.fix.extend(early.into_iter().chain(late));
+        }
+    }
+
+    /// Names that have moved altogether, while what nginx holds for them still answers.
+    fn moved(&mut self) {
+        let all: Vec<(&Target, &Answer)> = self.targets.targets.iter().zip(&self.answers).collect();
+        let mut found: Vec<Finding> = Vec::new();
+        for (target, answer) in &all {
+            for one in &target.uses {
+                let (Some(name), Some(now)) = (&one.name, &one.moved) else { continue };
+                // One that still leads to another address that nginx holds gives some of many at a time.
+                let stays = |other: &Use| {
+                    (&other.name, other.server) == (&one.name, one.server)
+                        && !other.next
+                        && other.moved.is_none()
+                };
+                let partly = all.iter().any(|(other, _)| other.uses.iter().any(stays));
+                let known = found.iter().any(|finding| finding.summary.starts_with(&format!("{name} ")));
+                if answer.outcome != Outcome::Connected || partly || known {
+                    continue;
+                }
+                let list: Vec<String> = now.iter().map(ToString::to_string).collect();
+                found.push(Finding {
+                    name: MOVED,
+                    severity: Severity::Warning,
+                    cause: None,
+                    confidence: Confidence::Likely,
+                    summary: format!(
+                        "{} leads to {} now, and nginx goes on sending to {}",
+                        proc::printable(name.as_bytes()),
+                        list.join(", "),
+                        shown(&target.ask)
+                    ),
+                    breaks: "nginx keeps the addresses that it got when it started or was reloaded: requests go to what is \
+                             there by now, and fail when it goes"
+                        .to_owned(),
+                    rival: Some("a name whose servers give other addresses each time that they are asked".to_owned()),
+                    upstream: Some(shown(&target.ask)),
+                    at: places(&self.subject.snapshot.model, std::slice::from_ref(one)),
+                    evidence: vec![Evidence {
+                        kind: "dns-stale",
+                        text: format!("nginx's own memory holds {} for it", shown(&target.ask)),
+                    }],
+                    fix: vec![
+                        Fix {
+                            text: "reload nginx, so that it resolves the name again".to_owned(),
+                            command: Some(format!("kill -HUP {}", self.subject.master.pid)),
+                        },
+                        Fix {
+                            text: "for names that come and go: a `resolver`, and `server NAME:PORT resolve;` with a `zone` (nginx \
+                                   1.27.3)"
+                                .to_owned(),
+                            command: None,
+                        },
+                    ],
+                });
+            }
+        }
+        self.findings.extend(found);
+    }
+
+    /// Another address of the same name, which answers, and the line that names it: the name stands for several servers.
+    fn other_address(&self, target: &Target) -> Option<(String, String)> {
+        let [one, ..] = target.uses.as_slice() else { return None };
+        let name = one.name.as_ref().filter(|_| one.moved.is_none())?;
+        let same = |other: &Use| {
+            !other.next
+                && other.moved.is_none()
+                && (other.name.as_ref(), other.server) == (Some(name), one.server)
+                && (one.server.is_some() || one.passes.iter().any(|pass| other.passes.contains(pass)))
+        };
+        let mut all = self.targets.targets.iter().zip(&self.answers);
+        let (answers, _) = all.find(|(other, answer)| {
+            answer.outcome == Outcome::Connected && !other.is_plain && other.uses.iter().any(same)
+        })?;
+        let model = &self.subject.snapshot.model;
+        let line = match one.server {
+            Some((group, at)) => model.line(Role::Server, model.upstreams.get(group)?.servers.get(at)?.node),
+            None => model.line(Role::Pass, model.passes.get(*one.passes.first()?)?.node),
+        };
+        Some((format!("{} instead of {}", at(&line), proc::printable(name.as_bytes())), shown(&answers.ask)))
+    }
+
+    fn same_group(one: &Use, other: &Use) -> bool {
+        match (one.server, other.server) {
+            _ if one.next || other.next => false,
+            (Some((group, _)), Some((other, _))) => group == other,
+            (None, None) => one.passes.iter().any(|pass| other.passes.contains(pass)),
+            _ => false,
+        }
     }
 
     /// True if nginx has another server, or another address, for the same request, and it answers.
     fn other_answers(&self, target: &Target, one: &Use) -> bool {
-        let same = |other: &Use| match (one.server, other.server) {
-            (Some((group, _)), Some((other, _))) => group == other,
-            (None, None) => one.passes.iter().any(|pass| other.passes.contains(pass)),
-            _ => false,
-        };
         self.targets.targets.iter().zip(&self.answers).any(|(other, answer)| {
-            other != target && answer.outcome == Outcome::Connected && other.uses.iter().any(same)
+            other != target
+                && answer.outcome == Outcome::Connected
+                && other.uses.iter().any(|other| Self::same_group(one, other))
         })
     }
 
-    /// How bad a server's failure is, and what breaks because of it.
-    fn effect(&self, target: &Target, status: &str) -> (Severity, String) {
+    /// How many of a group's addresses fail: so many tries a request may need.
+    fn failing(&self, one: &Use) -> u64 {
+        let fails = |answer: &Answer| matches!(answer.outcome, Outcome::Failed(..) | Outcome::TimedOut);
+        let all = self.targets.targets.iter().zip(&self.answers).filter(|(other, answer)| {
+            fails(answer) && !other.is_plain && other.uses.iter().any(|other| Self::same_group(one, other))
+        });
+        let places: BTreeSet<&Where> = all.map(|(other, _)| &other.ask.to).collect();
+        places.len().try_into().unwrap_or(u64::MAX)
+    }
+
+    /// What keeps a pass from the servers that answer; None if nothing does.
+    fn barred(&self, one: &Use, pass: usize, status: &str) -> Option<Vec<ConfigLine>> {
         let model = &self.subject.snapshot.model;
-        let alone = |one: &&Use| !self.other_answers(target, one);
-        let sure = |one: &&Use| !one.perhaps;
-        let worst: Vec<&Use> = target.uses.iter().filter(sure).filter(alone).collect();
-        let passes = |one: &Use| -> Vec<String> {
-            let lines = one.passes.iter().filter_map(|pass| model.passes.get(*pass));
-            lines.map(|pass| at(&model.line(Role::Pass, pass.node))).collect()
+        let barred = model.barred(model.passes.get(pass)?, self.failing(one).max(1));
+        match status {
+            // Without a socket nginx asks nobody (ngx_http_upstream_connect).
+            "500" => Some(Vec::new()),
+            "504" => Some(barred.timeout).filter(|lines| !lines.is_empty()),
+            _ => Some(barred.error).filter(|lines| !lines.is_empty()),
+        }
+    }
+
+    /// How bad a server's failure is, and what breaks because of it.
+    fn effect(&self, target: &Target, status: &str) -> Effect {
+        let model = &self.subject.snapshot.model;
+        let uses = || target.uses.iter().filter(|one| !one.next);
+        let is_stream = |passes: &[usize]| {
+            let mut all = passes.iter().filter_map(|pass| model.passes.get(*pass));
+            all.all(|pass| pass.module.layer() == Layer::Stream)
         };
-        if !worst.is_empty() {
-            let stream = worst
-                .iter()
-                .flat_map(|one| &one.passes)
-                .filter_map(|pass| model.passes.get(*pass))
-                .all(|pass| pass.module.layer() == Layer::Stream);
-            let mut all: Vec<String> = worst.iter().flat_map(|one| passes(one)).collect();
+        let lines = |passes: &[usize]| -> Vec<String> {
+            let all = passes.iter().filter_map(|pass| model.passes.get(*pass));
             let mut seen = BTreeSet::new();
-            all.retain(|place| seen.insert(place.clone()));
-            let which = list(&all);
-            let text = if stream {
+            all.map(|pass| at(&model.line(Role::Pass, pass.node)))
+                .filter(|place| seen.insert(place.clone()))
+                .collect()
+        };
+        let mirrored = |pass: &usize| model.passes.get(*pass).and_then(|pass| view::mirrored(model, pass));
+        // What a client gets an answer from.
+        let seen = |one: &Use| -> Vec<usize> {
+            one.passes.iter().filter(|pass| mirrored(pass).is_none()).copied().collect()
+        };
+        let all: Vec<usize> = uses().flat_map(|one| one.passes.iter().copied()).collect();
+        if !all.is_empty() && all.iter().all(|pass| mirrored(pass).is_some()) {
+            let mut breaks =
+                format!("the copies of requests that `mirror` sends to {} are lost", list(&lines(&all)));
+            if status == "504" {
+                breaks += "; the requests themselves are answered, and their connections are held until nginx gives up";
+            } else {
+                breaks += "; the requests themselves are answered";
+            }
+            if all.iter().any(|pass| mirrored(pass) == Some(false)) {
+                breaks += &format!(" (a client that asks for that location itself gets {status})");
+            }
+            return Effect { severity: Severity::Warning, breaks, barred: Vec::new() };
+        }
+        let sure = || uses().filter(|one| !one.perhaps);
+        let worst: Vec<usize> =
+            sure().filter(|one| !self.other_answers(target, one)).flat_map(seen).collect();
+        if !worst.is_empty() {
+            let which = list(&lines(&worst));
+            let breaks = if is_stream(&worst) {
                 format!("every connection that comes to {which} is closed: no other server answers")
             } else {
                 format!("every request that comes to {which} gets {status}: no other server answers")
             };
-            return (Severity::Problem, text);
+            return Effect { severity: Severity::Problem, breaks, barred: Vec::new() };
         }
-        let Some(one) = target.uses.iter().find(|one| !one.perhaps).or_else(|| target.uses.first()) else {
-            return (Severity::Warning, String::new());
+        let mut stuck: Vec<usize> = Vec::new();
+        let mut barred: Vec<ConfigLine> = Vec::new();
+        let mut rests: Vec<String> = Vec::new();
+        for one in sure().filter(|one| !self.is_backup(one)) {
+            for pass in seen(one) {
+                if let Some(found) = self.barred(one, pass, status) {
+                    stuck.push(pass);
+                    barred.extend(found);
+                    rests.extend(self.rest(one));
+                }
+            }
+        }
+        let mut known = BTreeSet::new();
+        barred.retain(|line| known.insert(at(line)));
+        if !stuck.is_empty() {
+            let which = list(&lines(&stuck));
+            let what = if is_stream(&stuck) { "connections" } else { "requests" };
+            let get = if is_stream(&stuck) { "are closed".to_owned() } else { format!("get {status}") };
+            let why: Vec<String> =
+                barred.iter().map(|line| format!("{} ({})", line.text, at(line))).collect();
+            let why = match why.as_slice() {
+                [] => "nginx asks no other server after such an error".to_owned(),
+                _ => format!("another server answers, and {} keeps nginx from asking it", why.join(", ")),
+            };
+            let rest = rests.first().map(|rest| format!("; {rest}")).unwrap_or_default();
+            let breaks =
+                format!("{what} to {which} {get} whenever nginx chooses this server first: {why}{rest}");
+            return Effect { severity: Severity::Problem, breaks, barred };
+        }
+        let Some(one) = uses().find(|one| !one.perhaps).or_else(|| uses().next()) else {
+            return Effect { severity: Severity::Warning, breaks: String::new(), barred: Vec::new() };
         };
-        if one.perhaps {
-            let text = format!("requests to {} get {status}, if they choose this server", list(&passes(one)));
-            return (Severity::Warning, text);
-        }
-        let lost =
-            if status == "504" { "waits for it as long as the connect timeout is" } else { "fails on it" };
-        let text = format!(
-            "each request to {} that it is chosen for {lost} before nginx goes on to the next server",
-            list(&passes(one))
-        );
-        (Severity::Warning, text)
+        let which = list(&lines(&one.passes));
+        let breaks = if one.perhaps {
+            format!("requests to {which} get {status}, if they choose this server")
+        } else {
+            let lost = if status == "504" {
+                "waits for it as long as the connect timeout is"
+            } else {
+                "fails on it"
+            };
+            format!(
+                "each request to {which} that it is chosen for {lost} before nginx goes on to the next server"
+            )
+        };
+        Effect { severity: Severity::Warning, breaks, barred: Vec::new() }
+    }
+
+    fn server(&self, one: &Use) -> Option<&UpstreamServer> {
+        let (group, at) = one.server?;
+        self.subject.snapshot.model.upstreams.get(group)?.servers.get(at)
+    }
+
+    /// It is asked when others have failed.
+    fn is_backup(&self, one: &Use) -> bool {
+        self.server(one).is_some_and(|server| server.backup)
+    }
+
+    /// For how long nginx leaves a server alone that has failed.
+    fn rest(&self, one: &Use) -> Option<String> {
+        let (fails, seconds) =
+            self.server(one).map_or((1, 10), |server| (server.max_fails, server.fail_timeout_s));
+        (fails > 0).then(|| {
+            format!(
+                "each worker leaves it alone for {seconds} s after max_fails={fails}, then tries it again"
+            )
+        })
     }
 
     fn unresolved(&self, one: &Unresolved, answer: &resolve::Answer) -> Finding {
@@ -525,12 +788,15 @@ pub(super) fn shown(ask: &Ask) -> String {
     }
 }
 
+fn place(line: ConfigLine) -> Place {
+    Place { role: line.role.name(), file: Some(line.file), line: Some(line.line), text: line.text }
+}
+
 /// The `server` lines, then the passes.
 pub(super) fn places(model: &Model, uses: &[Use]) -> Vec<Place> {
     let mut found: Vec<Place> = Vec::new();
     let mut add = |line: ConfigLine| {
-        let place =
-            Place { role: line.role.name(), file: Some(line.file), line: Some(line.line), text: line.text };
+        let place = place(line);
         if found.len() < MOST_LINES && !found.contains(&place) {
             found.push(place);
         }

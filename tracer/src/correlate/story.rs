@@ -62,6 +62,9 @@ pub struct StaleName {
     pub now: Vec<IpAddr>,
     /// True if it did lead to the address when the configuration was read.
     pub did: bool,
+    /// True if nginx's own memory says so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 /// What nginx told its log of the attempt.

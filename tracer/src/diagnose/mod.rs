@@ -6,6 +6,7 @@
 
 pub mod cause;
 pub mod pages;
+mod retry;
 mod rules;
 pub mod story;
 pub mod words;
@@ -143,6 +144,7 @@ pub use rules::RULES;
 #[must_use]
 pub fn verdict(case: &Case) -> Verdict {
     let mut verdict = diagnose(case);
+    retry::add(&mut verdict, case);
     story::add(&mut verdict, case);
     verdict
 }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Adds what concerns a case.
-pub(super) fn add(verdict: &mut Verdict, case: &Case) {
+pub(crate) fn add(verdict: &mut Verdict, case: &Case) {
     if let Some(story) = case.story.as_deref() {
         add_story(verdict, case, story);
     }
@@ -65,7 +65,13 @@ fn stale(verdict: &mut Verdict, case: &Case, story: &Story, name: &StaleName) {
     } else {
         format!("resolves to {} now", list.join(", "))
     };
-    let text = if name.did {
+    let text = if name.kept {
+        format!(
+            "nginx's own memory holds {address} for {}, which {now}: nginx keeps the addresses that it got when it started or \
+             was reloaded",
+            name.name,
+        )
+    } else if name.did {
         format!(
             "{} resolved to {address} when why502 read the configuration, and {now}: nginx keeps the addresses that it \
              got when it started or was reloaded",
@@ -80,10 +86,13 @@ fn stale(verdict: &mut Verdict, case: &Case, story: &Story, name: &StaleName) {
     };
     verdict.evidence.push(Evidence { kind: "dns-stale", text });
     if !name.now.is_empty() {
-        verdict.fix.push(Fix {
+        let reload = Fix {
             text: format!("reload nginx, so that it resolves {} again", name.name),
             command: Some(format!("kill -HUP {}", story.master)),
-        });
+        };
+        // It had the address from this name: nobody needs to be there any more.
+        let at = if name.did || name.kept { 0 } else { verdict.fix.len() };
+        verdict.fix.insert(at, reload);
     }
 }
 

@@ -177,6 +177,7 @@ impl Build {
                     line: Some(line(Role::Directive, 19, &text)),
                     text,
                 }],
+                barred: crate::nginx::Barred::default(),
                 settings: InForces::default(),
                 exact: true,
                 upstream_server: Some((0, 0)),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use crate::{
     correlate::{Case, GaveUp, Listening},
     event::{Attempt, Drop, DropClass, Stage},
+    nginx::ConfigLine,
 };
 
 /// Name of an errno (include/uapi/asm-generic/errno*.h), for those that a connection attempt can yield.
@@ -237,6 +238,24 @@ pub fn server_line(case: &Case) -> Option<String> {
     };
     let line = only.lines.first()?;
     Some(format!("{}:{}", line.file.display(), line.line))
+}
+
+/// What to do to a line that keeps nginx from another server (see [`crate::nginx::Barred`]); `word`: what it must be told to go
+/// on after.
+#[must_use]
+pub fn unbar(line: &ConfigLine, word: &str) -> String {
+    let place = format!("{}:{}", line.file.display(), line.line);
+    let has = |wanted: &str| {
+        let words = line.text.trim_end_matches(';').split_ascii_whitespace();
+        words.skip(1).any(|one| one == wanted)
+    };
+    if line.text.contains("_tries") {
+        format!("take away `{}` ({place}), or raise it", line.text)
+    } else if has("off") {
+        format!("take away `{}` ({place})", line.text)
+    } else {
+        format!("add `{word}` to `{}` ({place})", line.text)
+    }
 }
 
 /// Who refused the system call that failed.

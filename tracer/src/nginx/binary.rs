@@ -1,7 +1,7 @@
 //! What an executable's bytes say: whether it is nginx (or a fork of it), its version, and the paths that
 //! were compiled in. Needs no symbols and no sections, so that stripped and static builds are read as well.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Texts that every nginx since 1.0 and every fork must contain as C strings: names of core and event
 /// directives, and messages of the configuration parser. A linker may store a name as the tail of a longer
@@ -86,6 +86,16 @@ pub fn version(elf: &[u8]) -> Option<String> {
     build(elf).map(|build| build.version)
 }
 
+/// The folders for what does not fit nginx's buffers: what their directives begin with, and where they are by default
+/// (auto/options); relative to the prefix.
+pub const TEMPORARY: [(&str, &str); 5] = [
+    ("client_body", "client_body_temp"),
+    ("proxy", "proxy_temp"),
+    ("fastcgi", "fastcgi_temp"),
+    ("uwsgi", "uwsgi_temp"),
+    ("scgi", "scgi_temp"),
+];
+
 /// The paths given to `./configure`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
@@ -97,6 +107,8 @@ pub struct Defaults {
     pub sbin_path: Option<PathBuf>,
     /// `--error-log-path=`; `stderr`, as in Debian's newer builds, is no path.
     pub error_log_path: Option<PathBuf>,
+    /// `--http-proxy-temp-path=` and the like, by the first words of [`TEMPORARY`].
+    pub temporary: BTreeMap<&'static str, PathBuf>,
 }
 
 impl Default for Defaults {
@@ -107,6 +119,7 @@ impl Default for Defaults {
             conf_path: PathBuf::from("conf/nginx.conf"),
             sbin_path: None,
             error_log_path: None,
+            temporary: TEMPORARY.iter().map(|(kind, path)| (*kind, PathBuf::from(path))).collect(),
         }
     }
 }
@@ -124,7 +137,15 @@ pub fn build_defaults(elf: &[u8]) -> Option<Defaults> {
             "--conf-path" if !value.is_empty() => defaults.conf_path = path,
             "--sbin-path" => defaults.sbin_path = Some(path),
             "--error-log-path" => defaults.error_log_path = Some(path),
-            _ => {}
+            _ => {
+                let kind = name.strip_prefix("--http-").and_then(|name| name.strip_suffix("-temp-path"));
+                let is_it = |(known, _): &&(&'static str, &str)| {
+                    kind.is_some_and(|kind| kind.replace('-', "_") == *known)
+                };
+                if let Some((kind, _)) = TEMPORARY.iter().find(is_it).filter(|_| !value.is_empty()) {
+                    defaults.temporary.insert(kind, path);
+                }
+            }
         }
     }
     Some(defaults)

@@ -70,6 +70,9 @@ impl Model {
                 }
             };
         }
+        if has_fixed_host(&pass.authority) {
+            return None;
+        }
         let is_name = |value: &super::model::PassValue| {
             matches!(value.target, Address::Name { .. }) && value.upstream.is_none()
         };
@@ -99,6 +102,15 @@ impl Model {
     }
 }
 
+/// Whether only the port behind an address is a variable's, or the path of a unix socket: nobody is asked for a name then.
+fn has_fixed_host(authority: &str) -> bool {
+    let Some((before, _)) = authority.split_once('$') else { return false };
+    let is_unix = before.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("unix:"));
+    let host = before.rsplit_once(':').map(|(host, _)| host);
+    let is_address = |host: &str| matches!(value::address(host, None, false), Address::Ip { .. });
+    is_unix || host.is_some_and(is_address)
+}
+
 /// Puts values into a text; `None` if one of its variables has none.
 fn evaluate(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let mut made = String::new();
@@ -122,6 +134,27 @@ fn evaluate(text: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_no_name() {
+        for fixed in
+            ["127.0.0.1:$port", "[::1]:$port", "127.0.0.1:80$port", "unix:$socket", "unix:/run/$app.sock"]
+        {
+            assert!(has_fixed_host(fixed), "{fixed}");
+        }
+        for open in [
+            "$host:80",
+            "127.0.0.1$x",
+            "127.0.0.$1:80",
+            "localhost:$port",
+            "app:$port",
+            "[$ip]:80",
+            "[::$x",
+            "10.0.0.1",
+        ] {
+            assert!(!has_fixed_host(open), "{open}");
+        }
+    }
 
     #[test]
     fn variables_get_the_values_of_a_request() {

@@ -192,6 +192,9 @@ impl Model {
         narrowed.upstream_server = candidate.upstream_server;
         let own = candidate.lines.iter().take_while(|line| line.role != Role::Pass);
         narrowed.lines.splice(0..0, own.cloned());
+        if candidate.barred.others {
+            narrowed.barred = self.all_barred(&narrowed.passes);
+        }
         if candidate.settings != InForces::default() {
             narrowed.settings = self.in_force(&narrowed.passes, narrowed.upstream_server);
         }

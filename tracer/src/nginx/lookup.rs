@@ -10,6 +10,7 @@ use std::{
 use super::{
     in_force::InForces,
     model::{ConfigLine, Model, Module, Pass, Role, Upstream},
+    retry::Barred,
     settings::{Setting, Timeout},
     value::{self, Address},
 };
@@ -28,6 +29,9 @@ pub struct Candidate {
     pub lines: Vec<ConfigLine>,
     /// The connect time-outs of the passes, each once.
     pub connect_timeouts: Vec<Timeout>,
+    /// What keeps nginx from another server of the same group.
+    #[serde(default, skip_serializing_if = "Barred::is_empty")]
+    pub barred: Barred,
     /// What else holds for the passes; filled only for connections that stood ([`Model::add_settings`]).
     pub settings: InForces,
     /// False where a variable, an SRV record, `down` or a foreign directive decides whether this line is
@@ -120,9 +124,13 @@ impl Model {
                 };
                 if fit != Fit::No {
                     let exact = fit == Fit::Exact && !server.down;
+                    let has_others = upstream.balancer.is_none() && live_servers(upstream, peer) > 1;
                     for mut candidate in self.through(upstream, index, named, exact) {
                         candidate.server.clone_from(&server.text);
                         candidate.upstream_server = Some((index, at));
+                        if has_others {
+                            candidate.barred = self.all_barred(&candidate.passes);
+                        }
                         candidate.lines.insert(0, self.line(Role::Server, server.node));
                         found.push(candidate);
                     }
@@ -156,6 +164,9 @@ impl Model {
             let fit = fits(&pass.target, peer);
             if fit != Fit::No {
                 let mut candidate = self.candidate(pass.module, vec![index], fit == Fit::Exact);
+                if addresses(&pass.target, peer) > 1 {
+                    candidate.barred = self.all_barred(&candidate.passes);
+                }
                 candidate.upstream = implicit_name(&pass.target);
                 candidate.server.clone_from(&pass.authority);
                 found.push(candidate);
@@ -268,12 +279,27 @@ impl Model {
             module,
             lines,
             connect_timeouts,
+            barred: Barred::default(),
             settings: InForces::default(),
             exact,
             upstream_server: None,
             passes,
         }
     }
+}
+
+/// How many addresses nginx has for what is written, as far as names were looked up.
+fn addresses(address: &Address, peer: &Peer<'_>) -> usize {
+    match (address, peer) {
+        (Address::Name { host, .. }, Peer::Inet(_, resolved)) => resolved(host).len().max(1),
+        (Address::Name { .. } | Address::Ip { .. } | Address::Unix { .. }, _) => 1,
+        (Address::Variable { .. } | Address::Invalid, _) => 0,
+    }
+}
+
+/// The servers of an upstream that nginx may choose.
+fn live_servers(upstream: &Upstream, peer: &Peer<'_>) -> usize {
+    upstream.servers.iter().filter(|server| !server.down).map(|server| addresses(&server.address, peer)).sum()
 }
 
 fn implicit_name(target: &Address) -> Option<String> {

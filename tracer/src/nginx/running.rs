@@ -36,9 +36,11 @@ pub type Read<'a> = &'a dyn Fn(u64, usize) -> Option<Vec<u8>>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// `ngx_cycle`, as linked.
-    cycle: u64,
+    pub(super) cycle: u64,
+    /// `ngx_core_module`, which every list of modules begins with.
+    pub(super) core: Option<u64>,
     /// The program headers, as linked: the kernel tells a process where they are (`AT_PHDR`).
-    headers: u64,
+    pub(super) headers: u64,
 }
 
 /// Finds `ngx_cycle`; `None` where it is not exported, or for what is no 64-bit program of this byte order.
@@ -47,24 +49,35 @@ pub fn place(elf: &[u8]) -> Option<Place> {
     if file.is_little_endian() != cfg!(target_endian = "little") {
         return None;
     }
-    let cycle = file
-        .dynamic_symbols()
-        .find(|symbol| symbol.is_definition() && symbol.name() == Ok("ngx_cycle"))?
-        .address();
+    let address = |name: &str| {
+        let mut all = file.dynamic_symbols();
+        all.find(|symbol| symbol.is_definition() && symbol.name() == Ok(name)).map(|symbol| symbol.address())
+    };
+    let (cycle, core) = (address("ngx_cycle")?, address("ngx_core_module"));
     let at = file.elf_header().e_phoff.get(file.endian());
     let headers = file.segments().find_map(|segment| {
         let (offset, size) = segment.file_range();
         let inside = at.checked_sub(offset).filter(|inside| *inside < size)?;
         segment.address().checked_add(inside)
     })?;
-    Some(Place { cycle, headers })
+    Some(Place { cycle, core, headers })
 }
 
 impl Place {
+    /// Where a symbol is in the process.
+    pub(super) fn loaded(&self, phdr: u64, linked: u64) -> u64 {
+        phdr.wrapping_sub(self.headers).wrapping_add(linked)
+    }
+
+    /// The configuration that the process runs with, as an address: another one after each reload.
+    pub fn cycle(&self, phdr: u64, read: Read<'_>) -> Option<u64> {
+        word(&read(self.loaded(phdr, self.cycle), 8)?, 0)
+    }
+
     /// The files that the process has read, the main file first; `None` if it does not keep them. `phdr`: `AT_PHDR` of
     /// its auxiliary vector.
     pub fn files(&self, phdr: u64, main: &Path, read: Read<'_>) -> Option<Dump> {
-        let cycle = word(&read(phdr.wrapping_sub(self.headers).wrapping_add(self.cycle), 8)?, 0)?;
+        let cycle = self.cycle(phdr, read)?;
         let bytes = read(cycle, CYCLE)?;
         (0..CYCLE / 8 - 3).find_map(|index| array(&bytes, index * 8, main, read))
     }
@@ -104,7 +117,7 @@ fn array(cycle: &[u8], at: usize, main: &Path, read: Read<'_>) -> Option<Dump> {
     Dump::of(files)
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
@@ -132,7 +145,7 @@ mod tests {
     }
 
     const LOADED: u64 = 0x5555_0000_0000;
-    const PLACE: Place = Place { cycle: 0x3000, headers: 0x40 };
+    const PLACE: Place = Place { cycle: 0x3000, core: None, headers: 0x40 };
 
     /// A process with two files, its array at that word of the cycle.
     fn process(index: usize) -> Pieces {

@@ -246,10 +246,15 @@ fn pass(node: NodeId, module: Module, url: String, scope: Scope) -> Pass {
     let variables = url.contains('$');
     let split = url.split_once("://").filter(|_| !known.is_empty());
     let (scheme, rest) = split.map_or((None, url.as_str()), |(scheme, rest)| (Some(scheme), rest));
-    let found = scheme.and_then(|scheme| known.iter().find(|(name, ..)| name.eq_ignore_ascii_case(scheme)));
-    let open_scheme = scheme.map_or(variables, |scheme| scheme.contains('$'));
     let uri = module == Module::Proxy;
-    let authority = authority(rest, uri);
+    // Its variables give the rest of the `//`, and the host behind it.
+    let begun = if uri && split.is_none() { begun(&url) } else { None };
+    let scheme_so_far = begun.and_then(|(before, _)| before.split_once(':')).map(|(scheme, _)| scheme);
+    let found = scheme
+        .or(scheme_so_far)
+        .and_then(|scheme| known.iter().find(|(name, ..)| name.eq_ignore_ascii_case(scheme)));
+    let open_scheme = scheme.map_or(variables, |scheme| scheme.contains('$'));
+    let authority = begun.map_or_else(|| authority(rest, uri), |(_, rest)| rest);
     let default_port = found.and_then(|(.., port)| *port);
     let target = if authority.contains('$') {
         Address::Variable { pattern: authority.to_owned(), default_port }
@@ -279,6 +284,17 @@ fn pass(node: NodeId, module: Module, url: String, scope: Scope) -> Pass {
         location: scope.location,
         url,
     }
+}
+
+/// A URL whose scheme is not whole where its first variable stands, such as `http:/$uri`: nginx looks at it when a request
+/// has given the variable its value (`ngx_http_proxy_eval`). What is written before the variable, and the rest.
+fn begun(url: &str) -> Option<(&str, &str)> {
+    let (before, rest) = url.split_at(url.find('$')?);
+    let begins = |whole: &str| {
+        before.len() < whole.len()
+            && whole.get(..before.len()).is_some_and(|part| part.eq_ignore_ascii_case(before))
+    };
+    (!before.is_empty() && (begins("http://") || begins("https://"))).then_some((before, rest))
 }
 
 /// Host and port in front of a URI: up to `/` or `?`, or a variable whose value begins with one. The path of

@@ -29,6 +29,7 @@ fn candidate(upstream: &str) -> Candidate {
             text: "proxy_connect_timeout 60s (default)".to_owned(),
             line: None,
         }],
+        barred: crate::nginx::Barred::default(),
         settings: InForces::default(),
         exact: true,
         upstream_server: Some((0, 0)),

@@ -78,6 +78,7 @@ impl Session<'_> {
             module: model.passes.get(pass)?.module,
             lines,
             connect_timeouts: Vec::new(),
+            barred: crate::nginx::Barred::default(),
             settings: InForces::default(),
             exact: no_attempt.certain,
             upstream_server: None,

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     ffi::{OsStr, OsString},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
@@ -27,10 +27,11 @@ use crate::{
         dump::Dump,
         glob,
         invocation::Invocation,
+        kept::{self, Kept},
         running::{self, Place},
         value::Address,
     },
-    sys::{proc, process::Process, rootfs::RootFs},
+    sys::{memory::Memory, proc, process::Process, rootfs::RootFs},
 };
 
 /// Largest file that is read as configuration, bytes.
@@ -52,6 +53,9 @@ pub struct Snapshot {
     pub main: Option<PathBuf>,
     /// Which nginx it is for, if its executable says so.
     pub build: Option<Build>,
+    /// The folders for what does not fit nginx's buffers where no directive sets them, by the directives' first words; relative
+    /// to the prefix.
+    pub temporary: BTreeMap<&'static str, PathBuf>,
     /// The command line was not to be read in full: it may be the wrong configuration.
     pub is_guess: bool,
     /// The texts are those of a process's memory, not of the disk.
@@ -70,6 +74,12 @@ pub struct Snapshot {
     pid: u32,
     /// The master's /etc/hosts.
     hosts: Option<Vec<u8>>,
+    /// What its process holds for its servers.
+    kept: Kept,
+    /// When that was asked, which configuration it had, as an address in its memory.
+    cycle: Option<u64>,
+    /// What it holds, by name.
+    kept_names: HashMap<String, Vec<IpAddr>>,
     /// What names resolved to when the snapshot was made, as far as that is known by now.
     remembered: Names,
     /// What they resolved to when that was last asked.
@@ -221,6 +231,7 @@ impl Snapshot {
             problems,
             main: Some(started.conf_path.clone()),
             build,
+            temporary: defaults.temporary,
             is_guess: cut_off,
             place,
             versions,
@@ -241,6 +252,7 @@ impl Snapshot {
             problems,
             main: self.main.clone(),
             build: self.build.clone(),
+            temporary: self.temporary.clone(),
             from_memory: true,
             place: self.place,
             made: Some(SystemTime::now()),
@@ -265,9 +277,38 @@ impl Snapshot {
         !self.differences(&root).is_empty()
     }
 
-    /// Looks up the names of the configuration in the background, to know later which have changed.
+    /// Asks the memory of a process that runs with this configuration which addresses it holds for its servers.
+    pub fn ask_for_addresses(&mut self, pid: u32) {
+        let Some(place) = self.place else { return };
+        let Ok(memory) = Memory::of_pid(pid) else { return };
+        let read = |at, length| memory.read(at, length);
+        self.cycle = place.cycle(memory.phdr(), &read);
+        let groups = kept::groups(&place, memory.phdr(), &read);
+        self.kept = groups.map(Kept::of).unwrap_or_default();
+        self.kept_names = self.kept.names(&self.model);
+    }
+
+    /// Whether a process has another configuration in its memory than the one that was asked for its addresses: a reload
+    /// resolves names again, also where no file has changed.
+    #[must_use]
+    pub fn was_resolved_again(&self, pid: u32) -> bool {
+        let Some(place) = self.place else { return false };
+        let Ok(memory) = Memory::of_pid(pid) else { return false };
+        let cycle = place.cycle(memory.phdr(), &|at, length| memory.read(at, length));
+        cycle.is_some() && cycle != self.cycle
+    }
+
+    /// What its process holds for its servers, as far as it was asked.
+    #[must_use]
+    pub fn kept(&self) -> &Kept {
+        &self.kept
+    }
+
+    /// Looks up the names of the configuration in the background, to know later which have changed. What nginx itself holds
+    /// needs no look-up.
     pub fn remember_names(&self) {
-        let names: Vec<String> = self.model.names().into_iter().take(MOST_NAMES).collect();
+        let asked = |name: &String| !self.kept_names.contains_key(name);
+        let names: Vec<String> = self.model.names().into_iter().filter(asked).take(MOST_NAMES).collect();
         let hosts = self.hosts.clone().unwrap_or_default();
         let remembered = Arc::clone(&self.remembered);
         if names.iter().all(|name| known_name(name).is_some()) {
@@ -396,7 +437,10 @@ impl Snapshot {
         if is_exact(&literal) {
             return literal;
         }
-        let now = self.model.candidates(addr, &|name| self.resolve(name));
+        let now = self.model.candidates(addr, &|name| match self.kept_names.get(name) {
+            Some(kept) => kept.clone(),
+            None => self.resolve(name),
+        });
         if is_exact(&now) {
             return now;
         }
@@ -426,7 +470,12 @@ impl Snapshot {
                 |all: &[IpAddr]| all.iter().any(|ip| ip.to_canonical() == addr.ip().to_canonical());
             let now = self.resolve(name);
             if !contains(&now) {
-                stale.push(StaleName { name: name.to_owned(), did: contains(&self.then(name)), now });
+                let kept = self.kept_names.get(name);
+                if kept.is_some_and(|kept| !contains(kept)) {
+                    continue;
+                }
+                let did = contains(&self.then(name));
+                stale.push(StaleName { name: name.to_owned(), did, kept: kept.is_some(), now });
             }
         }
         stale
@@ -451,6 +500,9 @@ impl Snapshot {
     /// must have got the same: from its /etc/hosts, say.
     #[must_use]
     pub fn addresses(&self, name: &str) -> (Vec<IpAddr>, bool) {
+        if let Some(kept) = self.kept_names.get(name) {
+            return (kept.clone(), true);
+        }
         let from_file = self.hosts.as_deref().map(|hosts| hosts_file(hosts, name)).unwrap_or_default();
         if !from_file.is_empty() {
             return (from_file, true);
@@ -460,6 +512,9 @@ impl Snapshot {
     }
 
     fn then(&self, name: &str) -> Vec<IpAddr> {
+        if let Some(kept) = self.kept_names.get(name) {
+            return kept.clone();
+        }
         if let Some(known) = known_name(name) {
             return known;
         }

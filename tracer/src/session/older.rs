@@ -210,6 +210,7 @@ mod tests {
             module,
             lines: Vec::new(),
             connect_timeouts: Vec::new(),
+            barred: crate::nginx::Barred::default(),
             settings,
             exact: true,
             upstream_server: None,

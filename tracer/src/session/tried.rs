@@ -15,6 +15,7 @@ use crate::{
     correlate::{
         Case, Facts, Reach,
         selinux::{Decision, SelinuxFact},
+        story::Story,
     },
     diagnose::{self, Cause, Confidence, Evidence, Verdict, words},
     event::{Attempt, Denial, DropClass, Speaker, Stage, UnixName},
@@ -42,6 +43,8 @@ pub struct Tried {
     pub refused_by: Option<Speaker>,
     /// It failed in the same way without any confinement: neither AppArmor nor a cgroup's program is the reason.
     pub unconfined_too: bool,
+    /// What nginx's configuration has to say of it.
+    pub story: Option<Box<Story>>,
 }
 
 /// What SELinux's policy would deny a worker.
@@ -74,7 +77,7 @@ impl Default for Explainer {
 impl Explainer {
     /// Why a connection failed, and everything that was found.
     pub fn explain(&mut self, tried: Tried) -> (Case, Verdict) {
-        let Tried { mut attempt, lasted, mut config, timeout, refused_by, unconfined_too } = tried;
+        let Tried { mut attempt, lasted, mut config, timeout, refused_by, unconfined_too, story } = tried;
         attempt.end_ns = monotonic_ns();
         let lasted_ns = u64::try_from(lasted.as_nanos()).unwrap_or(0);
         attempt.start_ns = Some(attempt.end_ns.saturating_sub(lasted_ns));
@@ -106,9 +109,11 @@ impl Explainer {
         if silent && attempt.stage == Stage::SynSent {
             facts.conntrack = self.gatherer.own(&attempt).as_ref().and_then(table);
         }
-        let case = Case::new(attempt, reach, facts, config);
+        let mut case = Case::new(attempt, reach, facts, config);
+        case.story = story;
         let mut verdict = diagnose::diagnose(&case);
         reword(&mut verdict, &case, &deduced, refused_by);
+        diagnose::story::add(&mut verdict, &case);
         // A refusal that two tries have compared needs no elimination.
         if verdict.confidence == Confidence::Proven && refused_by.is_none() {
             let ns = self.gatherer.own(&case.attempt);

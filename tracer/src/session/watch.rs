@@ -184,7 +184,7 @@ impl Watch {
             }
         }
         match other {
-            Some(own) => (with_names(own), true),
+            Some(own) => (with_names(own, pid), true),
             None => (Rc::clone(config), false),
         }
     }
@@ -209,15 +209,18 @@ impl Watch {
         let replaces = self.lost.is_replaced(parent, Instant::now());
         let is_stale = known.master == parent && known.config.is_stale(parent);
         let remembered = if is_stale { Some(self.own(pid, parent, &known.config)) } else { None };
-        let (config, exact) = if let Some((config, true)) = remembered {
+        let resolved_again = |config: &Snapshot| known.master == parent && config.was_resolved_again(pid);
+        let (config, exact) = if let Some((config, true)) = remembered
+            && !resolved_again(&config)
+        {
             (config, true)
-        } else if is_stale && !replaces {
+        } else if is_stale && !replaces || resolved_again(&known.config) {
             let fresh = self
                 .finder
                 .examine(parent)
                 .ok()
                 .flatten()
-                .map(|master| with_names(known.config.again(&master)));
+                .map(|master| with_names(known.config.again(&master), pid));
             if let Some(fresh) = &fresh {
                 problems.extend(fresh.problems.iter().map(|p| format!("nginx (pid {parent}): {p}")));
             }
@@ -340,10 +343,12 @@ impl Watch {
 }
 
 fn snapshot(master: &Process) -> Rc<Snapshot> {
-    with_names(Snapshot::of(master))
+    with_names(Snapshot::of(master), master.pid)
 }
 
-fn with_names(snapshot: Snapshot) -> Rc<Snapshot> {
+/// `pid`: a process that runs with it.
+fn with_names(mut snapshot: Snapshot, pid: u32) -> Rc<Snapshot> {
+    snapshot.ask_for_addresses(pid);
     snapshot.remember_names();
     Rc::new(snapshot)
 }

@@ -41,6 +41,7 @@ mod testing;
 pub mod threads;
 pub mod unit;
 pub mod unixdiag;
+pub mod volume;
 pub mod walk;
 
 pub use error::{Error, Result};

@@ -98,6 +98,14 @@ impl RootFs {
         }
     }
 
+    /// A directory by an O_PATH descriptor, symbolic links followed inside the root.
+    ///
+    /// # Errors
+    /// Those of opening it.
+    pub fn folder(&self, path: &Path) -> io::Result<File> {
+        Ok(File::from(self.open(path, libc::O_PATH | libc::O_DIRECTORY)?))
+    }
+
     /// The names in a directory, sorted by bytes, at most `max` of them.
     pub fn list(&self, path: &Path, max: usize) -> io::Result<Vec<Vec<u8>>> {
         let handle = self.open(path, libc::O_PATH | libc::O_DIRECTORY)?;

@@ -154,6 +154,9 @@ fn refuses(nginx: &Path) {
         (false, at("proxy_pass http://app/;")),
         (false, at("proxy_ssl_verify on; proxy_pass http://app;")),
         (false, "server { listen 127.0.0.1:1; location ~ x { proxy_pass http://127.0.0.1:1$uri; } location @y { proxy_pass http://unix:/run/a; } }".to_owned()),
+        (false, at("proxy_pass http:/$uri;")),
+        (false, at("proxy_pass http$uri;")),
+        (true, at("proxy_pass http:/app;")),
         (false, "upstream b { server 127.0.0.1:1 backup; server 127.0.0.1:2; ip_hash; }".to_owned()),
         (false, "upstream b { least_conn; server 127.0.0.1:1 backup; server 127.0.0.1:2; }".to_owned()),
     ] {
@@ -171,7 +174,8 @@ fn refuses(nginx: &Path) {
         assert_eq!(tested.status.success(), !refused, "{said}{text}");
         let checked = ["check", "--nginx-version", &version, "-o", "json", "--file", path.to_str().unwrap()];
         let found = names(&run(&mut why502(&checked)));
-        assert_eq!(found.iter().any(|name| name == "nginx-refuses"), refused, "{found:?} {said}{text}");
+        let refusals = ["nginx-refuses", "config-refused"];
+        assert_eq!(found.iter().any(|name| refusals.contains(&name.as_str())), refused, "{found:?} {said}{text}");
     }
 }
 

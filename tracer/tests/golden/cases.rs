@@ -427,6 +427,7 @@ fn untried() -> Vec<Sample> {
             module: pass.module,
             lines: lines.into_iter().chain([line.clone()]).collect(),
             connect_timeouts: Vec::new(),
+            barred: nginx::Barred::default(),
             settings: InForces::default(),
             exact: true,
             upstream_server: None,

@@ -59,6 +59,7 @@ pub(super) fn sockets() -> Vec<Sample> {
                 },
             ],
             connect_timeouts: Vec::new(),
+            barred: tracer::nginx::Barred::default(),
             settings: InForces::default(),
             exact: true,
             upstream_server: Some((0, 0)),

@@ -101,6 +101,11 @@ pub const LINTS: &[Lint] = &[
         tls::verify_without_tls,
     ),
     lack("all-servers-down", "every server of an upstream is marked down", servers::all_down),
+    lack(
+        "live-server-beside-down",
+        "one live server beside others that are down: it can be taken out of service, and nobody is left",
+        servers::live_beside_down,
+    ),
     lack("backup-never-used", "a backup that nothing ever leads to", servers::never_marked),
     lack("max-fails-on-a-lone-server", "max_fails is set where it has no effect", servers::lone_max_fails),
     lint("timeout-of-zero", "a time-out of 0, which is no time at all", timeouts::zero),

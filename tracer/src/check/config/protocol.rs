@@ -160,6 +160,13 @@ fn serves(listen: &str, ip: IpAddr, port: u16) -> bool {
     }
 }
 
+/// Whether a `listen` is for one address rather than for all of its port.
+fn names_one_address(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host);
+    let ip: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    ip.is_some_and(|ip| !ip.is_unspecified())
+}
+
 /// Whether a loopback address is one of this nginx's own ports: [`own_port`] knows what they speak.
 fn is_own(model: &Model, target: &Target<'_>) -> bool {
     let Address::Ip { ip, port: Some(port) } = target.address else { return false };
@@ -184,10 +191,20 @@ pub(super) fn own_port(model: &Model) -> Vec<Finding> {
                 .flat_map(|server| server.listens.iter().map(move |listen| (server, listen)))
                 .filter(|(_, listen)| !listen.udp && serves(&listen.address, *ip, *port))
                 .collect();
+            // A socket of its own takes what comes to its address; the one of all addresses does not see it.
+            let exact = own.iter().any(|(_, listen)| names_one_address(&listen.address));
+            let own: Vec<_> =
+                own.into_iter().filter(|(_, listen)| !exact || names_one_address(&listen.address)).collect();
             let Some((server, _)) = own.first() else { continue };
             let flag =
                 |name: &str| own.iter().any(|(_, listen)| listen.parameters.iter().any(|one| one == name));
-            let tls = flag("ssl") || own.iter().any(|(server, _)| view::listens_tls(model, server));
+            // Each `listen` is for itself: `listen 80; listen 443 ssl;` is plain text on the first. `ssl on` (until nginx 1.25.1)
+            // is for all of its server.
+            let ssl_on = |server: &Server| {
+                let on = view::inherited(model, Some(server.node), "ssl");
+                on.iter().any(|node| model.config().arg(*node, 0).as_deref() == Some("on"))
+            };
+            let tls = flag("ssl") || own.iter().any(|(server, _)| ssl_on(server));
             let (summary, cause) = match pass.module {
                 Module::Proxy if flag("proxy_protocol") => (
                     format!(
@@ -219,7 +236,9 @@ pub(super) fn own_port(model: &Model) -> Vec<Finding> {
                 Module::Stream => continue,
             };
             let listen = view::in_block(model, server.node, "listen").find(|node| {
-                model.config().arg(*node, 0).is_some_and(|address| serves(&address, *ip, *port))
+                let is_it =
+                    |address: &String| serves(address, *ip, *port) && (!exact || names_one_address(address));
+                model.config().arg(*node, 0).as_ref().is_some_and(is_it)
             });
             let mut one = Finding::problem("own-port-speaks-another-protocol", summary)
                 .cause(cause)
@@ -377,6 +396,13 @@ mod tests {
         one(own_port, &at("127.0.0.1:8080", "fastcgi_pass 127.0.0.1:8080"));
         one(own_port, &at("127.0.0.1:8080 proxy_protocol", "proxy_pass http://127.0.0.1:8080"));
         clean(own_port, &at("8080", "proxy_pass http://127.0.0.1:8080"));
+        // Another port of the same server speaks TLS.
+        clean(own_port, &at("8081; listen 8082 ssl", "proxy_pass http://127.0.0.1:8081"));
+        one(own_port, &at("8081; listen 8082 ssl", "proxy_pass http://127.0.0.1:8082"));
+        one(own_port, &at("8081; listen 8082 ssl", "proxy_pass https://127.0.0.1:8081"));
+        clean(own_port, &at("8081 ssl; listen 127.0.0.1:8081", "proxy_pass http://127.0.0.1:8081"));
+        one(own_port, &at("8081; listen 127.0.0.1:8081 ssl", "proxy_pass http://127.0.0.1:8081"));
+        one(own_port, &at("8081; ssl on", "proxy_pass http://127.0.0.1:8081"));
         clean(own_port, &at("443 ssl", "proxy_pass https://127.0.0.1:443"));
         clean(own_port, &at("10.0.0.1:8080", "fastcgi_pass 127.0.0.1:8080"));
         clean(own_port, &at("8080", "fastcgi_pass 10.0.0.1:8080"));

@@ -64,6 +64,45 @@ pub(super) fn lone_max_fails(model: &Model) -> Vec<Finding> {
     found
 }
 
+/// The only live server has company that never serves: with it goes what nginx grants a server that is alone.
+pub(super) fn live_beside_down(model: &Model) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (_, upstream) in used(model) {
+        let (down, live): (Vec<_>, Vec<_>) = upstream.servers.iter().partition(|server| server.down);
+        let ([live], [first, ..]) = (live.as_slice(), down.as_slice()) else { continue };
+        if live.max_fails == 0 || live.resolve || live.service.is_some() {
+            continue;
+        }
+        let mut one = Finding::warning(
+            "live-server-beside-down",
+            format!(
+                "{} is the only live server of upstream {}, and nginx takes it out of service as it would one of several",
+                live.text, upstream.name
+            ),
+        )
+        .cause(Cause::NoLiveUpstreams)
+        .breaks(format!(
+            "A server that is alone is always tried; beside one that is `down` it is not: after max_fails={} failures nginx tries \
+             nobody for {} s, and every request ends with 502, no live upstreams.",
+            live.max_fails, live.fail_timeout_s
+        ))
+        .at(Place::of(model, "server", live.node));
+        if matches!(live.address, Address::Name { .. }) {
+            one = one.likely("a name with several addresses, of which another is tried");
+        }
+        for server in &down {
+            one = one.at(Place::of(model, "server", server.node));
+        }
+        let which =
+            if down.len() == 1 { first.text.clone() } else { "the servers that are `down`".to_owned() };
+        found.push(
+            one.fix(format!("add max_fails=0 to {}: it is tried whatever it did before", live.text))
+                .fix(format!("or remove the line of {which}, until there is a second server")),
+        );
+    }
+    found
+}
+
 fn written<'a>(server: &'a UpstreamServer, name: &str) -> Option<&'a str> {
     let is = |one: &&String| one.split_once('=').is_some_and(|(key, _)| key == name);
     server.parameters.iter().find(is).map(String::as_str)
@@ -135,6 +174,26 @@ mod tests {
             clean(lone_max_fails, &at(servers, ""));
         }
         clean(lone_max_fails, "http { upstream app { server 127.0.0.1:1 max_fails=3; } }");
+    }
+
+    #[test]
+    fn a_placeholder_takes_the_exemption_away() {
+        let found = one(live_beside_down, &at("server 127.0.0.1:1; server 127.0.0.1:2 down;", ""));
+        assert_eq!(found.at.len(), 2);
+        assert!(found.fix[0].text.contains("max_fails=0") && found.breaks.contains("for 10 s"), "{found:?}");
+        one(live_beside_down, &at("server 127.0.0.1:1 down backup; server unix:/run/a max_fails=2;", ""));
+        let named = one(live_beside_down, &at("server app.test:1; server 127.0.0.1:2 down;", ""));
+        assert!(named.rival.is_some(), "{named:?}");
+        for servers in [
+            "server 127.0.0.1:1;",
+            "server 127.0.0.1:1 max_fails=0; server 127.0.0.1:2 down;",
+            "server 127.0.0.1:1; server 127.0.0.1:2; server 127.0.0.1:3 down;",
+            "server 127.0.0.1:1; server 127.0.0.1:2 backup; server 127.0.0.1:3 down;",
+            "server 127.0.0.1:1 down; server 127.0.0.1:2 down;",
+        ] {
+            clean(live_beside_down, &at(servers, ""));
+        }
+        clean(live_beside_down, "http { upstream app { server 127.0.0.1:1; server 127.0.0.1:2 down; } }");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::super::Place;
 use crate::nginx::{
     Model,
-    model::{Listen, Module, Pass, Server},
+    model::{Module, Pass},
     tree::{Kind, NodeId},
     value::Address,
 };
@@ -82,7 +82,7 @@ pub(super) fn place(model: &Model, node: NodeId) -> Place {
 }
 
 /// The value in force; `None` where there is none, or where an unknown version decides.
-pub(super) fn value(model: &Model, pass: &Pass, name: &str) -> Option<String> {
+pub(in crate::check) fn value(model: &Model, pass: &Pass, name: &str) -> Option<String> {
     model.effective_of(pass, name)?.value
 }
 
@@ -140,7 +140,7 @@ pub(in crate::check) fn in_block(model: &Model, block: NodeId, name: &str) -> im
 }
 
 /// The directives of a name that hold for a block: those of the innermost enclosing block that has any.
-pub(super) fn inherited(model: &Model, mut block: Option<NodeId>, name: &str) -> Vec<NodeId> {
+pub(in crate::check) fn inherited(model: &Model, mut block: Option<NodeId>, name: &str) -> Vec<NodeId> {
     if model.config().find_name(name.as_bytes()).is_none() {
         return Vec::new();
     }
@@ -192,17 +192,40 @@ pub(super) fn location(model: &Model, node: NodeId) -> (String, String) {
     }
 }
 
-/// Whether clients of a server come in by TLS: any of its `listen`s says so.
-pub(super) fn listens_tls(model: &Model, server: &Server) -> bool {
-    let flag = |listen: &Listen| listen.parameters.iter().any(|one| one == "ssl" || one == "quic");
-    server.listens.iter().any(flag)
-        || in_block(model, server.node, "ssl")
-            .any(|node| model.config().arg(node, 0).as_deref() == Some("on"))
-}
-
 /// Whether a name is a host name as DNS knows it, with at least one dot.
 pub(super) fn is_dotted(name: &str) -> bool {
     name.trim_end_matches('.').contains('.')
+}
+
+/// Whether nothing but `mirror` is known to lead to a pass's location, and whether clients are kept out of it (`internal`).
+/// nginx throws the answers to such requests away.
+pub(in crate::check) fn mirrored(model: &Model, pass: &Pass) -> Option<bool> {
+    let block = pass.location?;
+    let (modifier, name) = location(model, block);
+    let leads_here = |uri: &str| {
+        let path = uri.split('?').next().unwrap_or_default();
+        match modifier.as_str() {
+            "=" => path == name,
+            "" | "^~" => path.starts_with(&name),
+            _ => false,
+        }
+    };
+    let config = model.config();
+    let any = |directive: &str| {
+        let words = |node: NodeId| (0..).map_while(move |index| config.arg(node, index));
+        all(model, directive).any(|node| words(node).any(|word| leads_here(&word)))
+    };
+    let others = [
+        "auth_request",
+        "error_page",
+        "try_files",
+        "rewrite",
+        "post_action",
+        "add_before_body",
+        "add_after_body",
+    ];
+    let only = any("mirror") && !others.into_iter().any(any);
+    only.then(|| around(model, pass.node).any(|block| in_block(model, block, "internal").next().is_some()))
 }
 
 /// The variables in a text, without `$` and braces, in lower case.

@@ -73,9 +73,14 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         };
         verdict = verdict.because("server", text);
     }
+    // Beside one that is `down`, nginx takes a live server out that it would always try if it were alone.
+    let down: Vec<&Peer> = group.peers.iter().filter(|peer| peer.down).collect();
+    let live: Vec<&Peer> = group.peers.iter().filter(|peer| !peer.down).collect();
+    let placeholders = !down.is_empty() && live.len() == 1;
     for (peer, standing) in &standings {
         let place = format!("{}:{}", peer.line.file.display(), peer.line.line);
         verdict = match standing {
+            Standing::Down if placeholders => verdict,
             Standing::Down => {
                 verdict.fix(format!("take `down` away from {place} once {} is back", peer.server))
             }
@@ -90,6 +95,22 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
             },
             Standing::Unknown | Standing::Always => verdict,
         };
+    }
+    if placeholders && let Some(live) = live.first().filter(|live| live.max_fails > 0 && live.max_conns == 0)
+    {
+        let place = |peer: &Peer| format!("{}:{}", peer.line.file.display(), peer.line.line);
+        let lines: Vec<String> = down.iter().map(|peer| place(peer)).collect();
+        verdict = verdict
+            .because(
+                "lone",
+                format!(
+                    "{} is the only live server: nginx would always try it if it were alone in the group, and takes it out beside \
+                     one that is `down`",
+                    name(live)
+                ),
+            )
+            .fix(format!("add max_fails=0 to {}: nginx then tries {} every time", place(live), live.server))
+            .fix(format!("or remove what is `down` ({}), until there is a second server", lines.join(", ")));
     }
     if unseen > 0 || standings.is_empty() {
         verdict = verdict

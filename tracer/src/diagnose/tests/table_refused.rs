@@ -149,3 +149,63 @@ fn firewall_on_the_way() {
     }
     check(rows);
 }
+
+/// A 502 that another server could have answered names the line that kept nginx from it.
+#[test]
+fn what_kept_nginx_from_the_next_server() {
+    let line = |text: &str| ConfigLine {
+        role: Role::Directive,
+        file: "/etc/nginx/conf.d/shop.conf".into(),
+        line: 20,
+        text: text.to_owned(),
+    };
+    let told = |saw: Option<u16>, error: &[&str], timeout: &[&str], edit: fn(&mut Case)| {
+        let build = refused(NEAR).no_socket(OWN).timeout_ms(1000).edit(|c| {
+            c.client_saw = saw;
+            c.config[0].barred = crate::nginx::Barred {
+                others: true,
+                error: error.iter().map(|text| line(text)).collect(),
+                timeout: timeout.iter().map(|text| line(text)).collect(),
+            };
+            edit(c);
+        });
+        let verdict = super::super::verdict(&build.0);
+        let said = verdict.evidence.iter().any(|evidence| evidence.kind == "no-retry");
+        let fix = verdict.fix.last().map(|fix| fix.text.clone()).unwrap_or_default();
+        said.then_some(fix)
+    };
+    let off = ["proxy_next_upstream off;"];
+    let nothing = |_: &mut Case| {};
+    for (lines, wanted) in [
+        (off, "take away `proxy_next_upstream off;` (/etc/nginx/conf.d/shop.conf:20)"),
+        (["proxy_next_upstream_tries 1;"], "take away `proxy_next_upstream_tries 1;`"),
+        (["proxy_next_upstream http_503;"], "add `error` to `proxy_next_upstream http_503;`"),
+    ] {
+        let fix = told(Some(502), &lines, &[], nothing).unwrap();
+        assert!(fix.contains(wanted), "{fix}");
+    }
+    assert!(told(None, &off, &off, nothing).is_some());
+    // The request went on, or would have; its failure is another's; nobody knows which line holds.
+    assert_eq!(told(Some(200), &off, &off, nothing), None);
+    assert_eq!(told(Some(502), &[], &off, nothing), None);
+    assert_eq!(told(None, &[], &["proxy_next_upstream error;"], nothing), None);
+    assert_eq!(told(Some(502), &off, &off, |c| c.config[0].exact = false), None);
+    assert_eq!(told(Some(502), &off, &off, |c| c.attempt.stage = Stage::Bind), None);
+}
+
+/// Where a name has moved, the service that was there need not come back.
+#[test]
+fn a_name_that_has_moved_needs_a_reload_first() {
+    use crate::correlate::story::{StaleName, Story};
+    let first = |did, kept, now: &[&str]| {
+        let now = now.iter().map(|ip| ip.parse().unwrap()).collect();
+        let names = vec![StaleName { name: "app.test".to_owned(), did, kept, now }];
+        let build = refused(NEAR).no_socket(OWN).listeners(&[]).edit(|c| {
+            c.story = Some(Box::new(Story { master: 7, names, ..Story::default() }));
+        });
+        super::super::verdict(&build.0).fix[0].text.starts_with("reload nginx")
+    };
+    assert!(first(true, true, &["10.0.0.9"]) && first(true, false, &["10.0.0.9"]));
+    // It may have been another name's; or there is nothing that a reload would get.
+    assert!(!first(false, false, &["10.0.0.9"]) && !first(true, true, &[]));
+}

@@ -212,3 +212,27 @@ fn nginx_says_it_itself() {
         ("a name, and another word", word(named(), Word::NoLive), Unexplained, No),
     ]);
 }
+
+/// One that is alone beside others that are `down` is to be tried whatever it did before.
+#[test]
+fn a_live_server_beside_others_that_are_down() {
+    let fixes = |edit: fn(&mut [Peer])| -> String {
+        let mut peers = vec![peer(1, &[4000]), peer(2, &[]), peer(3, &[])];
+        edit(&mut peers);
+        let all = diagnose(&group(peers).0).fix;
+        all.iter().map(|fix| format!("{}\n", fix.text)).collect()
+    };
+    let lone = fixes(|peers| peers[1..].iter_mut().for_each(|peer| peer.down = true));
+    assert!(lone.contains("add max_fails=0 to") && lone.contains("until there is a second server"), "{lone}");
+    assert!(!lone.contains("take `down` away"), "{lone}");
+    let two = fixes(|peers| {
+        peers[1] = peer(2, &[3000]);
+        peers[2].down = true;
+    });
+    assert!(two.contains("take `down` away") && !two.contains("max_fails=0"), "{two}");
+    let full = fixes(|peers| {
+        peers[1..].iter_mut().for_each(|peer| peer.down = true);
+        (peers[0].max_fails, peers[0].max_conns) = (0, 1);
+    });
+    assert!(!full.contains("max_fails=0"), "max_conns has filled it: {full}");
+}

@@ -18,6 +18,9 @@ const SHOP: &str = r"http {
         location /host { proxy_cache off; proxy_pass http://$host:1; }
         location /cookie { proxy_cache off; proxy_pass http://$cookie_to; }
         location /name { proxy_cache off; proxy_pass http://localhost:3000; }
+        location /port { proxy_cache off; proxy_pass http://127.0.0.1:$arg_port; }
+        location /socket { proxy_cache off; proxy_pass http://unix:/run/$arg_app:; }
+        location /slash { proxy_cache off; proxy_pass http:/$uri; }
         location /ip { proxy_cache off; proxy_pass http://127.0.0.1:1; }
         location /return { return 502; }
         location = /50x.html { return 200; }
@@ -42,13 +45,16 @@ fn destinations() {
         ("/host", resolve(Some("shop.test"), true)),
         ("/cookie", resolve(None, false)),
         ("/name", Some(host)),
+        ("/port", None),
+        ("/socket", None),
+        ("/slash", resolve(None, false)),
         ("/ip", None),
     ] {
         let located = model.locate(None, Some("shop.test"), target);
         let pass = model.passes.iter().position(|pass| pass.location == located.location).unwrap();
         assert_eq!(model.destination(pass, &variable), destination, "{target}");
         // What is cached, or may be a unix socket's answer, can lead anywhere.
-        let redirects = ["/cached", "/host", "/cookie"].contains(&target);
+        let redirects = ["/cached", "/host", "/cookie", "/port", "/socket", "/slash"].contains(&target);
         assert_eq!(located.passes.contains(&pass) && located.passes.len() > 1, redirects, "{located:?}");
         assert!(located.because.contains(&"error_page"), "{target}: {located:?}");
     }

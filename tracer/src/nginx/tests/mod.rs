@@ -43,7 +43,7 @@ impl Files for Memory {
 
 const MAIN: &str = "/etc/nginx/nginx.conf";
 
-fn read(text: impl AsRef<[u8]>) -> Result<Config, Error> {
+pub(super) fn read(text: impl AsRef<[u8]>) -> Result<Config, Error> {
     let files = Memory([(PathBuf::from(MAIN), text.as_ref().to_vec())].into());
     parse(&files, Source::new(Path::new(MAIN)))
 }
