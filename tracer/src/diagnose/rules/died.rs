@@ -9,6 +9,7 @@ use crate::{
         Case,
         backend::told_to_end,
         ending::{self, End},
+        talk,
     },
     diagnose::{Cause, Verdict, words},
     event::{Death, Sent},
@@ -33,6 +34,10 @@ pub(super) fn death(case: &Case) -> Option<&Death> {
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let death = death(case)?;
     let talk = ending::of(case)?;
+    // What speaks another protocol ends when it has said so, as a server does that forks for each connection.
+    if death.signal.is_none() && death.sent.is_none() && talk::no_status_line(case).is_some() {
+        return None;
+    }
     let by_signal = death.sent.as_ref().filter(|_| told_to_end(death));
     let proof = death.ending || by_signal.is_some();
     let sent_first = talk.sent_ns.filter(|sent| *sent <= death.time_ns);

@@ -35,12 +35,18 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     let word = format!("http_{status}");
     let next = case.config.iter().flat_map(|c| c.settings.all("next_upstream")).find(|one| one.has(&word));
+    // What has been sent with such a method is not sent again without `non_idempotent` (ngx_http_upstream_test_next).
+    let once = ending::method(talk).filter(|method| matches!(*method, "POST" | "LOCK" | "PATCH"));
+    let kept_from = once.zip(next).filter(|(_, one)| !one.has("non_idempotent")).map(|(method, _)| method);
+    let again = next.is_some() && kept_from.is_none();
     let intercept =
         case.config.iter().flat_map(|c| c.settings.all("intercept_errors")).find(|one| InForce::is_on(one));
     let silent = (hidden && case.facts.said == Some(Said::Nothing))
         .then_some("nginx told its log of no error, which it does whenever such a status is its own");
     let saw = case.client_saw.filter(|_| !hidden).map(|client| {
-        if client == status {
+        if client == status && again {
+            format!("its client got {client} in the end")
+        } else if client == status {
             format!("nginx passed it on: its client got {client}")
         } else {
             format!("its client got {client}")
@@ -57,7 +63,10 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         .because_if("silence", silent)
         .because_if("request", standing::request(talk))
         .because_if("client", saw)
-        .because_if("next", next.map(|one| format!("with such a status nginx asks another server, if there is one: {}", standing::directive(one))))
+        .because_if("next", next.map(|one| match kept_from {
+            Some(method) => format!("nginx asks no other server for it, as {method} was sent, and non_idempotent is not set: {}", standing::directive(one)),
+            None => format!("with such a status nginx asks another server, if one is left: {}", standing::directive(one)),
+        }))
         .because_if("intercept", intercept.map(|one| format!("nginx may show a page of its own for it: {}", standing::directive(one))))
         .because_if("dnat", words::translation(case))
         .fix(match status {

@@ -348,7 +348,8 @@ fn how_much_of_a_header_was_read() {
         ("a part, and more than is kept", got(PART).talk(|t| t.got_bytes = 9000), Head::Unknown),
         ("bytes are not told", got(PART).talk(|t| t.response = bytes::Bytes::new()), Head::Unknown),
         ("nginx answered 502 itself", got(PART).talk(|t| t.got_bytes = 9000).saw(502), Head::Part),
-        ("HTTP/0.9", got(b"garbage"), Head::Unknown),
+        ("HTTP/0.9 has none", got(b"garbage"), Head::Whole),
+        ("HTTP/0.9 that began before", got(b"garbage").talk(|t| t.before = true), Head::Unknown),
         (
             "TLS, only its handshake",
             got(b"\x16\x03\x03").talk(|t| {
