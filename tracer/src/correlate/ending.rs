@@ -415,6 +415,10 @@ pub fn idle_end_us(case: &Case) -> Option<u64> {
 /// (ngx_http_upstream_next calls the balancer's `free` with NGX_PEER_FAILED, ngx_http_upstream_finalize_request with 0).
 #[must_use]
 pub fn counts_as_failure(case: &Case) -> bool {
+    if case.attempt.talk.as_deref().is_some_and(|talk| talk.said_5xx) {
+        // With no server left to ask, nginx passes it on and counts nothing: that is not to be seen here.
+        return talk::tries_elsewhere(case).is_some();
+    }
     let gone = || case.client_gone.is_some() && read_fit(case).is_none() && send_fit(case).is_none();
     match end(case) {
         None | Some(End::WorkerEnded) => false,

@@ -391,6 +391,17 @@ fn is_dropped_on_purpose(case: &Case, head: &http1::Head) -> bool {
         || (status >= 400 && any("next_upstream", &|one| one.has(&word)))
 }
 
+/// The line by which nginx asks another server because of the status of this response, if one is left
+/// (ngx_http_upstream_test_next): what it has sent with some methods it does not send again.
+#[must_use]
+pub fn tries_elsewhere(case: &Case) -> Option<&InForce> {
+    let talk = case.attempt.talk.as_deref()?;
+    let word = format!("http_{}", answer(case).status().or(talk.status)?);
+    let once = matches!(ending::method(talk), Some("POST" | "LOCK" | "PATCH"));
+    let next = case.config.iter().flat_map(|c| c.settings.all("next_upstream")).find(|one| one.has(&word))?;
+    (!once || next.has("non_idempotent")).then_some(next)
+}
+
 /// True if all of the response had come, by what it says of its own length.
 #[must_use]
 pub fn is_whole(case: &Case) -> bool {

@@ -35,10 +35,8 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     let word = format!("http_{status}");
     let next = case.config.iter().flat_map(|c| c.settings.all("next_upstream")).find(|one| one.has(&word));
-    // What has been sent with such a method is not sent again without `non_idempotent` (ngx_http_upstream_test_next).
-    let once = ending::method(talk).filter(|method| matches!(*method, "POST" | "LOCK" | "PATCH"));
-    let kept_from = once.zip(next).filter(|(_, one)| !one.has("non_idempotent")).map(|(method, _)| method);
-    let again = next.is_some() && kept_from.is_none();
+    let again = talk::tries_elsewhere(case).is_some();
+    let method = ending::method(talk).unwrap_or("it").to_owned();
     let intercept =
         case.config.iter().flat_map(|c| c.settings.all("intercept_errors")).find(|one| InForce::is_on(one));
     let silent = (hidden && case.facts.said == Some(Said::Nothing))
@@ -63,9 +61,13 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         .because_if("silence", silent)
         .because_if("request", standing::request(talk))
         .because_if("client", saw)
-        .because_if("next", next.map(|one| match kept_from {
-            Some(method) => format!("nginx asks no other server for it, as {method} was sent, and non_idempotent is not set: {}", standing::directive(one)),
-            None => format!("with such a status nginx asks another server, if one is left: {}", standing::directive(one)),
+        .because_if("next", next.map(|one| {
+            let line = standing::directive(one);
+            if again {
+                format!("with such a status nginx asks another server, if one is left: {line}")
+            } else {
+                format!("nginx asks no other server for it: {method} had been sent, and non_idempotent is not set: {line}")
+            }
         }))
         .because_if("intercept", intercept.map(|one| format!("nginx may show a page of its own for it: {}", standing::directive(one))))
         .because_if("dnat", words::translation(case))

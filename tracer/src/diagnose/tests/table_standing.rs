@@ -383,6 +383,35 @@ fn how_much_of_a_header_was_read() {
     }
 }
 
+/// The server itself answered 500, with that `proxy_next_upstream`.
+fn own_500(next: &str, request: &'static [u8]) -> Build {
+    stood(NEAR)
+        .got(SENT + MS, b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+        .talk(|t| {
+            (t.said_5xx, t.status) = (true, Some(500));
+            t.request = Bytes::from_static(request);
+        })
+        .edit(|c| {
+            c.config[0].settings =
+                InForces::default().with("next_upstream", "proxy_next_upstream", next, None);
+        })
+}
+
+#[test]
+fn a_5xx_for_which_another_server_is_asked() {
+    let text = |build: Build| {
+        let verdict = diagnose(&build.saw(500).0);
+        assert_eq!(verdict.cause, Cause::UpstreamReturned5xx);
+        verdict.evidence.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("\n")
+    };
+    let get = text(own_500("error timeout http_500", b"GET / HTTP/1.1\r\n\r\n"));
+    assert!(get.contains("asks another server, if one is left") && !get.contains("passed it on"), "{get}");
+    let post = text(own_500("error timeout http_500", b"POST / HTTP/1.1\r\n\r\n"));
+    assert!(post.contains("asks no other server") && post.contains("passed it on"), "{post}");
+    let other = text(own_500("error timeout", b"GET / HTTP/1.1\r\n\r\n"));
+    assert!(other.contains("passed it on") && !other.contains("another server"), "{other}");
+}
+
 /// ngx_http_upstream_next calls the balancer with NGX_PEER_FAILED, whatever the failure; a body that fails does not come by
 /// there, nor does a client that leaves.
 #[test]
@@ -399,6 +428,18 @@ fn what_counts_against_a_server() {
         ("the client left", stood(NEAR).ends_ms(300).client_gone(false), false),
         ("the worker ended", stood(NEAR).edit(|c| c.attempt.exiting = true), false),
         ("the server's own 502", stood(NEAR).talk(|t| t.said_5xx = true), false),
+        (
+            "a 500 for which another server is asked",
+            own_500("error timeout http_500", b"GET / HTTP/1.1\r\n\r\n"),
+            true,
+        ),
+        ("another status than that", own_500("error timeout http_502", b"GET / HTTP/1.1\r\n\r\n"), false),
+        ("a POST's", own_500("error timeout http_500", b"POST / HTTP/1.1\r\n\r\n"), false),
+        (
+            "a POST's, which may be sent again",
+            own_500("http_500 non_idempotent", b"POST / HTTP/1.1\r\n\r\n"),
+            true,
+        ),
     ] {
         assert_eq!(counts_as_failure(&build.0), counts, "{name}");
     }
