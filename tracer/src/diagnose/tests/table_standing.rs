@@ -1,5 +1,7 @@
 //! Connections that stood and failed, by time and by process, each cause beside its look-alikes.
 
+use bytes::Bytes;
+
 use super::{
     standing::{MS, PYTHON, SENT, sent, stood},
     *,
@@ -346,7 +348,7 @@ fn how_much_of_a_header_was_read() {
         ("all", got(BODY), Head::Whole),
         ("bare LF", got(b"HTTP/1.0 200 OK\nA: b\n\n"), Head::Whole),
         ("a part, and more than is kept", got(PART).talk(|t| t.got_bytes = 9000), Head::Unknown),
-        ("bytes are not told", got(PART).talk(|t| t.response = bytes::Bytes::new()), Head::Unknown),
+        ("bytes are not told", got(PART).talk(|t| t.response = Bytes::new()), Head::Unknown),
         ("nginx answered 502 itself", got(PART).talk(|t| t.got_bytes = 9000).saw(502), Head::Part),
         ("HTTP/0.9 has none", got(b"garbage"), Head::Whole),
         ("HTTP/0.9 that began before", got(b"garbage").talk(|t| t.before = true), Head::Unknown),
@@ -395,6 +397,43 @@ fn own_500(next: &str, request: &'static [u8]) -> Build {
             c.config[0].settings =
                 InForces::default().with("next_upstream", "proxy_next_upstream", next, None);
         })
+}
+
+#[test]
+fn a_500_that_is_a_last_word() {
+    use crate::event::Sent;
+    // gunicorn ends a worker by SIGABRT, which answers 500 and closes.
+    let told = |signal, after_ms: u64, sender| {
+        own_500("error timeout", b"GET / HTTP/1.1\r\n\r\n")
+            .talk(|t| (t.first_read_ns, t.read_ns) = (Some(SENT + 2000 * MS), Some(SENT + 2000 * MS)))
+            .ends_ms(2000)
+            .closer(SENT + 2001 * MS, false, |d| {
+                let sender = Some((sender, "gunicorn".to_owned()));
+                d.sent = Some(Sent { signal, sender, time_ns: SENT + after_ms * MS });
+            })
+    };
+    for (name, build, last, limit) in [
+        ("its worker time-out", told(6, 1990, 4000), true, true),
+        ("told to stop by its master", told(15, 1990, 4000), true, false),
+        ("aborted by somebody else", told(6, 1990, 77), true, false),
+        ("told behind its answer", told(6, 2001, 4000), false, false),
+        (
+            "a close that came much later",
+            told(6, 1990, 4000).edit(|c| {
+                c.facts.backend.death.as_mut().unwrap().time_ns = SENT + 2500 * MS;
+            }),
+            false,
+            false,
+        ),
+        ("of its own accord", own_500("error timeout", b"GET / HTTP/1.1\r\n\r\n"), false, false),
+    ] {
+        let verdict = diagnose(&build.0);
+        assert_eq!((verdict.cause, verdict.confidence), (Cause::UpstreamReturned5xx, Proven), "{name}");
+        let fixes = verdict.fix.iter().map(|fix| fix.text.as_str()).collect::<Vec<_>>().join("\n");
+        let said = verdict.evidence.iter().any(|e| e.kind == "signal");
+        assert_eq!((said, fixes.contains("--timeout")), (last, limit), "{name}: {fixes}");
+        assert_eq!(fixes.contains("no time-out"), !last, "{name}: {fixes}");
+    }
 }
 
 #[test]
