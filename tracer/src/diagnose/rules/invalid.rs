@@ -174,7 +174,7 @@ fn headless(case: &Case) -> Option<Verdict> {
         });
     let verdict = Verdict::graded(
         Cause::InvalidResponse,
-        refused || said || (sure && all),
+        said || (sure && (all || refused)),
         format!("{target} {what}"),
         if all {
             "nginx spoke another protocol there than its configuration says"
@@ -293,7 +293,7 @@ fn length_advice(talk: &Talk) -> String {
     let line = talk.request.split(|b| *b == b'\r').next().unwrap_or_default();
     if line.ends_with(b" HTTP/1.1") {
         format!(
-            "{MEND}; if it cannot be changed, set proxy_http_version 1.0; for it: a response to HTTP/1.0 has no Transfer-Encoding (RFC 9112, 6.1)"
+            "{MEND}; if it cannot be changed, try proxy_http_version 1.0; for it: a server that keeps to RFC 9112, 6.1, sends no Transfer-Encoding then"
         )
     } else {
         MEND.to_owned()

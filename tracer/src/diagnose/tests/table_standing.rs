@@ -151,7 +151,7 @@ fn a_race_tells_the_idle_limit_and_why_it_was_not_tried_again() {
     let case = stood(NEAR)
         .kept(5_000_000)
         .fin(SENT - 30_000)
-        .talk(|t| t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\n\r\n"))
+        .talk(|t| t.request = Bytes::from_static(b"POST /a HTTP/1.1\r\n\r\n"))
         .edit(|c| c.facts.backend.idle_ends_us = vec![5_000_100, 4_999_970]);
     let text = format!("{:#?}", diagnose(&case.0));
     for part in [
@@ -172,13 +172,13 @@ fn timers() {
     // A POST of 100,000 bytes, of which some went out.
     let upload = |out: u32| {
         stood(NEAR).talk(|t| {
-            t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\nContent-Length: 100000\r\n\r\n");
+            t.request = Bytes::from_static(b"POST /a HTTP/1.1\r\nContent-Length: 100000\r\n\r\n");
             (t.sent_bytes, t.unacked) = (out, 20_000);
         })
     };
     let unknown = |build: Build| {
         build.talk(|t| {
-            t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\nCookie: ");
+            t.request = Bytes::from_static(b"POST /a HTTP/1.1\r\nCookie: ");
             (t.sent_bytes, t.unacked) = (90_000, 20_000);
         })
     };
@@ -243,7 +243,7 @@ fn timers() {
         ("in the TLS handshake", late().talk(|t| t.tls = true), Unexplained, No),
         (
             "after the TLS handshake",
-            late().talk(|t| (t.tls, t.tls_data, t.request) = (true, true, bytes::Bytes::new())),
+            late().talk(|t| (t.tls, t.tls_data, t.request) = (true, true, Bytes::new())),
             Read,
             Proven,
         ),
