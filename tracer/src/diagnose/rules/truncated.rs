@@ -11,7 +11,7 @@ use crate::{
         talk::{self, Answer, Body},
     },
     diagnose::{Cause, Verdict, words},
-    event::said::{During, Fault},
+    event::said::{During, Fault, Said},
 };
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
@@ -61,8 +61,10 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
         return None;
     }
     let answer = talk::answer(case);
-    // The request was ended by its own record, which nginx has read.
-    let record = matches!(&answer, Answer::Fastcgi(found) if found.ended.is_some()) || talk.last_chunk;
+    // The request was ended by its own record, which nginx has read, and nginx says that this was too early: it may as well have dropped
+    // the response on purpose (X-Accel-Redirect).
+    let record = matches!(&answer, Answer::Fastcgi(found) if found.ended.is_some() || talk.last_chunk)
+        && matches!(case.facts.said, Some(Said::Broken { fault: Fault::ClosedEarly, .. }));
     let body = talk::body(case, &answer);
     let target = words::target(&case.attempt);
     // Trailers may stand behind the last chunk (RFC 9112, 7.1.2): a server must have been told that they are welcome.
@@ -85,7 +87,7 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
         End::Error(errno @ (libc::ECONNRESET | libc::EPIPE)) => {
             (format!("nginx was told {} as it read", words::errno(errno)), "reset")
         }
-        End::Closed if record && matches!((&answer, body), (Answer::Fastcgi(_), Body::Short(..))) => (
+        End::Closed if record && matches!(body, Body::Short(..)) => (
             format!("{target} ended the request (FastCGI's END_REQUEST), and nginx closed the connection"),
             "ended",
         ),

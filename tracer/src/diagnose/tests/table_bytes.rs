@@ -751,7 +751,8 @@ fn fastcgi_that_ends_its_request_early() {
         b"\x01\x06\0\x01\0\x1b\0\0Content-Length: 50\r\n\r\nhello\x01\x03\0\x01\0\x08\0\0\0\0\0\0\0\0\0\0";
     let of = || fcgi().talk(|t| t.request = Bytes::from_static(get)).got(SENT + MS, short);
     check(vec![
-        ("nginx closed it for that", of(), Truncated, Proven),
+        ("nginx closed it, and says why", of().said(Fault::ClosedEarly, During::Body), Truncated, Proven),
+        ("nginx closed it for a reason that is not known", of(), Unexplained, No),
         ("it closed as well", of().fin(SENT + 2 * MS), Truncated, Proven),
     ]);
 }
