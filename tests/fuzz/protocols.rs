@@ -5,7 +5,11 @@
 use libfuzzer_sys::fuzz_target;
 use tracer::correlate::{
     no_attempt, request,
-    talk::{fastcgi, http1, http2, memcached, payload, tls},
+    talk::{
+        fastcgi,
+        http1::{self, Chunks},
+        http2, memcached, payload, tls,
+    },
 };
 
 fuzz_target!(|bytes: &[u8]| {
@@ -39,6 +43,10 @@ fn of_http1(bytes: &[u8], start: &[u8]) {
         (Err(at), Ok(None)) => assert!(at >= start.len(), "{at} was right so far"),
         (whole, begun) => assert_eq!(begun, Ok(None), "{whole:?}"),
     }
+    let chunks = http1::chunks(bytes);
+    assert!(!matches!(chunks, Chunks::Bad(at, _) if at >= bytes.len()), "{chunks:?}");
+    let begun = http1::chunks(start);
+    assert!(begun == Chunks::Open || begun == chunks, "{begun:?}, then {chunks:?}");
     let Ok(head) = http1::response(bytes) else { return };
     within(&head, bytes.len());
     within(&http1::cgi(bytes), bytes.len());
@@ -91,10 +99,11 @@ fn of_tls(bytes: &[u8], start: &[u8]) {
 fn of_memcached(bytes: &[u8], start: &[u8]) {
     use memcached::Answer;
     let (found, begun) = (memcached::answer(bytes), memcached::answer(start));
-    assert!(begun == Answer::Cut || begun == found);
+    let ended = matches!((begun, found), (Answer::Value(..), Answer::Trailer(..)));
+    assert!(begun == Answer::Cut || begun == found || ended);
     match found {
         Answer::Cut | Answer::Missing => {}
-        Answer::Value(at, _) | Answer::Invalid(at) => assert!(at <= bytes.len()),
+        Answer::Value(at, _) | Answer::Trailer(at, _) | Answer::Invalid(at) => assert!(at <= bytes.len()),
     }
 }
 

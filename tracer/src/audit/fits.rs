@@ -93,7 +93,9 @@ pub(super) fn fits(meaning: Meaning, tls: bool, cause: Cause) -> bool {
         Meaning::ConnectTimeout => any(TIMEOUTS),
         Meaning::TimedOut(During::Handshake) => any(&[Cause::TlsHandshakeTimeout]),
         Meaning::TimedOut(During::Request) => any(&[Cause::SendTimeout]),
-        Meaning::TimedOut(During::Header | During::Body) => any(&[Cause::ReadTimeout]),
+        Meaning::TimedOut(During::Header) => any(&[Cause::ReadTimeout]),
+        // Behind what is no response nginx waits for more.
+        Meaning::TimedOut(During::Body) => any(&[Cause::ReadTimeout, Cause::InvalidResponse]),
         Meaning::TimedOut(During::Unknown) => any(&[Cause::ReadTimeout, Cause::SendTimeout]),
         // In TLS nginx says the same of a RST (ngx_ssl_handle_recv asks OpenSSL's own errors alone).
         Meaning::Ended(_) if tls && cause == Cause::UpstreamReset => true,

@@ -1,6 +1,9 @@
 //! How a connection that stood came to its end, by whose hand and by which clock.
 
-use super::{Case, talk::http1};
+use super::{
+    Case,
+    talk::{self, http1},
+};
 use crate::{
     event::{
         Stage, Talk, Told,
@@ -100,6 +103,7 @@ pub fn said(case: &Case) -> Option<(Fault, During)> {
     let ended = told || a.reset || talk.fin_ns.is_some();
     let fits = match fault {
         Fault::TooBig | Fault::Invalid => read && a.app_closed && !a.exiting,
+        Fault::NoHeader => read,
         Fault::ClosedEarly => ended || (talk.tls && read) || !talk.watched,
         // A FIN or a RST that arrives behind the timer is not read any more.
         Fault::TimedOut => a.app_closed && !a.exiting && !told,
@@ -156,6 +160,8 @@ pub fn head(case: &Case) -> Head {
     let Some(talk) = of(case) else { return Head::Unknown };
     let seen = head_by_bytes(talk, module(case));
     match said(case) {
+        // To nginx it has none.
+        Some((Fault::NoHeader, _)) => return Head::Whole,
         Some((_, During::Header)) if seen == Head::Unknown => return Head::Part,
         Some((_, During::Body)) if seen == Head::Unknown => return Head::Whole,
         _ => {}
@@ -165,6 +171,7 @@ pub fn head(case: &Case) -> Head {
         Head::Unknown if talk.asked && talk.passed_on => Head::Whole,
         Head::Unknown if case.own_status().is_some() => Head::Part,
         Head::Unknown if talk.answered_bad => Head::Part,
+        Head::Unknown if talk::no_status_line(case).is_some() => Head::Whole,
         seen => seen,
     }
 }
@@ -408,6 +415,10 @@ pub fn idle_end_us(case: &Case) -> Option<u64> {
 /// (ngx_http_upstream_next calls the balancer's `free` with NGX_PEER_FAILED, ngx_http_upstream_finalize_request with 0).
 #[must_use]
 pub fn counts_as_failure(case: &Case) -> bool {
+    if case.attempt.talk.as_deref().is_some_and(|talk| talk.said_5xx) {
+        // With no server left to ask, nginx passes it on and counts nothing: that is not to be seen here.
+        return talk::tries_elsewhere(case).is_some();
+    }
     let gone = || case.client_gone.is_some() && read_fit(case).is_none() && send_fit(case).is_none();
     match end(case) {
         None | Some(End::WorkerEnded) => false,

@@ -207,8 +207,17 @@ pub fn answer(case: &Case) -> Answer {
     else {
         return Answer::Unknown;
     };
+    // What later versions refuse is right where nginx has taken the header.
+    let taken = |mut head: http1::Head| {
+        let passed =
+            (talk.asked && talk.passed_on) || (case.client_saw.is_some() && case.client_saw == head.status);
+        if passed {
+            head.fault.take_if(|fault| fault.kind.is_new());
+        }
+        Answer::Head(head)
+    };
     match protocol {
-        Protocol::Http => http1::response(bytes).map_or_else(Answer::NoStatusLine, Answer::Head),
+        Protocol::Http => http1::response(bytes).map_or_else(Answer::NoStatusLine, taken),
         // nginx takes either there.
         Protocol::Uwsgi | Protocol::Scgi => {
             Answer::Head(http1::response(bytes).unwrap_or_else(|_| http1::cgi(bytes)))
@@ -217,6 +226,41 @@ pub fn answer(case: &Case) -> Answer {
         Protocol::Http2 => Answer::Http2(http2::answer(bytes)),
         Protocol::Memcached => Answer::Memcached(memcached::answer(bytes)),
         Protocol::Stream => Answer::Unknown,
+    }
+}
+
+/// Where a chunked body is none, with all that was read there to be looked at: the offset in the response of the first byte that fits no
+/// chunk, and how many chunks came before it. None where nginx has no use for the body.
+#[must_use]
+pub fn bad_chunk(case: &Case) -> Option<(usize, usize)> {
+    let talk = case.attempt.talk.as_deref().filter(|talk| talk.watched && !talk.before)?;
+    let is_proxy = spoken(case).is_some_and(|spoken| spoken.protocol == Protocol::Http);
+    let Answer::Head(head) = answer(case) else { return None };
+    let whole = head.fault.is_none() && head.chunked && talk.got_bytes as usize <= talk.response.len();
+    let used = !head.is_bodyless() && is_head(talk) != Some(true) && !is_dropped_on_purpose(case, &head);
+    if !is_proxy || !whole || !used || head.status == Some(101) {
+        return None;
+    }
+    let start = head.length?;
+    let body = talk.response.get(start..)?;
+    // Of a recording that left it out nothing can be told.
+    let masked = body.iter().all(|byte| *byte == b'x');
+    match http1::chunks(body) {
+        _ if masked => None,
+        http1::Chunks::Bad(at, before) => Some((start + at, before)),
+        http1::Chunks::Ended | http1::Chunks::Open => None,
+    }
+}
+
+/// Where HTTP/1 was due and no status line came, which nginx takes for HTTP/0.9: the first byte that does not fit one. None where the
+/// beginning of the response may not be its beginning, and for an alert of TLS.
+#[must_use]
+pub fn no_status_line(case: &Case) -> Option<usize> {
+    let talk = case.attempt.talk.as_deref().filter(|talk| talk.watched && !talk.before)?;
+    spoken(case).filter(|spoken| spoken.protocol == Protocol::Http)?;
+    match answer(case) {
+        Answer::NoStatusLine(at) if tls::alert(&talk.response).is_none() => Some(at),
+        _ => None,
     }
 }
 
@@ -303,7 +347,8 @@ fn http_body(talk: &Talk, head: &http1::Head, all: bool, got: u64) -> Body {
     if head.chunked {
         let chunks = talk.response.get(length..).unwrap_or_default();
         // By all of its bytes, where they are there; else by the last of them.
-        let ended = if all { http1::is_last_chunk_there(chunks) } else { talk.last_chunk || talk.whole };
+        let ended =
+            if all { http1::chunks(chunks) == http1::Chunks::Ended } else { talk.last_chunk || talk.whole };
         return if ended { Body::Whole } else { Body::NoLastChunk };
     }
     match head.content_length {
@@ -349,6 +394,17 @@ fn is_dropped_on_purpose(case: &Case, head: &http1::Head) -> bool {
     head.redirect
         || (status >= 300 && any("intercept_errors", &InForce::is_on))
         || (status >= 400 && any("next_upstream", &|one| one.has(&word)))
+}
+
+/// The line by which nginx asks another server because of the status of this response, if one is left
+/// (ngx_http_upstream_test_next): what it has sent with some methods it does not send again.
+#[must_use]
+pub fn tries_elsewhere(case: &Case) -> Option<&InForce> {
+    let talk = case.attempt.talk.as_deref()?;
+    let word = format!("http_{}", answer(case).status().or(talk.status)?);
+    let once = matches!(ending::method(talk), Some("POST" | "LOCK" | "PATCH"));
+    let next = case.config.iter().flat_map(|c| c.settings.all("next_upstream")).find(|one| one.has(&word))?;
+    (!once || next.has("non_idempotent")).then_some(next)
 }
 
 /// True if all of the response had come, by what it says of its own length.
@@ -469,8 +525,9 @@ fn headless(case: &Case, talk: &Talk, answer: &Answer) -> bool {
     let dropped = || is_dropped(case, talk, answer);
     match answer {
         Answer::Nothing => true,
-        // To nginx that is HTTP/0.9, and no failure; an alert is no answer to anybody.
-        Answer::NoStatusLine(_) => tls::alert(&talk.response).is_some(),
+        // To nginx that is HTTP/0.9, and its client gets no status. An alert is no answer to anybody. Of a long response the first
+        // read may have been missed: then the client has a status.
+        Answer::NoStatusLine(_) => all || case.client_saw.is_none() || tls::alert(&talk.response).is_some(),
         Answer::Head(head) => head.fault.is_some() || all || dropped() || given_up(),
         Answer::Fastcgi(found) => {
             found.fault.is_some() || (all && found.head_end.is_none()) || dropped() || given_up()

@@ -136,11 +136,9 @@ pub fn meaning(message: &str, level: Level) -> Option<Meaning> {
     if begins(&["upstream prematurely closed"]) {
         return Some(Meaning::Ended(during));
     }
-    let fault = if begins(&["memcached sent invalid"]) {
-        Some(Fault::Invalid)
-    } else {
-        Fault::of(message.as_bytes())
-    };
+    // An unsafe URI may be a client's.
+    let own = !begins(&["unsafe URI "]) || of_upstream;
+    let fault = Fault::of(message.as_bytes()).filter(|_| own);
     // What is sent and does no harm has a lower level.
     if let Some(fault) = fault.filter(|_| level >= Level::Error) {
         return Some(match fault {
@@ -149,6 +147,7 @@ pub fn meaning(message: &str, level: Level) -> Option<Meaning> {
             Fault::ClosedEarly => Meaning::Ended(during),
             Fault::TooBig => Meaning::TooBig,
             Fault::Invalid => Meaning::Invalid,
+            Fault::NoHeader => Meaning::Remark,
         });
     }
     let calls = [
@@ -165,12 +164,7 @@ pub fn meaning(message: &str, level: Level) -> Option<Meaning> {
     if begins(&calls) && of_upstream {
         return Some(Meaning::Broken(errno(message), during));
     }
-    let remarks = [
-        "upstream sent no valid HTTP/1.0 header",
-        "FastCGI sent in stderr",
-        "client prematurely closed connection",
-        "client timed out",
-    ];
+    let remarks = ["FastCGI sent in stderr", "client prematurely closed connection", "client timed out"];
     let remark = fault.is_some() || level < Level::Error || action == "sending to client" || begins(&remarks);
     remark.then_some(Meaning::Remark)
 }

@@ -90,6 +90,8 @@ pub enum Fault {
     TooBig,
     /// What came is not what the protocol demands.
     Invalid,
+    /// An answer without a status line, which it passes on as HTTP/0.9.
+    NoHeader,
 }
 
 /// What nginx was doing (`ngx_log_t.action`).
@@ -121,7 +123,7 @@ impl During {
 
 impl Fault {
     /// By the text (ngx_http_upstream.c, ngx_event_pipe.c and the modules). Of those that say what was sent, only what ends the
-    /// attempt has the level of an error, but for a response without a header, which is passed on as HTTP/0.9.
+    /// attempt has the level of an error, but for a response without a status line, which is passed on as HTTP/0.9.
     pub(crate) fn of(format: &[u8]) -> Option<Self> {
         let begins = |text: &str| format.starts_with(text.as_bytes());
         if begins("upstream prematurely closed stream") {
@@ -134,17 +136,25 @@ impl Fault {
         } else if begins("upstream sent too big header") || begins("upstream sent too big early hints") {
             Some(Self::TooBig)
         } else if begins("upstream sent no valid HTTP/1.0 header") {
-            None
-        } else if ["upstream sent", "upstream rejected", "upstream violated", "upstream prematurely sent"]
-            .into_iter()
-            .any(begins)
-        {
+            Some(Self::NoHeader)
+        } else if REFUSALS.iter().any(|text| begins(text)) {
             Some(Self::Invalid)
         } else {
             None
         }
     }
 }
+
+/// How nginx's texts of what it does not take begin.
+const REFUSALS: [&str; 7] = [
+    "upstream sent",
+    "upstream rejected",
+    "upstream violated",
+    "upstream prematurely sent",
+    "memcached sent invalid",
+    "unsafe URI ",
+    "connection upgrade in subrequest",
+];
 
 /// What nginx logs of a certificate that its library refused, with the reason in words behind it
 /// (ngx_http_upstream_ssl_handshake, ngx_stream_proxy_ssl_handshake).

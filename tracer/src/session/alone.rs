@@ -134,7 +134,8 @@ impl Alone {
                 worker: attempt.worker,
                 at_ns: attempt.end_ns,
                 cause: cause.name().into(),
-                sure: only && candidate.exact,
+                // Nor is it known of a 5xx whether nginx had a server left to ask.
+                sure: only && candidate.exact && !attempt.talk.as_deref().is_some_and(|talk| talk.said_5xx),
             };
             known.push_back((failure, Rc::downgrade(&worker.config)));
         }

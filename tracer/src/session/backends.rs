@@ -11,6 +11,7 @@ use tracer_ebpf::loopback::is_own;
 
 use super::{
     clock::{boottime_ns, monotonic_ns},
+    explain::may_be_a_last_word,
     facts::{Gatherer, owner, translated},
 };
 use crate::{
@@ -33,6 +34,8 @@ use crate::{
 const MOST_DEATHS: usize = 4096;
 /// How long: an attempt's record comes in the same breath, but may wait to be explained.
 const KEEP_NS: u64 = 120 * 1_000_000_000;
+/// Between the beginning of a server's last word and its close.
+const LAST_WORD_NS: u64 = 20_000_000;
 /// Servers whose idle ends are kept, and how many of each.
 const MOST_SERVERS: usize = 1024;
 const MOST_IDLE: usize = 16;
@@ -107,8 +110,10 @@ impl Backends {
         let found = self.deaths.get(&Key::Socket(attempt.socket)).or_else(|| self.deaths.get(&ends))?;
         let other =
             found.socket == 0 && !is_own(&event::addr(attempt.remote.ip()), found.netns, attempt.netns);
-        let in_time =
-            attempt.start_ns.is_none_or(|start| found.time_ns >= start) && found.time_ns <= attempt.end_ns;
+        // The record of a server's own 5xx is made as that begins.
+        let behind = if may_be_a_last_word(attempt) { LAST_WORD_NS } else { 0 };
+        let in_time = attempt.start_ns.is_none_or(|start| found.time_ns >= start)
+            && found.time_ns <= attempt.end_ns.saturating_add(behind);
         (in_time && !other).then_some(found)
     }
 

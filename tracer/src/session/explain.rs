@@ -191,6 +191,12 @@ pub(super) fn needs_company(attempt: &Attempt) -> bool {
     }
 }
 
+/// A server's own 500 is, now and then, what a process says as it is told to end (gunicorn's `--timeout`): the close that tells of the
+/// signal comes right behind it.
+pub(super) fn may_be_a_last_word(attempt: &Attempt) -> bool {
+    attempt.talk.as_ref().is_some_and(|talk| talk.said_5xx && talk.status == Some(500))
+}
+
 /// True if the process makes upstream connections, by its title now; a process that is gone counts as one.
 pub(super) fn serves(pid: u32) -> bool {
     let Ok(title) = proc::read_up_to(format!("/proc/{pid}/cmdline"), 4096) else {

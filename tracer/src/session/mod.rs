@@ -70,7 +70,7 @@ use clock::monotonic_ns;
 use denials::Denials;
 use dump::Dump;
 use evidence::reach;
-use explain::needs_company;
+use explain::{may_be_a_last_word, needs_company};
 use facts::Gatherer;
 use filters::Filters;
 use maps::Maps;
@@ -298,7 +298,8 @@ impl<'a> Session<'a> {
                 held.client_gone.is_none()
                     && monotonic_ns() < held.attempt.end_ns + tracer_ebpf::CLIENT_WAIT_NS
             };
-            if needs_company(&held.attempt) && (held.round == self.round || watched() || undecided()) {
+            let waits = needs_company(&held.attempt) || may_be_a_last_word(&held.attempt);
+            if waits && (held.round == self.round || watched() || undecided()) {
                 break;
             }
             if Instant::now() >= end {

@@ -37,6 +37,8 @@ pub struct Answer {
     pub stderr: Vec<u8>,
     /// How much of that came before the end of the head.
     pub early: usize,
+    /// Not a byte of stdout has come.
+    pub stdout_empty: bool,
     /// An END_REQUEST record was among these bytes: its application status and protocol status (0 complete, 1 cannot
     /// multiplex, 2 overloaded, 3 unknown role).
     pub ended: Option<(u32, u8)>,
@@ -101,6 +103,7 @@ pub fn answer(bytes: &[u8]) -> Answer {
         }
         at = at.saturating_add(8 + length + usize::from(padding));
     }
+    found.stdout_empty = stdout.is_empty();
     found.head = http1::cgi(&stdout);
     found.body = stdout.len() - found.head.length.unwrap_or(stdout.len());
     found.head_end = found.head.length.and_then(|length| places.get(length.checked_sub(1)?)).map(|at| at + 1);

@@ -84,8 +84,8 @@ pub struct Head {
     pub location: bool,
     /// `X-Accel-Redirect`: nginx drops the body and goes elsewhere.
     pub redirect: bool,
-    /// `Upgrade`: after 101 the connection is another protocol's.
-    pub upgrade: bool,
+    /// `Upgrade`: after 101 the connection is this protocol's.
+    pub upgrade: Option<Vec<u8>>,
     /// The first thing that nginx refuses.
     pub fault: Option<Fault>,
 }
@@ -333,7 +333,7 @@ fn fields(bytes: &[u8], start: usize, head: &mut Head) {
         } else if is("x-accel-redirect") {
             head.redirect = true;
         } else if is("upgrade") {
-            head.upgrade = true;
+            head.upgrade = Some(value.to_vec());
         } else if is("location") {
             head.location = true;
         } else if is("status") && head.version == 0 && head.status.is_none() {
@@ -346,29 +346,68 @@ fn fields(bytes: &[u8], start: usize, head: &mut Head) {
     }
 }
 
-/// True if these bytes of a chunked body (RFC 9112, 7.1) reach its end, with bare line feeds as well: nginx takes both
-/// (ngx_http_parse_chunked).
+/// What the bytes of a chunked body say (RFC 9112, 7.1), with bare line feeds as well: nginx takes both (ngx_http_parse_chunked).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Chunks {
+    /// Its end is there.
+    Ended,
+    /// They go on.
+    Open,
+    /// What nginx refuses: the offset of the first byte that fits no chunk, and how many chunks came before it.
+    Bad(usize, usize),
+}
+
+/// Reads a chunked body.
 #[must_use]
-pub fn is_last_chunk_there(mut bytes: &[u8]) -> bool {
-    while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
-        let (size_line, behind) =
-            (bytes.get(..end).unwrap_or_default(), bytes.get(end + 1..).unwrap_or_default());
-        let digits = size_line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-        let digits = size_line.get(..digits).and_then(|digits| std::str::from_utf8(digits).ok());
-        let Some(size) = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok()) else {
-            return false;
+pub fn chunks(bytes: &[u8]) -> Chunks {
+    let mut at = 0_usize;
+    let mut count = 0_usize;
+    loop {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+        let Some(after) = rest.get(digits) else { return Chunks::Open };
+        let text = rest.get(..digits).and_then(|digits| std::str::from_utf8(digits).ok()).unwrap_or_default();
+        let Some(size) = usize::from_str_radix(text, 16)
+            .ok()
+            .filter(|_| matches!(after, b'\r' | b'\n' | b';' | b' ' | b'\t'))
+        else {
+            return Chunks::Bad(at + digits, count);
+        };
+        let Some(end) = rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')) else {
+            return Chunks::Open;
+        };
+        let next = match line_end(rest, end) {
+            Ok(next) => at + next,
+            Err(None) => return Chunks::Open,
+            Err(Some(bad)) => return Chunks::Bad(at + bad, count),
         };
         if size == 0 {
             // Trailers, and an empty line.
-            let mut lines = behind.split_inclusive(|byte| *byte == b'\n');
-            return lines.any(|one| one == b"\n" || one == b"\r\n");
+            let mut lines = bytes.get(next..).unwrap_or_default().split_inclusive(|byte| *byte == b'\n');
+            let ended = lines.any(|one| one == b"\n" || one == b"\r\n");
+            return if ended { Chunks::Ended } else { Chunks::Open };
         }
-        let Some(after) = behind.get(size..) else { return false };
-        let after = after.strip_prefix(b"\r").unwrap_or(after);
-        let Some(after) = after.strip_prefix(b"\n") else { return false };
-        bytes = after;
+        let Some(behind) = next.checked_add(size).filter(|behind| *behind < bytes.len()) else {
+            return Chunks::Open;
+        };
+        at = match line_end(bytes, behind) {
+            Ok(next) => next,
+            Err(None) => return Chunks::Open,
+            Err(Some(bad)) => return Chunks::Bad(bad, count),
+        };
+        count += 1;
     }
-    false
+}
+
+/// The offset behind the end of a line, CR LF or LF. `Err`: it is cut off (`None`), or the byte that is neither.
+fn line_end(bytes: &[u8], at: usize) -> Result<usize, Option<usize>> {
+    match (bytes.get(at), bytes.get(at + 1)) {
+        (Some(b'\n'), _) => Ok(at + 1),
+        (Some(b'\r'), Some(b'\n')) => Ok(at + 2),
+        (Some(b'\r'), Some(_)) => Err(Some(at + 1)),
+        (Some(b'\r') | None, _) => Err(None),
+        (Some(_), _) => Err(Some(at)),
+    }
 }
 
 fn number(text: &[u8]) -> Option<u64> {
@@ -391,7 +430,7 @@ pub fn method(bytes: &[u8]) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::is_last_chunk_there;
+    use super::{Chunks, chunks};
 
     #[test]
     fn ends_of_chunked_bodies() {
@@ -404,15 +443,25 @@ mod tests {
             "2\r\nab\r\n0\r\nX-Sum: 1\r\n\r\n",
             "1\r\na\r\n0\n\r\n",
         ] {
-            assert!(is_last_chunk_there(whole.as_bytes()), "{whole:?}");
+            assert_eq!(chunks(whole.as_bytes()), Chunks::Ended, "{whole:?}");
             for end in 0..whole.len() {
-                assert!(!is_last_chunk_there(&whole.as_bytes()[..end]), "{end} of {whole:?}");
+                assert_eq!(chunks(&whole.as_bytes()[..end]), Chunks::Open, "{end} of {whole:?}");
             }
         }
-        for broken in
-            ["", "\r\n\r\n", "x\r\n\r\n", "5\r\nhello!0\r\n\r\n", "ffffffffffffffffff\r\n", "6\r\n0\r\n\r\na"]
-        {
-            assert!(!is_last_chunk_there(broken.as_bytes()), "{broken:?}");
+        for (broken, at, before) in [
+            ("\r\n\r\n", 0, 0),
+            ("x\r\n\r\n", 0, 0),
+            ("hello", 0, 0),
+            ("5\r\nhello!0\r\n\r\n", 8, 0),
+            ("5\r\nhello\rx", 9, 0),
+            ("5\r\nhello\r\nzz", 10, 1),
+            ("5 \rx", 3, 0),
+            ("ffffffffffffffffff\r\n", 18, 0),
+        ] {
+            assert_eq!(chunks(broken.as_bytes()), Chunks::Bad(at, before), "{broken:?}");
+        }
+        for open in ["", "6\r\n0\r\n\r\na", "5", "5;abc", "ffffffffffffffff\r\n"] {
+            assert_eq!(chunks(open.as_bytes()), Chunks::Open, "{open:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::{
         Case,
         backend::Far,
         ending::{self, End, Head},
-        talk,
+        talk::{self, Answer},
     },
     diagnose::{Cause, Verdict, words},
     event::Talk,
@@ -143,7 +143,9 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
         (None, false) => "a firewall or load balancer on the way that resets, or a process that ended there",
     };
     let whole = talk::is_whole(case);
+    let upgraded = upgrade(case);
     let when = match (talk.got_bytes, ending::head(case)) {
+        _ if upgraded.is_some() => "after it had switched protocols (101)",
         _ if talk.before && talk.sent_ns.is_none() => "in an exchange that had begun before why502 watched",
         (0, _) => "before a byte of the response",
         _ if hidden => "when it had sent some of a response, or all of it",
@@ -177,6 +179,15 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
             )
         }),
     )
+    .because_if(
+        "upgrade",
+        upgraded.as_ref().map(|to| {
+            format!(
+                "the response was 101, and the connection went on as {to}: {} more were read",
+                standing::bytes(behind_head(case, talk))
+            )
+        }),
+    )
     .because_if("process", alive)
     .because_if("unread", unread(case))
     .because_if("listener", standing::listener(case))
@@ -184,7 +195,9 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
     let verdict = if forgotten { verdict.fix(forgotten_on_the_way(case)) } else { verdict };
     Some(
         verdict
-        .fix(if whole {
+        .fix(if upgraded.is_some() {
+            "see the server's log for this session: a reset in place of a closing handshake is a process that gave up, restarted or ended, or one that closes with bytes unread; clients must connect again by themselves"
+        } else if whole {
             "no request failed by it: nginx logs it and opens a new connection for the next one; a server resets instead of closing if bytes of nginx's are unread, or with SO_LINGER at 0"
         } else {
             "see the backend's log: a server that closes without having read the whole request resets as well (a limit on the body's size, a worker that gives up)"
@@ -195,6 +208,21 @@ pub(super) fn reset(case: &Case) -> Option<Verdict> {
             "if nothing is there, look at what lies between: capture at the backend and see who sends the RST"
         }),
     )
+}
+
+/// What a connection was upgraded to.
+fn upgrade(case: &Case) -> Option<String> {
+    let Answer::Head(head) = talk::answer(case) else { return None };
+    let to = head.upgrade.filter(|_| head.status == Some(101) && head.length.is_some())?;
+    let text = String::from_utf8(to).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()));
+    Some(text.unwrap_or_else(|| "another protocol".to_owned()))
+}
+
+/// Bytes that came behind the header.
+fn behind_head(case: &Case, talk: &Talk) -> u32 {
+    let Answer::Head(head) = talk::answer(case) else { return 0 };
+    let head = head.length.and_then(|length| u32::try_from(length).ok()).unwrap_or(0);
+    talk.got_bytes.saturating_sub(head)
 }
 
 /// What keeps a connection from being forgotten.

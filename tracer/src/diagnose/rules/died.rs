@@ -9,6 +9,7 @@ use crate::{
         Case,
         backend::told_to_end,
         ending::{self, End},
+        talk,
     },
     diagnose::{Cause, Verdict, words},
     event::{Death, Sent},
@@ -33,6 +34,10 @@ pub(super) fn death(case: &Case) -> Option<&Death> {
 pub(super) fn check(case: &Case) -> Option<Verdict> {
     let death = death(case)?;
     let talk = ending::of(case)?;
+    // What speaks another protocol ends when it has said so, as a server does that forks for each connection.
+    if death.signal.is_none() && death.sent.is_none() && talk::no_status_line(case).is_some() {
+        return None;
+    }
     let by_signal = death.sent.as_ref().filter(|_| told_to_end(death));
     let proof = death.ending || by_signal.is_some();
     let sent_first = talk.sent_ns.filter(|sent| *sent <= death.time_ns);
@@ -77,7 +82,7 @@ fn limit(case: &Case, death: &Death) -> Option<String> {
     standing::pool(case, "request_terminate_timeout").filter(|_| by_master)
 }
 
-fn who(death: &Death) -> String {
+pub(super) fn who(death: &Death) -> String {
     format!("{} (pid {})", death.comm, death.pid)
 }
 
@@ -183,15 +188,39 @@ fn name(signal: u8) -> String {
     format!("{name} ({signal})")
 }
 
-fn advice(verdict: Verdict, death: &Death, work_us: Option<u64>) -> Verdict {
+/// Its master has ended it when a request had taken that long.
+pub(super) fn is_time_limit(death: &Death, work_us: u64) -> bool {
     /// No worker time-out is shorter.
     const LONG_US: u64 = 900_000;
-    let parent = death
-        .sent
-        .as_ref()
-        .and_then(|sent| sent.sender.as_ref())
-        .is_some_and(|(pid, _)| *pid == death.parent);
+    let sender = death.sent.as_ref().and_then(|sent| sent.sender.as_ref());
+    sender.is_some_and(|(pid, _)| *pid == death.parent) && work_us >= LONG_US
+}
+
+/// Advice for that; `how`: what its master did to it.
+pub(super) fn limited(verdict: Verdict, death: &Death, how: &str) -> Verdict {
     let is = |name: &str| death.comm.starts_with(name);
+    let directive = if is("gunicorn") {
+        "gunicorn's --timeout"
+    } else if is("php-fpm") {
+        "php-fpm's request_terminate_timeout"
+    } else if is("uwsgi") {
+        "uwsgi's harakiri"
+    } else if death.sent.as_ref().is_some_and(|sent| i32::from(sent.signal) == libc::SIGABRT) {
+        "the server's worker time-out (gunicorn's is --timeout, 30 s unless set)"
+    } else {
+        "the server's worker time-out"
+    };
+    verdict
+        .fix(format!("its master {how} in the middle of the request: {directive} is shorter than this request takes; make the request faster, or raise that"))
+        .fix("proxy_read_timeout is not what ran out: raising it does not help")
+}
+
+/// What a process was told as it served a request: `python3 (pid 7) was sent SIGABRT (6) by its parent python3 (pid 5)`.
+pub(super) fn told(death: &Death, sent: &Sent) -> String {
+    format!("{} was sent {} by {}", who(death), name(sent.signal), sender(death, sent))
+}
+
+fn advice(verdict: Verdict, death: &Death, work_us: Option<u64>) -> Verdict {
     if death.oom {
         return verdict
             .fix_with(
@@ -205,19 +234,8 @@ fn advice(verdict: Verdict, death: &Death, work_us: Option<u64>) -> Verdict {
             .fix_with("the program has a bug: its core dump and its log tell where", "coredumpctl info")
             .fix("no directive of nginx helps; proxy_next_upstream hides it for requests that may be sent twice");
     }
-    if parent && work_us.is_some_and(|us| us >= LONG_US) {
-        let directive = if is("gunicorn") {
-            "gunicorn's --timeout"
-        } else if is("php-fpm") {
-            "php-fpm's request_terminate_timeout"
-        } else if is("uwsgi") {
-            "uwsgi's harakiri"
-        } else {
-            "the server's worker time-out"
-        };
-        return verdict
-            .fix(format!("its master killed it in the middle of the request: {directive} is shorter than this request takes; make the request faster, or raise that"))
-            .fix("proxy_read_timeout is not what ran out: raising it does not help");
+    if work_us.is_some_and(|us| is_time_limit(death, us)) {
+        return limited(verdict, death, "killed it");
     }
     match &death.sent {
         Some(sent) if sent.sender.as_ref().is_some_and(|(pid, _)| *pid != death.pid) => verdict

@@ -3,10 +3,11 @@
 //! Look-alikes: a TLS server (`plain-to-tls-port`); a header that is only too long (`header-too-big`); an answer without a
 //! status line to plain HTTP, which nginx passes on as HTTP/0.9; a header that is cut off (`upstream-closed-early`).
 
-use super::{bytes, standing};
+use super::{bytes, foreign, standing};
 use crate::{
     correlate::{
-        Case, ending,
+        Case,
+        ending::{self, End},
         talk::{self, Answer, Protocol, fastcgi, http1::FaultKind, http2, memcached, payload},
     },
     diagnose::{Cause, Verdict, words},
@@ -36,23 +37,12 @@ fn around(talk: &Talk, at: usize) -> String {
     payload::quoted(text, 72)
 }
 
-/// Who speaks something else, by its first bytes.
-fn other(talk: &Talk) -> Option<&'static str> {
-    let bytes = &talk.response[..];
-    Some(match bytes {
-        [b'H', b'T', b'T', b'P', b'/', ..] => "HTTP/1",
-        [b'S', b'S', b'H', b'-', ..] => "SSH",
-        [1, 3 | 6 | 7, 0, 1, ..] => "FastCGI",
-        [b'2', b'2', b'0', b' ' | b'-', ..] => "SMTP or FTP",
-        [b'-', b'E', b'R', b'R', ..] => "Redis",
-        [b'E', b'R', b'R', b'O', b'R', b'\r', ..] => "memcached",
-        _ if http2::is_frame(bytes) && bytes.get(3) == Some(&4) => "HTTP/2",
-        _ => return None,
-    })
-}
-
 pub(super) fn check(case: &Case) -> Option<Verdict> {
-    by_stderr(case).or_else(|| by_bytes(case)).or_else(|| by_word(case))
+    by_stderr(case)
+        .or_else(|| headless(case))
+        .or_else(|| by_bytes(case))
+        .or_else(|| by_chunk(case))
+        .or_else(|| by_word(case))
 }
 
 /// The text of `fastcgi_catch_stderr` that is in what the script said on its stderr before its header was whole
@@ -98,20 +88,113 @@ fn by_word(case: &Case) -> Option<Verdict> {
         return None;
     }
     let target = words::target(&case.attempt);
-    let verdict =
-        Verdict::proven(Cause::InvalidResponse, format!("{target} sent a response that nginx refuses"))
-            .because("said", "nginx itself tells its log that it refuses the response")
-            .because("response", standing::response(talk))
-            .because_if(
-                "hidden",
-                talk.tls.then_some(
-                    "TLS hides the bytes: what is wrong with them is told by nginx's own text alone",
-                ),
-            );
-    Some(
-        bytes::counts(verdict, case, talk)
-            .fix("mend the program that writes the header: nginx's error log quotes what it did not take"),
+    let word = case.word.as_ref().and_then(|word| word.text.as_deref()).unwrap_or_default();
+    let (what, advice) = if word.starts_with("upstream sent invalid chunked response") {
+        ("sent a chunked body whose chunks are none", CHUNK)
+    } else if word.starts_with("memcached sent invalid trailer") {
+        ("did not send the end of a value where its length says", TRAILER)
+    } else if word.starts_with("connection upgrade in subrequest") {
+        ("switched protocols (101) for a subrequest, which nginx cannot do", SUBREQUEST)
+    } else if word.starts_with("unsafe URI ") {
+        ("led nginx to a place that it does not go to (X-Accel-Redirect)", UNSAFE)
+    } else {
+        (
+            "sent a response that nginx refuses",
+            "mend the program that writes the header: nginx's error log quotes what it did not take",
+        )
+    };
+    let verdict = Verdict::proven(Cause::InvalidResponse, format!("{target} {what}"))
+        .because("said", "nginx itself tells its log that it refuses the response")
+        .because("response", standing::response(talk))
+        .because_if(
+            "hidden",
+            talk.tls
+                .then_some("TLS hides the bytes: what is wrong with them is told by nginx's own text alone"),
+        );
+    Some(bytes::counts(verdict, case, talk).fix(advice))
+}
+
+const CHUNK: &str = "mend what writes the body: as a rule the application sets Transfer-Encoding: chunked itself (a header copied from another \
+                     response) and sends a body without chunks, or counts characters where a chunk's size is bytes";
+const TRAILER: &str = "see what wrote the value, and what lies between (a proxy, another server of that protocol): nginx passes on as many \
+                       bytes as the length says, and does not use the connection again";
+const SUBREQUEST: &str = "a subrequest (auth_request, SSI, mirror) takes the headers of its main request along: set proxy_set_header Upgrade \"\"; \
+                          and proxy_set_header Connection \"\"; in the location that it leads to";
+const UNSAFE: &str = "let the application send an absolute URI without `..` in X-Accel-Redirect (of an `internal` location, not a file's path)";
+
+/// Chunks that are none: nginx ends the response there, whose header its client has.
+fn by_chunk(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    let (at, before) = talk::bad_chunk(case)?;
+    let target = words::target(&case.attempt);
+    let place = match before {
+        0 => "in the first chunk or right behind it".to_owned(),
+        count => format!("behind {count} that are right"),
+    };
+    // Of a subrequest for its status alone (auth_request) the body is not looked at.
+    let said = ending::said(case).is_some_and(|(fault, _)| fault == Fault::Invalid);
+    let verdict = Verdict::graded(
+        Cause::InvalidResponse,
+        said,
+        format!("{target} sent a chunked body whose chunks are none: nginx ended the response there"),
+        "nginx had no use for the body",
     )
+    .because_if("said", said.then_some("nginx itself tells its log that it refuses the response"))
+    .because("invalid", format!("byte {at} of the response fits no chunk ({place}): {}", around(talk, at)))
+    .because("response", standing::response(talk));
+    Some(bytes::counts(verdict, case, talk).fix(CHUNK))
+}
+
+/// An answer without a status line: nginx takes it for HTTP/0.9, logs "upstream sent no valid HTTP/1.0 header" and passes it on.
+fn headless(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    let said = ending::said(case).is_some_and(|(fault, _)| fault == Fault::NoHeader);
+    let at = talk::no_status_line(case);
+    if at.is_none() && !said {
+        return None;
+    }
+    let target = words::target(&case.attempt);
+    let (what, advice) = match at {
+        Some(at) => foreign::headless(&talk.response, at),
+        None => (
+            "answered with something that is no HTTP response".to_owned(),
+            "see what listens there: nginx's client got its first bytes".to_owned(),
+        ),
+    };
+    // A first read that was missed leaves bytes that are not there.
+    let all = talk.got_bytes as usize <= talk.response.len();
+    let refused = talk::refused(case);
+    let sure = talk::spoken(case).is_some_and(|spoken| spoken.sure);
+    let kept =
+        (ending::end(case) == Some(End::Closed)).then(|| ending::read_fit(case)).flatten().map(|fit| {
+            format!(
+                "the server kept the connection open behind it, until nginx gave up {}",
+                standing::fit(&fit)
+            )
+        });
+    let verdict = Verdict::graded(
+        Cause::InvalidResponse,
+        said || (sure && (all || refused)),
+        format!("{target} {what}"),
+        if all {
+            "nginx spoke another protocol there than its configuration says"
+        } else {
+            "a read of its first bytes that was not seen"
+        },
+    )
+    .because_if("said", said.then_some("nginx itself tells its log that it has no valid header"))
+    .because_if("invalid", at.map(|at| format!("byte {at} of the response does not fit a status line: {}", around(talk, at))))
+    .because_if("sent", bytes::began(case))
+    .because_if(
+        "passed-on",
+        (!refused && case.client_saw.is_none()).then_some(
+            "nginx takes that for HTTP/0.9 and passes it on: its client gets these bytes without a status and a header, \
+             and the access log says 009",
+        ),
+    )
+    .because_if("kept-open", kept)
+    .because("response", standing::response(talk));
+    Some(bytes::counts(verdict, case, talk).fix(advice))
 }
 
 fn by_bytes(case: &Case) -> Option<Verdict> {
@@ -120,7 +203,7 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
         return None;
     }
     let spoken = talk::spoken(case)?;
-    let wrong = wrong(talk, spoken.protocol, &talk::answer(case), talk::refused(case))?;
+    let wrong = wrong(talk, spoken.protocol, &talk::answer(case))?;
     let refused = talk::refused(case);
     let target = words::target(&case.attempt);
     let verdict = Verdict::graded(
@@ -139,7 +222,7 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
     Some(bytes::counts(verdict, case, talk).fix(wrong.fix))
 }
 
-fn wrong(talk: &Talk, protocol: Protocol, answer: &Answer, refused: bool) -> Option<Wrong> {
+fn wrong(talk: &Talk, protocol: Protocol, answer: &Answer) -> Option<Wrong> {
     match answer {
         Answer::Head(head) => {
             let fault = head.fault.as_ref()?;
@@ -148,7 +231,7 @@ fn wrong(talk: &Talk, protocol: Protocol, answer: &Answer, refused: bool) -> Opt
         Answer::Fastcgi(found) => fcgi(talk, found),
         Answer::Http2(found) => frames(talk, found),
         Answer::Memcached(memcached::Answer::Invalid(at)) => {
-            Some(match other(talk).filter(|who| *who != "memcached") {
+            Some(match foreign::of(&talk.response).filter(|who| who.name != "memcached") {
                 Some(who) => mismatch(talk, protocol, who),
                 None => Wrong {
                     summary: "answered a memcached request with something else than a value".to_owned(),
@@ -162,34 +245,58 @@ fn wrong(talk: &Talk, protocol: Protocol, answer: &Answer, refused: bool) -> Opt
                 },
             })
         }
-        // Taken for HTTP/0.9; only nginx's own word makes it a failure.
-        Answer::NoStatusLine(at) if refused => Some(match other(talk) {
-            Some(who) => mismatch(talk, protocol, who),
-            None => Wrong {
-                summary: "answered with something that is no HTTP response".to_owned(),
-                text: format!("byte {at} does not fit a status line: {}", around(talk, *at)),
-                fix: "see what listens there: it does not speak HTTP".to_owned(),
-                always: false,
-            },
+        Answer::Memcached(memcached::Answer::Trailer(at, length)) => Some(Wrong {
+            summary: "did not send the end of a value where its length says".to_owned(),
+            text: format!(
+                "byte {at} of the response does not fit the END behind a value of {length} bytes: {}",
+                around(talk, *at)
+            ),
+            fix: TRAILER.to_owned(),
+            always: true,
         }),
         Answer::NoStatusLine(_) | Answer::Memcached(_) | Answer::Nothing | Answer::Unknown => None,
     }
 }
 
-fn mismatch(talk: &Talk, protocol: Protocol, who: &str) -> Wrong {
-    let advice = match (protocol, who) {
-        (_, "HTTP/1") => {
-            "use proxy_pass for it (or the port on which it speaks the protocol of the pass)".to_owned()
-        }
-        (_, "FastCGI") => "use fastcgi_pass for it".to_owned(),
-        (_, "HTTP/2") => "use grpc_pass for it".to_owned(),
-        (..) => "see what listens there: the port is another service's".to_owned(),
-    };
+fn mismatch(talk: &Talk, protocol: Protocol, who: foreign::Foreign) -> Wrong {
     Wrong {
-        summary: format!("speaks {who}, and nginx spoke {} to it", protocol.name()),
+        summary: format!("speaks {}, and nginx spoke {} to it", who.name, protocol.name()),
         text: format!("the response begins {}", bytes::quoted(&talk.response)),
-        fix: advice,
+        fix: who.advice.to_owned(),
         always: true,
+    }
+}
+
+/// Advice for a line whose name is none, by what stands there.
+fn name_advice(talk: &Talk, at: usize) -> &'static str {
+    let before = talk.response.get(..at).unwrap_or_default();
+    let start = before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
+    let name = before.get(start..).unwrap_or_default();
+    let rest = talk.response.get(at..).unwrap_or_default();
+    let blanks = rest.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+    // Of FastCGI a record's header can stand before it.
+    if name.ends_with(b"HTTP") {
+        return "write the status as nginx takes it there: `Status: 403 Forbidden`; in PHP http_response_code(403) or header('HTTP/1.1 403 \
+                Forbidden'): a line that begins with `HTTP ` is none";
+    }
+    if blanks > 0 && !name.is_empty() && rest.get(blanks) == Some(&b':') {
+        return "let the server write the colon right behind the name: since 1.21.1 nginx refuses a blank there, and no directive lets it \
+                pass";
+    }
+    "mend the program that writes this line: as a rule it printed text before its header was done"
+}
+
+/// Advice where a length and an encoding, or two of them, contradict each other.
+fn length_advice(talk: &Talk) -> String {
+    const MEND: &str = "let the backend send one Content-Length or one Transfer-Encoding: as a rule the application sets one and its server \
+                        adds the other";
+    let line = talk.request.split(|b| *b == b'\r').next().unwrap_or_default();
+    if line.ends_with(b" HTTP/1.1") {
+        format!(
+            "{MEND}; if it cannot be changed, try proxy_http_version 1.0; for it: a server that keeps to RFC 9112, 6.1, sends no Transfer-Encoding then"
+        )
+    } else {
+        MEND.to_owned()
     }
 }
 
@@ -198,10 +305,11 @@ fn line(talk: &Talk, at: usize, kind: FaultKind) -> Wrong {
         summary: format!("sent a response header that nginx refuses: {}", kind.words()),
         text: format!("{} at byte {at} of the response: {}", kind.words(), around(talk, at)),
         fix: match kind {
-            FaultKind::Name => "mend the program that writes this line: as a rule it printed text before its header was done".to_owned(),
+            FaultKind::Name => name_advice(talk, at).to_owned(),
             FaultKind::Nul | FaultKind::Cr => "mend the program that writes this header: binary data got into a value".to_owned(),
-            FaultKind::Length | FaultKind::TwoLengths | FaultKind::TwoEncodings | FaultKind::LengthAndEncoding | FaultKind::Encoding => {
-                "let the backend send one Content-Length or one Transfer-Encoding: as a rule the application sets one and its server adds the other".to_owned()
+            FaultKind::LengthAndEncoding | FaultKind::TwoEncodings | FaultKind::Encoding => length_advice(talk),
+            FaultKind::Length | FaultKind::TwoLengths => {
+                "let the backend send one Content-Length: as a rule the application sets one and its server adds the other".to_owned()
             }
             FaultKind::Status => "let the backend send a Status that begins with three digits".to_owned(),
         },
@@ -220,7 +328,7 @@ fn fcgi(talk: &Talk, found: &fastcgi::Answer) -> Option<Wrong> {
             let wrong = line(talk, at, kind);
             Wrong { text: format!("{}{stderr}", wrong.text), ..wrong }
         }
-        fastcgi::FaultKind::Version(_) => match other(talk).filter(|_| at == 0) {
+        fastcgi::FaultKind::Version(_) => match foreign::of(&talk.response).filter(|_| at == 0) {
             Some(who) => mismatch(talk, Protocol::Fastcgi, who),
             None => Wrong {
                 summary: "answered with something that is no FastCGI record".to_owned(),
@@ -252,7 +360,7 @@ fn frames(talk: &Talk, found: &http2::Answer) -> Option<Wrong> {
     let named: Vec<&str> = found.frames.iter().take(6).map(|kind| http2::frame_name(*kind)).collect();
     let list = format!("frames: {}", named.join(", "));
     if let Some((at, length)) = found.too_large {
-        return Some(match other(talk).filter(|_| at == 0) {
+        return Some(match foreign::of(&talk.response).filter(|_| at == 0) {
             Some(who) => mismatch(talk, Protocol::Http2, who),
             None => Wrong {
                 summary: "answered with something that is no HTTP/2".to_owned(),

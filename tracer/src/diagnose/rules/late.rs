@@ -9,6 +9,7 @@ use crate::{
     correlate::{
         Case,
         ending::{self, End, Fit, Head, Sent},
+        talk,
     },
     diagnose::{Cause, Verdict, words},
     event::{
@@ -27,7 +28,7 @@ enum Timer<'a> {
 
 /// nginx closed the connection, and neither an end, nor an error, nor its handshake explains that.
 fn closed(case: &Case) -> Option<&Talk> {
-    let talk = ending::of(case)?;
+    let talk = ending::of(case).filter(|_| !is_no_answer(case))?;
     // What came behind its timer changes nothing.
     let late = ending::said(case).is_some_and(|(fault, _)| fault == Fault::TimedOut);
     // nginx reads until nothing is left: what it left of a header, it did not want.
@@ -36,10 +37,19 @@ fn closed(case: &Case) -> Option<&Talk> {
     (!other && talk.watched && (late || (talk.fin_ns.is_none() && !refused))).then_some(talk)
 }
 
+/// What came is no response, nor ever was to be one: how long nginx and its client waited behind it tells nothing.
+fn is_no_answer(case: &Case) -> bool {
+    talk::no_status_line(case).is_some()
+        || ending::said(case).is_some_and(|(fault, _)| fault == Fault::NoHeader)
+}
+
 fn timer(case: &Case) -> Option<Timer<'_>> {
     let talk = closed(case)?;
     match ending::said(case) {
-        Some((Fault::TimedOut, During::Request)) => return Some(Timer::Send(ending::send_fit(case))),
+        // What it sends it has not sent in whole.
+        Some((Fault::TimedOut, During::Request)) if talk.tls || ending::sent(talk) != Sent::Whole => {
+            return Some(Timer::Send(ending::send_fit(case)));
+        }
         Some((Fault::TimedOut, During::Header | During::Body)) => {
             return Some(Timer::Read(ending::read_fit(case)));
         }
@@ -226,7 +236,7 @@ fn client_text(case: &Case) -> Option<String> {
 
 /// `client-aborted` for a connection that stood.
 pub(super) fn client(case: &Case) -> Option<Verdict> {
-    let talk = ending::of(case)?;
+    let talk = ending::of(case).filter(|_| !is_no_answer(case))?;
     case.client_gone?;
     // An end that nginx has not read is none of its reasons, where reads are seen.
     let ended = (talk.fin_ns.is_some() && !talk.watched) || case.attempt.reset;

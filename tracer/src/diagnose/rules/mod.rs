@@ -10,6 +10,7 @@ mod closed;
 mod died;
 mod fds;
 mod firewall;
+mod foreign;
 mod handshake;
 mod host;
 mod invalid;

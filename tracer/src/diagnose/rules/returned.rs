@@ -2,11 +2,11 @@
 //!
 //! Look-alikes: nginx's own 502 and 504 for a server that did not answer; an error page that nginx shows instead.
 
-use super::{bytes, standing};
+use super::{bytes, died, standing};
 use crate::{
     correlate::{Case, ending, talk},
     diagnose::{Cause, Verdict, words},
-    event::{Stage, Talk, said::Said},
+    event::{Death, Sent, Stage, Talk, said::Said},
     nginx::InForce,
 };
 
@@ -35,31 +35,66 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     };
     let word = format!("http_{status}");
     let next = case.config.iter().flat_map(|c| c.settings.all("next_upstream")).find(|one| one.has(&word));
+    let again = talk::tries_elsewhere(case).is_some();
+    let method = ending::method(talk).unwrap_or("it").to_owned();
     let intercept =
         case.config.iter().flat_map(|c| c.settings.all("intercept_errors")).find(|one| InForce::is_on(one));
     let silent = (hidden && case.facts.said == Some(Said::Nothing))
         .then_some("nginx told its log of no error, which it does whenever such a status is its own");
     let saw = case.client_saw.filter(|_| !hidden).map(|client| {
-        if client == status {
+        if client == status && again {
+            format!("its client got {client} in the end")
+        } else if client == status {
             format!("nginx passed it on: its client got {client}")
         } else {
             format!("its client got {client}")
         }
     });
-    Some(
+    let last_word = last_word(case, talk);
+    let verdict =
         Verdict::graded(
             Cause::UpstreamReturned5xx,
             both && talk.watched && talk.said_5xx && !hidden,
-            format!("{target} itself answered {status}{}", meaning(status)),
+            match last_word {
+                Some((death, ..)) => format!("{target} itself answered {status}, as {} had been told to end", died::who(death)),
+                None => format!("{target} itself answered {status}{}", meaning(status)),
+            },
             if hidden && status == 502 { REFUSED } else { "nginx made that status itself" },
         )
         .because("status", format!("{said}{}", after.unwrap_or_default()))
         .because_if("silence", silent)
         .because_if("request", standing::request(talk))
         .because_if("client", saw)
-        .because_if("next", next.map(|one| format!("with such a status nginx asks another server, if there is one: {}", standing::directive(one))))
+        .because_if("next", next.map(|one| {
+            let line = standing::directive(one);
+            if again {
+                format!("with such a status nginx asks another server, if one is left: {line}")
+            } else {
+                format!("nginx asks no other server for it: {method} had been sent, and non_idempotent is not set: {line}")
+            }
+        }))
         .because_if("intercept", intercept.map(|one| format!("nginx may show a page of its own for it: {}", standing::directive(one))))
-        .because_if("dnat", words::translation(case))
+        .because_if("dnat", words::translation(case));
+    if let Some((death, sent, work_us)) = last_word {
+        let verdict = verdict.because(
+            "signal",
+            format!(
+                "{} {} after the request, and closed the connection behind its answer",
+                died::told(death, sent),
+                words::duration(work_us)
+            ),
+        );
+        // One that is to stop for another reason finishes what it has begun.
+        return Some(if i32::from(sent.signal) == libc::SIGABRT && died::is_time_limit(death, work_us) {
+            died::limited(verdict, death, "told it to end")
+        } else {
+            verdict
+                .fix(format!("the log of the application at {target} says what went wrong"))
+                .fix("see who stops the backend while it serves requests: a restart, a deployment, a limit of its supervisor")
+        });
+    }
+    Some(
+        verdict
         .fix(match status {
             502 | 504 => format!("nginx has failed nothing: {target} is a proxy itself, and what it asked did not answer it; look there"),
             503 => format!("nginx has failed nothing: {target} refuses work (overload, maintenance, a limit); its log says why"),
@@ -68,6 +103,20 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
         .fix("no time-out, buffer or firewall is concerned: the request arrived and was answered"),
     )
 }
+
+/// The signal that a process was sent while it served the request, and to which it answered with an error: who, what and how long after
+/// the request, microseconds.
+fn last_word<'a>(case: &'a Case, talk: &Talk) -> Option<(&'a Death, &'a Sent, u64)> {
+    let death = case.facts.backend.death.as_ref()?;
+    let sent = death.sent.as_ref()?;
+    let (began, answered) = talk.sent_ns.zip(talk.first_read_ns)?;
+    let during =
+        began <= sent.time_ns && sent.time_ns <= answered && answered.abs_diff(death.time_ns) <= CLOSE_NS;
+    during.then_some((death, sent, (sent.time_ns - began) / 1000))
+}
+
+/// Between a last word and the close behind it.
+const CLOSE_NS: u64 = 20_000_000;
 
 const REFUSED: &str = "nginx refused what the server sent, and TLS hides that (invalid-response, header-too-big, upstream-closed-early)";
 

@@ -58,7 +58,78 @@ fn got_all(case: &Case, got: u64) -> bool {
 }
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
-    by_bytes(case).or_else(|| by_word(case))
+    by_bytes(case).or_else(|| by_word(case)).or_else(|| by_stderr(case))
+}
+
+/// What a script said on its stderr before its header had ended: it lies in the same buffer.
+struct Stderr {
+    /// In words.
+    text: String,
+}
+
+fn stderr(case: &Case, talk: &Talk) -> Option<Stderr> {
+    let Answer::Fastcgi(found) = talk::answer(case) else { return None };
+    let early = found.stderr.get(..found.early).filter(|early| !early.is_empty())?;
+    let count = u32::try_from(early.len()).ok()?;
+    let all = talk.got_bytes as usize <= talk.response.len() || !found.stdout_empty;
+    let least = if all { "" } else { "at least " };
+    let kept = if all {
+        String::new()
+    } else {
+        format!(
+            " (the first {} of the response hold nothing else)",
+            standing::bytes(u32::try_from(talk.response.len()).ok()?)
+        )
+    };
+    Some(Stderr {
+        text: format!(
+            "{least}{} of it are what the script said on its stderr before its header was done{kept}; it begins {}",
+            standing::bytes(count),
+            bytes::quoted(early)
+        ),
+    })
+}
+
+/// Advice where stderr took a part of the buffer: narrow first.
+fn quieten(verdict: Verdict) -> Verdict {
+    verdict
+        .fix("mend what the script reports there: nginx's error log has each line (\"FastCGI sent in stderr\")")
+        .fix("or keep it out of the response: PHP writes its messages there unless php.ini or the pool sets error_log = to a file (php_admin_value[error_log] = /var/log/php-errors.log)")
+}
+
+/// More was read than the buffer holds: as long as nothing but stderr has come, nginx empties it (ngx_http_fastcgi_process_header).
+fn by_stderr(case: &Case) -> Option<Verdict> {
+    let talk = bytes::exchange(case)?;
+    let said = stderr(case, talk)?;
+    if super::invalid::caught(case).is_some() || !unended(case, talk) || !talk::refused(case) {
+        return None;
+    }
+    let directive = case
+        .config
+        .iter()
+        .flat_map(|c| c.settings.all("buffer_size"))
+        .find(|one| one.bytes().is_some_and(|size| u64::from(talk.got_bytes) > size))?;
+    let verdict = Verdict::likely(
+        Cause::HeaderTooBig,
+        both(case, directive),
+        "a header that nginx refuses behind the bytes that were kept",
+    )
+    .because("stderr", said.text)
+    .because("buffer", standing::directive(directive))
+    .because("response", standing::response(talk));
+    Some(quieten(bytes::counts(verdict, case, talk)).fix(format!(
+        "or raise {}: a header must fit it, with the stderr that comes with it",
+        directive.name
+    )))
+}
+
+fn both(case: &Case, directive: &InForce) -> String {
+    format!(
+        "the script at {} wrote messages to its stderr and a header, which do not fit {} {} together",
+        words::target(&case.attempt),
+        directive.name,
+        directive.value.as_deref().unwrap_or_default()
+    )
 }
 
 /// Where the bytes do not tell, nginx's own word does.
@@ -70,9 +141,11 @@ fn by_word(case: &Case) -> Option<Verdict> {
     let target = words::target(&case.attempt);
     let directive =
         case.config.iter().flat_map(|c| c.settings.all("buffer_size")).max_by_key(|one| one.bytes());
+    let stderr = stderr(case, talk);
     let verdict = Verdict::proven(
         Cause::HeaderTooBig,
         match directive {
+            Some(one) if stderr.is_some() => both(case, one),
             Some(one) => format!(
                 "{target} sent a header that does not fit {} {}",
                 one.name,
@@ -82,19 +155,23 @@ fn by_word(case: &Case) -> Option<Verdict> {
         },
     )
     .because("said", "nginx itself tells its log that the header is too big for its buffer")
+    .because_if("stderr", stderr.as_ref().map(|stderr| stderr.text.clone()))
     .because_if("buffer", directive.map(standing::directive));
     let wanted = directive.and_then(InForce::bytes).and_then(|size| SIZES.into_iter().find(|s| *s > size));
     let name = directive.map_or("proxy_buffer_size", |one| one.name.as_str());
     let size = wanted.unwrap_or(128 << 10);
-    Some(
-        bytes::counts(verdict, case, talk)
-            .fix(format!(
-                "set {name} {} or more: how long the header is cannot be told, as TLS hides it{}",
-                crate::nginx::directives::size(size),
-                others(case, name, size)
-            ))
-            .fix(SMALLER),
-    )
+    let why = if talk.tls { "TLS hides it" } else { "only its beginning is kept" };
+    let raise = format!(
+        "set {name} {} or more: how long the header is cannot be told, as {why}{}",
+        crate::nginx::directives::size(size),
+        others(case, name, size)
+    );
+    let verdict = bytes::counts(verdict, case, talk);
+    Some(if stderr.is_some() {
+        quieten(verdict).fix(format!("or {raise}"))
+    } else {
+        verdict.fix(raise).fix(SMALLER)
+    })
 }
 
 fn by_bytes(case: &Case) -> Option<Verdict> {
@@ -134,10 +211,14 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
     } else {
         "what did not fit had not arrived".to_owned()
     };
+    let stderr = stderr(case, talk);
     let verdict = Verdict::graded(
         Cause::HeaderTooBig,
         refused && agreed && exact && talk.watched && spoken.sure,
-        format!("{target} sent a header of more than {got} bytes: it does not fit {name} {}", directive.value.as_deref().unwrap_or_default()),
+        match stderr {
+            Some(_) => both(case, directive),
+            None => format!("{target} sent a header of more than {got} bytes: it does not fit {name} {}", directive.value.as_deref().unwrap_or_default()),
+        },
         if refused {
             "a header that nginx refuses behind the bytes that were kept"
         } else {
@@ -145,6 +226,7 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
         },
     )
     .because("header", format!("nginx read {got} bytes, the header had not ended, and it closed the connection; {more}"))
+    .because_if("stderr", stderr.as_ref().map(|stderr| stderr.text.clone()))
     .because(
         "buffer",
         if exact {
@@ -161,15 +243,18 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
     };
     let enough = wanted.map_or("more".to_owned(), crate::nginx::directives::size);
     let others = others(case, name, wanted.unwrap_or(128 << 10));
-    Some(
-        verdict
-            .fix(if talk.unread > 0 && wanted.is_some() {
-                format!("set {name} {enough}; {place}: all that had arrived fits in that{others}")
-            } else {
-                format!("set {name} {enough}; {place}, or more: how long the header is cannot be told, as the rest had not come{others}")
-            })
-            .fix(SMALLER),
-    )
+    let raise = if talk.unread > 0 && wanted.is_some() {
+        format!("set {name} {enough}; {place}: all that had arrived fits in that{others}")
+    } else {
+        format!(
+            "set {name} {enough}; {place}, or more: how long the header is cannot be told, as the rest had not come{others}"
+        )
+    };
+    Some(if stderr.is_some() {
+        quieten(verdict).fix(format!("or {raise}"))
+    } else {
+        verdict.fix(raise).fix(SMALLER)
+    })
 }
 
 /// nginx refuses a buffer whose double is larger than all `X_buffers` but one (`X_busy_buffers_size`, where it is not set).

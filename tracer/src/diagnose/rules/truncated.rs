@@ -11,7 +11,7 @@ use crate::{
         talk::{self, Answer, Body},
     },
     diagnose::{Cause, Verdict, words},
-    event::said::{During, Fault},
+    event::said::{During, Fault, Said},
 };
 
 pub(super) fn check(case: &Case) -> Option<Verdict> {
@@ -57,10 +57,14 @@ fn advise(verdict: Verdict) -> Verdict {
 
 fn by_bytes(case: &Case) -> Option<Verdict> {
     let talk = bytes::exchange(case)?;
-    if talk.answered_bad || talk.tls {
+    if talk.answered_bad || talk.tls || talk::bad_chunk(case).is_some() {
         return None;
     }
     let answer = talk::answer(case);
+    // The request was ended by its own record, which nginx has read, and nginx says that this was too early: it may as well have dropped
+    // the response on purpose (X-Accel-Redirect).
+    let record = matches!(&answer, Answer::Fastcgi(found) if found.ended.is_some() || talk.last_chunk)
+        && matches!(case.facts.said, Some(Said::Broken { fault: Fault::ClosedEarly, .. }));
     let body = talk::body(case, &answer);
     let target = words::target(&case.attempt);
     // Trailers may stand behind the last chunk (RFC 9112, 7.1.2): a server must have been told that they are welcome.
@@ -83,12 +87,17 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
         End::Error(errno @ (libc::ECONNRESET | libc::EPIPE)) => {
             (format!("nginx was told {} as it read", words::errno(errno)), "reset")
         }
+        End::Closed if record && matches!(body, Body::Short(..)) => (
+            format!("{target} ended the request (FastCGI's END_REQUEST), and nginx closed the connection"),
+            "ended",
+        ),
         End::Error(_) | End::Closed | End::WorkerEnded => return None,
     };
+    let by_record = end == End::Closed;
     let spoken = talk::spoken(case).is_some_and(|spoken| spoken.sure);
     let has_method = talk::is_head(talk).is_some();
     // A RST of which nginx was not told came after it had closed for another reason.
-    let told = talk.told.is_some() || talk.eof;
+    let told = talk.told.is_some() || talk.eof || by_record;
     let proof = sure && spoken && (has_method || body == Body::NoEnd) && told && talk.watched;
     let shown = case.client_saw.or(answer.status());
     let stderr = match &answer {
@@ -101,7 +110,10 @@ fn by_bytes(case: &Case) -> Option<Verdict> {
         Verdict::graded(
             Cause::ResponseTruncated,
             proof,
-            format!("{target} {who} the connection in the middle of its response: {what}"),
+            format!(
+                "{target} {who} {} in the middle of its response: {what}",
+                if by_record { "the request" } else { "the connection" }
+            ),
             if !sure {
                 "it was whole, with trailers behind the last chunk"
             } else if !told {

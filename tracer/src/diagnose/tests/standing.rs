@@ -202,7 +202,8 @@ pub(super) fn throw(case: &mut Case, dice: &mut Dice) {
     talk.before = talk.found && dice.one_in(2);
     talk.said_error = dice.one_in(8);
     if dice.one_in(6) {
-        let fault = dice.pick(&[Fault::ClosedEarly, Fault::TimedOut, Fault::TooBig, Fault::Invalid]);
+        let fault =
+            dice.pick(&[Fault::ClosedEarly, Fault::TimedOut, Fault::TooBig, Fault::Invalid, Fault::NoHeader]);
         let during =
             dice.pick(&[During::Handshake, During::Request, During::Header, During::Body, During::Unknown]);
         case.facts.said = Some(dice.pick(&[Said::Broken { fault, during }, Said::Nothing, Said::Other]));

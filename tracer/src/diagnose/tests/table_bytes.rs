@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     correlate::talk::is_failure,
-    event::{Told, said::Said},
+    event::{
+        Told,
+        said::{During, Fault, Said},
+    },
 };
 use Cause::{
     HeaderTooBig as Big, InvalidResponse as Invalid, PlainToTlsPort as ToTls, ResponseTruncated as Truncated,
@@ -181,6 +184,68 @@ fn responses_that_nginx_refuses() {
             stood(NEAR).got(SENT + MS, WHOLE).talk(|t| t.answered_bad = true),
             Unexplained,
             No,
+        ),
+    ]);
+}
+
+#[test]
+fn answers_without_a_status_line() {
+    let fin = SENT + 5 * MS;
+    let page = b"<h1>It works</h1>";
+    let code = b"HTTP/1.1 OK\r\n\r\nhello";
+    let ssh = || stood(NEAR).got(SENT + MS, b"SSH-2.0-OpenSSH_9.2\r\n");
+    let gone = |build: Build| build.client_gone(false);
+    check(vec![
+        ("a page", stood(NEAR).got(SENT + MS, page).fin(fin), Invalid, Proven),
+        ("no code", stood(NEAR).got(SENT + MS, code).fin(fin), Invalid, Proven),
+        ("SSH, which waits for its client", ssh().ends_ms(1003), Invalid, Proven),
+        ("SSH, and nginx's client leaves", gone(ssh()), Invalid, Proven),
+        (
+            "SSH, by a server that forks and ends",
+            ssh().fin(fin).closer(fin, true, |d| {
+                (d.ending, d.status) = (true, Some(0));
+            }),
+            Invalid,
+            Proven,
+        ),
+        (
+            "a server that crashes behind its page",
+            stood(NEAR).got(SENT + MS, page).fin(fin).closer(fin, true, |d| {
+                (d.ending, d.signal) = (true, Some(11));
+            }),
+            Cause::UpstreamDied,
+            Proven,
+        ),
+        ("reset behind a page", stood(NEAR).got(SENT + MS, page).rst(fin), Invalid, Proven),
+        ("a page that is longer than what is kept", stood(NEAR).long(page, 900).fin(fin), Invalid, Likely),
+        (
+            "the same, and nginx says so",
+            stood(NEAR).long(page, 900).fin(fin).said(Fault::NoHeader, During::Header),
+            Invalid,
+            Proven,
+        ),
+        (
+            "TLS hides it, and nginx says so",
+            stood(NEAR)
+                .tls(600)
+                .talk(|t| t.tls_data = true)
+                .got(SENT + MS, server_hello(2))
+                .fin(fin)
+                .said(Fault::NoHeader, During::Header),
+            Invalid,
+            Proven,
+        ),
+        (
+            "a response that was under way before why502: its beginning is not there",
+            stood(NEAR).got(SENT + MS, page).talk(|t| t.before = true).ends_ms(1003),
+            Cause::ReadTimeout,
+            Proven,
+        ),
+        (
+            "a status line in pieces, and a time-out",
+            stood(NEAR).got(SENT + MS, b"HTTP/1.0 2").ends_ms(1003),
+            Cause::ReadTimeout,
+            Proven,
         ),
     ]);
 }
@@ -455,7 +520,14 @@ fn the_gate() {
         ),
         ("a header that is cut off", of(b"HTTP/1.1 200 OK\r\nX-A: ").fin(fin), true),
         ("nothing came", stood(NEAR).fin(fin), true),
-        ("HTTP/0.9", of(b"<html>hello</html>").fin(fin), false),
+        ("HTTP/0.9", of(b"<html>hello</html>").fin(fin), true),
+        ("the beginning of a status line", of(b"HTTP/1.1 2").fin(fin), true),
+        ("long HTTP/0.9", long(b"<html>hello").fin(fin), true),
+        (
+            "long, of which the first read was missed: its client has a status",
+            long(b"<html>hello").fin(fin).edit(|c| c.client_saw = Some(200)),
+            false,
+        ),
         ("a TLS alert", of(ALERT).fin(fin), true),
         (
             "redirected inside",
@@ -539,4 +611,148 @@ fn the_gate() {
     assert!(wrong.is_empty(), "{wrong}");
     let told = of(WHOLE).talk(|t| (t.told_ns, t.told) = (Some(fin), Some(Told::Error(libc::EPIPE))));
     assert!(!is_failure(&told.0), "an error after the end of a whole response is nobody's");
+}
+
+/// What is printed beside the verdict must mend the case in front of it.
+#[test]
+fn advice_fits_the_fault() {
+    let of = |bytes: &'static [u8]| stood(NEAR).got(SENT + MS, bytes).answered(502);
+    let request = |build: Build, line: &'static [u8]| build.talk(|t| t.request = Bytes::from_static(line));
+    let both =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let stderr = b"\x01\x07\0\x01\0\x10\0\0PHP Notice:  $x!\x01\x06\0\x01\x0f\0\0\0Status: 200\r\nX-Big: ";
+    let big =
+        |build: Build| build.with("buffer_size", "fastcgi_buffer_size", "4k").talk(|t| t.got_bytes = 4096);
+    let chunk = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhello";
+    let said = |build: Build, text: &str, during| {
+        build.said(Fault::Invalid, during).edit(|c| {
+            c.word = Some(Box::new(crate::correlate::story::Word {
+                text: Some(text.to_owned()),
+                errno: None,
+                place: None,
+            }));
+        })
+    };
+    for (name, build, fix, never) in [
+        (
+            "a blank before the colon",
+            of(b"HTTP/1.1 200 OK\r\nX-Foo : bar\r\n\r\n"),
+            "the colon right behind",
+            "printed text",
+        ),
+        ("text before the header", of(b"HTTP/1.1 200 OK\r\nPHP Warning: x\r\n\r\n"), "printed text", "colon"),
+        (
+            "PHP's status",
+            fcgi().got(SENT + MS, b"\x01\x06\0\x01\0\x18\0\0HTTP 403 Forbidden\r\nA: b").answered(502),
+            "Status: 403",
+            "printed text",
+        ),
+        (
+            "both lengths, to HTTP/1.1",
+            request(of(both), b"GET / HTTP/1.1\r\n\r\n"),
+            "proxy_http_version 1.0",
+            "chunks",
+        ),
+        (
+            "both lengths, to HTTP/1.0",
+            request(of(both), b"GET / HTTP/1.0\r\n\r\n"),
+            "one Transfer-Encoding",
+            "proxy_http_version",
+        ),
+        ("stderr in the buffer", big(fcgi().got(SENT + MS, stderr).answered(502)), "error_log", "cookies"),
+        (
+            "no stderr",
+            big(fcgi().got(SENT + MS, b"\x01\x06\0\x01\x0f\0\0\0Status: 200\r\nX-Big: ").answered(502)),
+            "cookies",
+            "error_log",
+        ),
+        (
+            "a chunk",
+            said(stood(NEAR).got(SENT + MS, chunk), "upstream sent invalid chunked response", During::Body),
+            "Transfer-Encoding: chunked itself",
+            "writes the header",
+        ),
+        (
+            "a subrequest",
+            said(stood(NEAR).got(SENT + MS, WHOLE), "connection upgrade in subrequest", During::Header),
+            "proxy_set_header Upgrade",
+            "writes the header",
+        ),
+        (
+            "another error",
+            said(
+                stood(NEAR).tls(600).talk(|t| t.tls_data = true).got(SENT + MS, server_hello(2)),
+                "upstream sent invalid header",
+                During::Header,
+            ),
+            "writes the header",
+            "chunk",
+        ),
+        (
+            "a WebSocket",
+            stood(NEAR)
+                .got(SENT + MS, b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\nabc")
+                .rst(SENT + 5 * MS),
+            "closing handshake",
+            "whole request",
+        ),
+        (
+            "a reset",
+            stood(NEAR).got(SENT + MS, OPEN).rst(SENT + 5 * MS),
+            "whole request",
+            "closing handshake",
+        ),
+    ] {
+        let verdict = diagnose(&build.0);
+        let text = verdict.fix.iter().map(|fix| fix.text.as_str()).collect::<Vec<_>>().join("\n");
+        assert!(text.contains(fix) && !text.contains(never), "{name}: {} {text}", verdict.cause);
+    }
+}
+
+#[test]
+fn chunks_that_are_none() {
+    let fin = SENT + 5 * MS;
+    let bad = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz";
+    let of = |bytes: &'static [u8]| stood(NEAR).got(SENT + MS, bytes);
+    let gzip = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nabc";
+    check(vec![
+        ("nginx says so", of(bad).said(Fault::Invalid, During::Body), Invalid, Proven),
+        ("nginx is not asked", of(bad), Invalid, Likely),
+        ("and the server closes", of(bad).fin(fin), Invalid, Likely),
+        ("they are right, and cut off", of(CHUNKED).fin(fin), Truncated, Proven),
+    ]);
+    for (name, build, want) in [
+        ("another encoding, passed on", of(gzip).fin(fin).edit(|c| c.client_saw = Some(200)), false),
+        (
+            "another encoding, by nginx's memory passed on",
+            of(gzip).fin(fin).talk(|t| (t.asked, t.passed_on) = (true, true)),
+            false,
+        ),
+        ("another encoding, refused", of(gzip).answered(502), true),
+        (
+            "a NUL is passed on by none",
+            of(b"HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n").edit(|c| c.client_saw = Some(200)),
+            true,
+        ),
+        (
+            "chunks for HEAD, which has none",
+            of(bad).talk(|t| t.request = Bytes::from_static(b"HEAD / HTTP/1.1\r\n\r\n")).fin(fin),
+            false,
+        ),
+    ] {
+        assert_eq!(is_failure(&build.0), want, "{name}");
+    }
+}
+
+#[test]
+fn fastcgi_that_ends_its_request_early() {
+    let get = b"\x01\x01\0\x01\0\x08\0\0\0\x01\0\0\0\0\0\0\x01\x04\0\x01\0\x18\0\0\x0e\x03REQUEST_METHODGET";
+    let short =
+        b"\x01\x06\0\x01\0\x1b\0\0Content-Length: 50\r\n\r\nhello\x01\x03\0\x01\0\x08\0\0\0\0\0\0\0\0\0\0";
+    let of = || fcgi().talk(|t| t.request = Bytes::from_static(get)).got(SENT + MS, short);
+    check(vec![
+        ("nginx closed it, and says why", of().said(Fault::ClosedEarly, During::Body), Truncated, Proven),
+        ("nginx closed it for a reason that is not known", of(), Unexplained, No),
+        ("it closed as well", of().fin(SENT + 2 * MS), Truncated, Proven),
+    ]);
 }

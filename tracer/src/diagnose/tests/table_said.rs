@@ -32,7 +32,7 @@ impl Build {
         })
     }
 
-    fn said(self, fault: Fault, during: During) -> Self {
+    pub(super) fn said(self, fault: Fault, during: During) -> Self {
         self.talk(|t| t.said_error = true).word(Said::Broken { fault, during })
     }
 

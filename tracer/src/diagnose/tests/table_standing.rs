@@ -1,5 +1,7 @@
 //! Connections that stood and failed, by time and by process, each cause beside its look-alikes.
 
+use bytes::Bytes;
+
 use super::{
     standing::{MS, PYTHON, SENT, sent, stood},
     *,
@@ -149,7 +151,7 @@ fn a_race_tells_the_idle_limit_and_why_it_was_not_tried_again() {
     let case = stood(NEAR)
         .kept(5_000_000)
         .fin(SENT - 30_000)
-        .talk(|t| t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\n\r\n"))
+        .talk(|t| t.request = Bytes::from_static(b"POST /a HTTP/1.1\r\n\r\n"))
         .edit(|c| c.facts.backend.idle_ends_us = vec![5_000_100, 4_999_970]);
     let text = format!("{:#?}", diagnose(&case.0));
     for part in [
@@ -170,13 +172,13 @@ fn timers() {
     // A POST of 100,000 bytes, of which some went out.
     let upload = |out: u32| {
         stood(NEAR).talk(|t| {
-            t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\nContent-Length: 100000\r\n\r\n");
+            t.request = Bytes::from_static(b"POST /a HTTP/1.1\r\nContent-Length: 100000\r\n\r\n");
             (t.sent_bytes, t.unacked) = (out, 20_000);
         })
     };
     let unknown = |build: Build| {
         build.talk(|t| {
-            t.request = bytes::Bytes::from_static(b"POST /a HTTP/1.1\r\nCookie: ");
+            t.request = Bytes::from_static(b"POST /a HTTP/1.1\r\nCookie: ");
             (t.sent_bytes, t.unacked) = (90_000, 20_000);
         })
     };
@@ -241,7 +243,7 @@ fn timers() {
         ("in the TLS handshake", late().talk(|t| t.tls = true), Unexplained, No),
         (
             "after the TLS handshake",
-            late().talk(|t| (t.tls, t.tls_data, t.request) = (true, true, bytes::Bytes::new())),
+            late().talk(|t| (t.tls, t.tls_data, t.request) = (true, true, Bytes::new())),
             Read,
             Proven,
         ),
@@ -346,9 +348,10 @@ fn how_much_of_a_header_was_read() {
         ("all", got(BODY), Head::Whole),
         ("bare LF", got(b"HTTP/1.0 200 OK\nA: b\n\n"), Head::Whole),
         ("a part, and more than is kept", got(PART).talk(|t| t.got_bytes = 9000), Head::Unknown),
-        ("bytes are not told", got(PART).talk(|t| t.response = bytes::Bytes::new()), Head::Unknown),
+        ("bytes are not told", got(PART).talk(|t| t.response = Bytes::new()), Head::Unknown),
         ("nginx answered 502 itself", got(PART).talk(|t| t.got_bytes = 9000).saw(502), Head::Part),
-        ("HTTP/0.9", got(b"garbage"), Head::Unknown),
+        ("HTTP/0.9 has none", got(b"garbage"), Head::Whole),
+        ("HTTP/0.9 that began before", got(b"garbage").talk(|t| t.before = true), Head::Unknown),
         (
             "TLS, only its handshake",
             got(b"\x16\x03\x03").talk(|t| {
@@ -382,6 +385,72 @@ fn how_much_of_a_header_was_read() {
     }
 }
 
+/// The server itself answered 500, with that `proxy_next_upstream`.
+fn own_500(next: &str, request: &'static [u8]) -> Build {
+    stood(NEAR)
+        .got(SENT + MS, b"HTTP/1.1 500 Internal Server Error\r\n\r\n")
+        .talk(|t| {
+            (t.said_5xx, t.status) = (true, Some(500));
+            t.request = Bytes::from_static(request);
+        })
+        .edit(|c| {
+            c.config[0].settings =
+                InForces::default().with("next_upstream", "proxy_next_upstream", next, None);
+        })
+}
+
+#[test]
+fn a_500_that_is_a_last_word() {
+    use crate::event::Sent;
+    // gunicorn ends a worker by SIGABRT, which answers 500 and closes.
+    let told = |signal, after_ms: u64, sender| {
+        own_500("error timeout", b"GET / HTTP/1.1\r\n\r\n")
+            .talk(|t| (t.first_read_ns, t.read_ns) = (Some(SENT + 2000 * MS), Some(SENT + 2000 * MS)))
+            .ends_ms(2000)
+            .closer(SENT + 2001 * MS, false, |d| {
+                let sender = Some((sender, "gunicorn".to_owned()));
+                d.sent = Some(Sent { signal, sender, time_ns: SENT + after_ms * MS });
+            })
+    };
+    for (name, build, last, limit) in [
+        ("its worker time-out", told(6, 1990, 4000), true, true),
+        ("told to stop by its master", told(15, 1990, 4000), true, false),
+        ("aborted by somebody else", told(6, 1990, 77), true, false),
+        ("told behind its answer", told(6, 2001, 4000), false, false),
+        (
+            "a close that came much later",
+            told(6, 1990, 4000).edit(|c| {
+                c.facts.backend.death.as_mut().unwrap().time_ns = SENT + 2500 * MS;
+            }),
+            false,
+            false,
+        ),
+        ("of its own accord", own_500("error timeout", b"GET / HTTP/1.1\r\n\r\n"), false, false),
+    ] {
+        let verdict = diagnose(&build.0);
+        assert_eq!((verdict.cause, verdict.confidence), (Cause::UpstreamReturned5xx, Proven), "{name}");
+        let fixes = verdict.fix.iter().map(|fix| fix.text.as_str()).collect::<Vec<_>>().join("\n");
+        let said = verdict.evidence.iter().any(|e| e.kind == "signal");
+        assert_eq!((said, fixes.contains("--timeout")), (last, limit), "{name}: {fixes}");
+        assert_eq!(fixes.contains("no time-out"), !last, "{name}: {fixes}");
+    }
+}
+
+#[test]
+fn a_5xx_for_which_another_server_is_asked() {
+    let text = |build: Build| {
+        let verdict = diagnose(&build.saw(500).0);
+        assert_eq!(verdict.cause, Cause::UpstreamReturned5xx);
+        verdict.evidence.iter().map(|e| e.text.as_str()).collect::<Vec<_>>().join("\n")
+    };
+    let get = text(own_500("error timeout http_500", b"GET / HTTP/1.1\r\n\r\n"));
+    assert!(get.contains("asks another server, if one is left") && !get.contains("passed it on"), "{get}");
+    let post = text(own_500("error timeout http_500", b"POST / HTTP/1.1\r\n\r\n"));
+    assert!(post.contains("asks no other server") && post.contains("passed it on"), "{post}");
+    let other = text(own_500("error timeout", b"GET / HTTP/1.1\r\n\r\n"));
+    assert!(other.contains("passed it on") && !other.contains("another server"), "{other}");
+}
+
 /// ngx_http_upstream_next calls the balancer with NGX_PEER_FAILED, whatever the failure; a body that fails does not come by
 /// there, nor does a client that leaves.
 #[test]
@@ -398,6 +467,18 @@ fn what_counts_against_a_server() {
         ("the client left", stood(NEAR).ends_ms(300).client_gone(false), false),
         ("the worker ended", stood(NEAR).edit(|c| c.attempt.exiting = true), false),
         ("the server's own 502", stood(NEAR).talk(|t| t.said_5xx = true), false),
+        (
+            "a 500 for which another server is asked",
+            own_500("error timeout http_500", b"GET / HTTP/1.1\r\n\r\n"),
+            true,
+        ),
+        ("another status than that", own_500("error timeout http_502", b"GET / HTTP/1.1\r\n\r\n"), false),
+        ("a POST's", own_500("error timeout http_500", b"POST / HTTP/1.1\r\n\r\n"), false),
+        (
+            "a POST's, which may be sent again",
+            own_500("http_500 non_idempotent", b"POST / HTTP/1.1\r\n\r\n"),
+            true,
+        ),
     ] {
         assert_eq!(counts_as_failure(&build.0), counts, "{name}");
     }
