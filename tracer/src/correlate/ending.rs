@@ -1,6 +1,9 @@
 //! How a connection that stood came to its end, by whose hand and by which clock.
 
-use super::{Case, talk::http1};
+use super::{
+    Case,
+    talk::{http1, in_handshake},
+};
 use crate::{
     event::{
         Stage, Talk, Told,
@@ -412,6 +415,8 @@ pub fn counts_as_failure(case: &Case) -> bool {
     match end(case) {
         None | Some(End::WorkerEnded) => false,
         Some(End::Closed) if gone() => false,
+        // The stream module counts a handshake that failed (ngx_stream_proxy_next_upstream), nothing behind it.
+        Some(_) if module(case) == Some(Module::Stream) => in_handshake(case).is_some(),
         Some(_) => head(case) != Head::Whole,
     }
 }
