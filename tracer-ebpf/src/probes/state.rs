@@ -267,11 +267,7 @@ fn own_close(sk: u64) {
 #[inline(always)]
 fn unknown_end(sk: u64, old: i32) -> u32 {
     if emit::watching_until() != 0 {
-        // On loopback the RST of the worker's own close (it left bytes unread) ends the far socket in the worker's context:
-        // nobody has closed that one, and it must not take the place of the worker's.
-        if read::<u8>(sk, setting!(sk_shutdown)) & 3 == 3 {
-            own_close(sk);
-        }
+        own_close(sk);
         if old == TCP_CLOSE_WAIT {
             return client_closed(sk);
         }
