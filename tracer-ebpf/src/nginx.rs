@@ -26,6 +26,14 @@ pub(crate) const LOG: u64 = 80;
 /// Offset of `ngx_http_upstream_t.peer`.
 pub(crate) const PEER: u64 = 16;
 
+/// `NGX_STREAM_MODULE`, which every `ngx_stream_session_t` begins with.
+const STREAM: u32 = u32::from_le_bytes(*b"STRM");
+/// Offset of `upstream` in `ngx_stream_session_t`, and of `file_name` in `ngx_stream_core_srv_conf_t`, which `line` follows: since
+/// 1.25.5 `virtual_names` comes before the one, `server_names` before the other.
+const SESSION: [[u64; 2]; 2] = [[72, 16], [80, 56]];
+/// Offset of `ngx_peer_connection_t.log`, in builds with TLS and in those without.
+const PEER_LOG: [u64; 2] = [112, 96];
+
 /// What [`ask`] found: the connection's request is not known.
 pub(crate) const UNKNOWN: u32 = 0;
 /// The connection serves no request: it lies in the pool of those that are kept.
@@ -40,8 +48,8 @@ pub(crate) struct Asked {
     pub main: u64,
     /// The one that has the upstream connection: that, or a subrequest.
     pub current: u64,
-    /// Its `ngx_http_upstream_t`.
-    pub upstream: u64,
+    /// Where the `ngx_peer_connection_t` of its upstream lies.
+    pub peer: u64,
     /// Its `upstream_states`, an `ngx_array_t`; 0 if there is none.
     pub states: u64,
     /// Where `ngx_log_t.action` lies.
@@ -49,7 +57,22 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    pub(crate) const NOTHING: Self = Self { main: 0, current: 0, upstream: 0, states: 0, action: 0 };
+    pub(crate) const NOTHING: Self = Self { main: 0, current: 0, peer: 0, states: 0, action: 0 };
+}
+
+/// A session of the stream module, as it lies in the worker's memory.
+#[derive(Clone, Copy)]
+pub(crate) struct Session {
+    /// The session in place of a request.
+    pub asked: Asked,
+    /// `start_sec`, `start_msec`.
+    pub began: [u64; 2],
+    /// Where its server's `file_name` lies, which `line` follows.
+    pub server: u64,
+}
+
+impl Session {
+    pub(crate) const NOTHING: Self = Self { asked: Asked::NOTHING, began: [0; 2], server: 0 };
 }
 
 /// The last element of `upstream_states`: the attempt at work.
@@ -100,6 +123,45 @@ pub(crate) fn requests(log: u64) -> Option<(u64, u64, u64)> {
     None
 }
 
+/// The session that a log belongs to, if it has an upstream with that same log; else 0.
+#[inline(never)]
+pub(crate) fn session(log: u64, to: &mut Session) -> u32 {
+    let mut way = 0;
+    while way < 2 {
+        let data = log + LOG_DATA[way];
+        way += 1;
+        let at: u64 = read_user(data);
+        if at == 0 || read_user::<u32>(at) != STREAM {
+            continue;
+        }
+        let connection: u64 = read_user(at + 8);
+        if connection == 0 || read_user::<u64>(connection + LOG) != log {
+            continue;
+        }
+        // `received` lies between.
+        let began: [u64; 2] = read_user(at + 24);
+        // The first configuration is the core module's.
+        let servers: u64 = read_user(at + 64);
+        let core: u64 = read_user(servers);
+        let mut layout = 0;
+        while layout < 2 {
+            let [upstream, file] = SESSION[layout];
+            layout += 1;
+            // `upstream_states` follows; an upstream begins with its peer.
+            let [peer, states]: [u64; 2] = read_user(at + upstream);
+            if peer != 0 && PEER_LOG.iter().any(|offset| read_user::<u64>(peer + offset) == log) {
+                *to = Session {
+                    asked: Asked { main: at, current: at, peer, states, action: data + LOG_ACTION },
+                    began,
+                    server: core + file,
+                };
+                return 1;
+            }
+        }
+    }
+    0
+}
+
 /// The main request that the log of an `ngx_connection_t` names, by each way in which it may lie there, unchecked.
 #[inline(always)]
 pub(crate) fn main_requests(connection: u64) -> [u64; 2] {
@@ -143,7 +205,7 @@ pub(crate) fn ask(connection: u64, root: u32, to: &mut Asked) -> u32 {
         // `upstream_states` follows.
         let [upstream, states]: [u64; 2] = read_user(request + offset);
         if upstream != 0 && read_user::<u64>(upstream + PEER) == connection {
-            *to = Asked { main, current: request, upstream, states, action };
+            *to = Asked { main, current: request, peer: upstream + PEER, states, action };
             return FOUND;
         }
         request = main;

@@ -22,6 +22,8 @@ pub mod said_flag {
     pub const ASKED: u32 = 1 << 4;
     /// The request was led elsewhere between its attempts (`X-Accel-Redirect`, `error_page`): their number tells nothing.
     pub const LED: u32 = 1 << 5;
+    /// It is about a session of the stream module, which has neither request line, host nor location.
+    pub const SESSION: u32 = 1 << 6;
 }
 
 /// Offsets in an nginx's `ngx_http_request_t`.

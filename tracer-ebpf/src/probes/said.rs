@@ -23,7 +23,7 @@ use crate::{
     conns, emit, failed,
     kernel::{self, read, read_user},
     maps::{AWAITED, EVENTS, LAYOUTS, setting},
-    nginx::{self, Asked, FD, LOG, PEER, State},
+    nginx::{self, Asked, FD, LOG, PEER, Session, State},
     procs, repeats,
 };
 
@@ -124,33 +124,33 @@ struct Call {
     connection: u64,
 }
 
-#[inline(never)]
+#[inline(always)]
 fn speaks(call: &Call) {
+    if speaks_of_request(call) == 0 {
+        speaks_of_session(call);
+    }
+}
+
+/// Returns 0 if its log belongs to no request.
+#[inline(never)]
+fn speaks_of_request(call: &Call) -> u32 {
     let Some((tgid, proc)) = procs::worker() else {
-        return;
+        return 1;
     };
     let Some((main, current, action)) = nginx::requests(call.log) else {
-        return;
+        return 0;
     };
     // SAFETY: an integer of a live map element.
     let Some(layout) = LAYOUTS.get_ptr(unsafe { (*proc).root }) else {
-        return;
+        return 1;
     };
     // SAFETY: as above. `upstream_states` follows.
     let [upstream, states]: [u64; 2] = read_user(current + u64::from(unsafe { (*layout).upstream }));
     let connection: u64 = if upstream == 0 { 0 } else { read_user(upstream + PEER) };
     if upstream == 0 || (call.connection != 0 && call.connection != connection) {
-        return;
+        return 1;
     }
-    let mut upstream_sk = 0;
-    let mut began = 0;
-    if connection != 0 {
-        upstream_sk = kernel::tcp_sock_of_fd(read_user(connection + FD));
-    }
-    if upstream_sk != 0 {
-        began = failed::began(upstream_sk, tgid);
-        mark(upstream_sk, tgid, call.format);
-    }
+    let [mut upstream_sk, mut began] = attempt_of(call, connection, tgid);
     // SAFETY: a live map element that only this worker's thread writes.
     unsafe {
         if connection == 0 && (*proc).failed != 0 && (*proc).failed == -call.err {
@@ -160,14 +160,55 @@ fn speaks(call: &Call) {
     }
     if connection != 0 && began == 0 {
         // There is no record that this could be about: a unix socket's has asked nginx's memory, an attempt was counted.
-        return;
+        return 1;
     }
-    let mut asked = Asked { main, current, upstream, states, action };
+    let mut asked = Asked { main, current, peer: upstream + PEER, states, action };
     let mut attempt = [upstream_sk, began];
     kernel::forget(&mut asked);
     kernel::forget(&mut attempt);
     let [upstream_sk, began] = attempt;
     tell(call, proc, &asked, upstream_sk, began);
+    1
+}
+
+/// The same of a session of the stream module, which has no request.
+#[inline(never)]
+fn speaks_of_session(call: &Call) {
+    let Some((tgid, _)) = procs::worker() else {
+        return;
+    };
+    let mut session = Session::NOTHING;
+    let mut found = nginx::session(call.log, &mut session);
+    kernel::forget(&mut found);
+    kernel::forget(&mut session);
+    if found == 0 {
+        return;
+    }
+    let connection: u64 = read_user(session.asked.peer);
+    if call.connection != 0 && call.connection != connection {
+        return;
+    }
+    let mut attempt = attempt_of(call, connection, tgid);
+    kernel::forget(&mut attempt);
+    if connection != 0 && attempt[1] == 0 {
+        return;
+    }
+    tell_session(call, &session, attempt[0], attempt[1]);
+}
+
+/// The socket of an upstream connection, and when its attempt began; its record is wanted.
+#[inline(always)]
+fn attempt_of(call: &Call, connection: u64, tgid: u32) -> [u64; 2] {
+    let mut upstream_sk = 0;
+    let mut began = 0;
+    if connection != 0 {
+        upstream_sk = kernel::tcp_sock_of_fd(read_user(connection + FD));
+    }
+    if upstream_sk != 0 {
+        began = failed::began(upstream_sk, tgid);
+        mark(upstream_sk, tgid, call.format);
+    }
+    [upstream_sk, began]
 }
 
 /// Asks nginx whose request the attempt of this socket serves, and tells of it. `start_ns`: [`Attempt::start_ns`](tracer_ebpf::Attempt).
@@ -194,15 +235,22 @@ fn told(asked: &Asked, sk: u64, start_ns: u64, proc: *mut Proc) {
     tell(&NOTHING_SAID, proc, asked, sk, start_ns);
 }
 
-/// How the texts begin that are about an upstream connection.
-const UPSTREAM: u64 = u64::from_le_bytes(*b"upstream");
+/// How the texts begin by which nginx gives up a response: `upstream …`, `memcached sent invalid trailer`, `unsafe URI "…" was
+/// detected` (X-Accel-Redirect), `connection upgrade in subrequest`. 0: nothing of that page had been used in this worker yet; user
+/// space reads it.
+const GIVES_UP: [u64; 5] = [
+    0,
+    u64::from_le_bytes(*b"upstream"),
+    u64::from_le_bytes(*b"memcache"),
+    u64::from_le_bytes(*b"unsafe U"),
+    u64::from_le_bytes(*b"connecti"),
+];
 
 /// nginx is about to close this upstream connection because of what it says: its record is wanted, whatever the wire shows.
 #[inline(always)]
 fn mark(upstream_sk: u64, tgid: u32, format: u64) {
     let begin: u64 = read_user(format);
-    // 0: nothing of that page had been used in this worker yet; user space reads it.
-    if format == 0 || (begin != UPSTREAM && begin != 0) {
+    if format == 0 || !GIVES_UP.iter().any(|known| *known == begin) {
         return;
     }
     if let Some(conn) = conns::find(upstream_sk) {
@@ -226,22 +274,67 @@ fn tell(call: &Call, proc: *mut Proc, asked: &Asked, upstream_sk: u64, began: u6
     };
     // SAFETY: a live map element of plain integers, copied at once.
     let layout = unsafe { *layout };
+    let to = reserve(call, asked, upstream_sk, began);
+    if to.is_null() {
+        return;
+    }
+    // SAFETY: reserved bytes, 8-byte aligned, submitted below; every field but the texts is written, and user space
+    // reads no more bytes of those than were copied.
+    unsafe {
+        noted(to, asked.states);
+        client(to, asked.peer);
+        line(to, &layout);
+        moment(to, &layout, proc);
+        place(to, asked.current);
+        host(to, layout.host);
+        names(to, asked, call.first);
+        bpf_ringbuf_submit(to.cast(), emit::wakeup());
+    }
+}
+
+#[inline(never)]
+fn tell_session(call: &Call, session: &Session, upstream_sk: u64, began: u64) {
+    let to = reserve(call, &session.asked, upstream_sk, began);
+    if to.is_null() {
+        return;
+    }
+    // SAFETY: as in `tell`.
+    unsafe {
+        (*to).flags |= said_flag::SESSION;
+        (*to).status = 0;
+        (*to).header_ms = u32::MAX;
+        // Elements of an `ngx_array_t`: their number follows where they are.
+        (*to).states = read_user(session.asked.states + 8);
+        (*to).began = session.began;
+        (*to).mark = 0;
+        (*to).head_len = 0;
+        client(to, session.asked.peer);
+        // No location, no line, no host.
+        (*to).lens = [0; 8];
+        server(to, session.server);
+        names(to, &session.asked, call.first);
+        bpf_ringbuf_submit(to.cast(), emit::wakeup());
+    }
+}
+
+/// Room for a statement, with what is known of any; null if it is left out.
+#[inline(always)]
+fn reserve(call: &Call, asked: &Asked, upstream_sk: u64, began: u64) -> *mut Said {
     // Records of failures come first: this one is left out if they have filled half of the buffer already.
     // Without an attempt it is all that there is.
     if upstream_sk != 0 && repeats::is_behind() {
-        return;
+        return core::ptr::null_mut();
     }
     let Some(mut entry) = EVENTS.reserve::<Said>(0) else {
         // The incident says itself that its request is not known; without an attempt there is none.
         if upstream_sk == 0 {
             emit::count(|c| c.hints_lost += 1);
         }
-        return;
+        return core::ptr::null_mut();
     };
     let to = entry.as_mut_ptr();
     core::mem::forget(entry);
-    // SAFETY: reserved bytes, 8-byte aligned, submitted below; every field but the texts is written, and user space
-    // reads no more bytes of those than were copied.
+    // SAFETY: reserved bytes, 8-byte aligned, which the callers submit.
     unsafe {
         (*to).kind = kind::SAID;
         (*to).flags = call.flags;
@@ -257,14 +350,8 @@ fn tell(call: &Call, proc: *mut Proc, asked: &Asked, upstream_sk: u64, began: u6
         if asked.current != asked.main {
             (*to).flags |= said_flag::SUBREQUEST;
         }
-        noted(to, asked.states);
-        client(to, asked.upstream);
-        line(to, &layout);
-        moment(to, &layout, proc);
-        place(to, asked.current);
-        names(to, asked, layout.host, call.first);
-        bpf_ringbuf_submit(to.cast(), emit::wakeup());
     }
+    to
 }
 
 /// What nginx has noted of the attempt.
@@ -296,7 +383,7 @@ unsafe fn noted(to: *mut Said, states: u64) -> u32 {
 /// # Safety
 /// As [`noted`].
 #[inline(never)]
-unsafe fn client(to: *mut Said, upstream: u64) -> u32 {
+unsafe fn client(to: *mut Said, peer: u64) -> u32 {
     if to.is_null() {
         return 0;
     }
@@ -306,7 +393,7 @@ unsafe fn client(to: *mut Said, upstream: u64) -> u32 {
         if client_sk != 0 {
             (*to).flags |= said_flag::CLIENT;
         }
-        if read_user::<u64>(upstream + PEER) != 0 {
+        if read_user::<u64>(peer) != 0 {
             (*to).flags |= said_flag::UPSTREAM;
         }
         address(to, client_sk);
@@ -372,12 +459,41 @@ unsafe fn place(to: *mut Said, current: u64) -> u32 {
     unsafe {
         // The first configuration of each kind is the core module's.
         let [servers, locations]: [u64; 2] = read_user(current + 32);
-        let server: u64 = read_user(servers);
-        let [file, number]: [u64; 2] = read_user(server + 48);
-        (*to).server_line = number;
-        (*to).lens[1] = c_text::<FILE>(&raw mut (*to).file, file);
+        server(to, read_user::<u64>(servers) + 48);
         let location: u64 = read_user(locations);
         (*to).lens[2] = text(&raw mut (*to).location, read_user(location));
+    }
+    1
+}
+
+/// The `server`, by where its file's name and its line lie.
+///
+/// # Safety
+/// As [`noted`].
+#[inline(always)]
+unsafe fn server(to: *mut Said, at: u64) {
+    let [file, number]: [u64; 2] = read_user(at);
+    // SAFETY: by this function's contract.
+    unsafe {
+        (*to).server_line = number;
+        (*to).lens[1] = c_text::<FILE>(&raw mut (*to).file, file);
+    }
+}
+
+/// The Host header.
+///
+/// # Safety
+/// As [`noted`].
+#[inline(never)]
+unsafe fn host(to: *mut Said, offset: u32) -> u32 {
+    if to.is_null() {
+        return 0;
+    }
+    // SAFETY: by this function's contract.
+    unsafe {
+        let host: u64 = read_user((*to).request + u64::from(offset));
+        let value = if host == 0 { [0, 0] } else { read_user(host + VALUE) };
+        (*to).lens[4] = text(&raw mut (*to).host, value);
     }
     1
 }
@@ -387,14 +503,14 @@ unsafe fn place(to: *mut Said, current: u64) -> u32 {
 /// # Safety
 /// As [`noted`].
 #[inline(never)]
-unsafe fn names(to: *mut Said, asked: &Asked, host: u32, first: u64) -> u32 {
+unsafe fn names(to: *mut Said, asked: &Asked, first: u64) -> u32 {
     if to.is_null() {
         return 0;
     }
     // SAFETY: by this function's contract.
     unsafe {
         // Connection, address, its length, name.
-        let peer: [u64; 4] = read_user(asked.upstream + PEER);
+        let peer: [u64; 4] = read_user(asked.peer);
         let size = bpf_probe_read_user((&raw mut (*to).peer).cast(), 28, peer[1] as *const _);
         if peer[1] == 0 || size != 0 {
             (*to).peer = [0; 28];
@@ -402,9 +518,6 @@ unsafe fn names(to: *mut Said, asked: &Asked, host: u32, first: u64) -> u32 {
         (*to).action_at = read_user(asked.action);
         (*to).lens[0] = c_text::<FORMAT>(&raw mut (*to).format, (*to).format_at);
         (*to).lens[7] = c_text::<ACTION>(&raw mut (*to).action, (*to).action_at);
-        let host: u64 = read_user((*to).request + u64::from(host));
-        let value = if host == 0 { [0, 0] } else { read_user(host + VALUE) };
-        (*to).lens[4] = text(&raw mut (*to).host, value);
         let subject = if first < LOWEST { [0, 0] } else { read_user(first) };
         (*to).lens[5] = text(&raw mut (*to).subject, subject);
         let name = if peer[3] == 0 { [0, 0] } else { read_user(peer[3]) };

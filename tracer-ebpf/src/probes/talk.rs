@@ -127,7 +127,11 @@ pub(super) fn hear(sk: u64, conn: *mut Conn, ret: i32, kind: u32) -> u32 {
                 proto::FASTCGI if first || ((*talk).head[0] >> 8) as u8 == 7 => {
                     exchange::cgi_status(sk, true)
                 }
-                proto::CGI if first => exchange::cgi_status(sk, false),
+                // nginx takes a status line there as well (ngx_http_uwsgi_process_status_line); uwsgi sends one.
+                proto::CGI if first => match exchange::status_in((*talk).head) {
+                    0 => exchange::cgi_status(sk, false),
+                    status => status,
+                },
                 _ => 0,
             };
             (*talk).status = status;

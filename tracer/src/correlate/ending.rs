@@ -2,7 +2,7 @@
 
 use super::{
     Case,
-    talk::{self, http1},
+    talk::{self, http1, in_handshake},
 };
 use crate::{
     event::{
@@ -423,6 +423,8 @@ pub fn counts_as_failure(case: &Case) -> bool {
     match end(case) {
         None | Some(End::WorkerEnded) => false,
         Some(End::Closed) if gone() => false,
+        // The stream module counts a handshake that failed (ngx_stream_proxy_next_upstream), nothing behind it.
+        Some(_) if module(case) == Some(Module::Stream) => in_handshake(case).is_some(),
         Some(_) => head(case) != Head::Whole,
     }
 }

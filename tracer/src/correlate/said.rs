@@ -27,6 +27,12 @@ pub fn attribution(own: Request, id: u64, status: Option<u16>) -> Attribution {
     Attribution { request: Some(Request { id, status, ..own }), note: note.map(Cow::Borrowed) }
 }
 
+/// The client of a session of the stream module: nothing else is known of it, and nothing else is missing.
+#[must_use]
+pub fn session(own: Request, id: u64) -> Attribution {
+    Attribution { request: Some(Request { id, head: None, status: None, ..own }), note: None }
+}
+
 /// The head as a client of HTTP/1 would have sent it: nginx makes such a request line for the others.
 fn head(line: &Words, host: &Words) -> Option<Head> {
     let mut text = line.bytes.clone();

@@ -142,6 +142,7 @@ fn is_broken_handshake(case: &Case, talk: &Talk) -> bool {
         || talk.alert_received.is_some()
         || !(talk.response.is_empty() || is_tls(&talk.response))
         || matches!(ending::said(case), Some((_, During::Handshake)))
+        || matches!(case.facts.said, Some(Said::Certificate { .. }))
 }
 
 /// nginx answered the client with 502 in its own name after this exchange, and nothing but failed attempts came between the

@@ -3,10 +3,38 @@
 use std::net::IpAddr;
 
 use crate::{
-    correlate::{Case, GaveUp, Listening},
+    correlate::{Case, GaveUp, Listening, ending, no_attempt::NoAttempt},
     event::{Attempt, Drop, DropClass, Stage},
-    nginx::ConfigLine,
+    nginx::{ConfigLine, Layer, Module},
 };
+
+/// Where the pass stands: `http` or `stream`.
+#[must_use]
+pub fn layer(case: &Case) -> &'static str {
+    ending::module(case).map_or(Layer::Http, Module::layer).name()
+}
+
+/// What an attempt is made for: a request, or a session of the stream module.
+#[must_use]
+pub fn request(case: &Case) -> &'static str {
+    if ending::module(case) == Some(Module::Stream) { "session" } else { "request" }
+}
+
+/// How nginx ended what it tried nobody more for, and when.
+#[must_use]
+pub fn ended_untried(case: &Case, none: &NoAttempt) -> String {
+    let waited = duration(none.waited_us);
+    match ending::module(case) {
+        Some(Module::Stream) => format!("nginx closed the session {waited} after it began"),
+        Some(_) | None => format!("nginx answered {waited} after the request"),
+    }
+}
+
+/// The same, where it has tried nobody at all.
+#[must_use]
+pub fn untried(case: &Case, none: &NoAttempt) -> String {
+    format!("{} and opened no connection", ended_untried(case, none))
+}
 
 /// Name of an errno (include/uapi/asm-generic/errno*.h), for those that a connection attempt can yield.
 #[must_use]

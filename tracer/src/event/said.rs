@@ -194,11 +194,13 @@ pub struct Statement {
     pub time_ns: u64,
     /// The attempt that it is about: its socket (0 if there is none) and its [`start_ns`](super::Attempt::start_ns).
     pub attempt: Option<(u64, u64)>,
+    /// It is about a session of the stream module, which has neither request line, host nor location.
+    pub session: bool,
     /// True if nginx had an upstream connection at all.
     pub connected: bool,
     /// The errno in it.
     pub errno: Option<i32>,
-    /// The client's request.
+    /// The client's request, or its session.
     pub request: Identity,
     /// The client, and the address that it connected to; None if its connection is not TCP.
     pub client: Option<(SocketAddr, SocketAddr)>,
@@ -261,6 +263,7 @@ impl Statement {
             worker: said.tgid,
             time_ns: said.time_ns,
             attempt: (said.upstream_start_ns != 0).then_some((said.upstream_sk, said.upstream_start_ns)),
+            session: has(said_flag::SESSION),
             connected: has(said_flag::UPSTREAM),
             errno: (said.err > 0).then_some(said.err),
             request: Identity {
@@ -304,7 +307,7 @@ impl Statement {
         SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
-    /// What it is about, by its text (src/http/ngx_http_upstream.c, 1.14 to 1.31).
+    /// What it is about, by its text (src/http/ngx_http_upstream.c, src/stream/ngx_stream_proxy_module.c, 1.14 to 1.31).
     #[must_use]
     pub fn said(&self) -> Said {
         match self.format.as_slice() {

@@ -172,3 +172,17 @@ fn is_total() {
         }
     }
 }
+
+#[test]
+fn a_session_has_a_client_and_no_request() {
+    let said = sample(|said| {
+        said.flags |= said_flag::SESSION;
+        said.mark = 0;
+        said.lens[2..5].copy_from_slice(&[0; 3]);
+        said.head_len = 0;
+    });
+    assert!(said.session && !sample(|_| {}).session);
+    assert!(said.line.bytes.is_empty() && said.host.bytes.is_empty() && said.head.is_empty());
+    assert_eq!(said.place.unwrap().location, b"");
+    assert_eq!(said.client.unwrap().0, "192.0.2.7:4711".parse().unwrap());
+}

@@ -48,7 +48,7 @@ pub use flow::REDIRECT;
 pub use in_force::{InForce, InForces};
 pub use locate::{Asked, Located};
 pub use lookup::Candidate;
-pub use model::{ConfigLine, Model, Module, Role};
+pub use model::{ConfigLine, Layer, Model, Module, Role};
 pub use parse::{Source, parse, parse_partial};
 pub use retry::Barred;
 pub use settings::{Effective, Setting, Timeout};

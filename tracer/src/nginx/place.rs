@@ -4,19 +4,18 @@ use std::path::Path;
 
 use super::{
     locate::{Located, Name},
-    model::{Layer, Model},
+    model::Model,
     tree::NodeId,
 };
 
 impl Model {
     /// The passes of a place: the `server` whose block begins in that file at that line (`cf->conf_file->line`, where
     /// its `{` stands), and in it the `location`s of that name, without their modifier; an empty name is the server's
-    /// own level. `None` if this configuration has no such server or location: it is not the one that nginx runs.
+    /// own level, the only one of `stream`. `None` if this configuration has no such server or location: it is not the one that nginx runs.
     #[must_use]
     pub fn place(&self, file: &Path, line: u32, location: &[u8]) -> Option<Located> {
         let at = |node| self.config.end_line(node) == line && self.config.file(node) == file;
-        let mut fitting =
-            self.servers.iter().enumerate().filter(|(_, s)| s.layer == Layer::Http && at(s.node));
+        let mut fitting = self.servers.iter().enumerate().filter(|(_, s)| at(s.node));
         let (server, _) = fitting.next()?;
         if fitting.next().is_some() {
             // Two blocks that begin in one line.

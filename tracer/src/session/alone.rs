@@ -1,4 +1,4 @@
-//! Requests that nginx answered with 502 without trying a server: what it had to choose from, and what this run has
+//! Requests that nginx answered with 502, and sessions of the stream module that it closed, without trying a server: what it had to choose from, and what this run has
 //! seen of that before.
 //!
 //! Failures are kept with their worker and group for as long as they can take a server out, in bounded numbers; name
@@ -224,15 +224,17 @@ impl Session<'_> {
         };
         let number = self.requests.number(said, Instant::now());
         let Some(own) = said::request(said) else { return Ok(None) };
-        let Some(head) = own.head.clone().filter(|head| !head.truncated) else {
+        let head = own.head.clone().filter(|head| !head.truncated);
+        if head.is_none() && !said.session {
             return Ok(None);
-        };
-        let Some((no_attempt, candidate)) = self.choice(pending, &head, &worker) else {
+        }
+        let Some((no_attempt, candidate)) = self.choice(pending, head.as_ref(), &worker) else {
             return Ok(None);
         };
         let facts = Facts { no_attempt: Some(Box::new(no_attempt)), ..Facts::default() };
         let attempt = untried(pending, worker.netns.unwrap_or(0));
-        let client_saw = Some(BAD_GATEWAY);
+        // The client of a session is told nothing.
+        let client_saw = (!said.session).then_some(BAD_GATEWAY);
         let mut case = Case { client_saw, ..Case::new(attempt, self.reach, facts, vec![candidate]) };
         case.story = Some(Box::new(notes::story(&case, &worker)));
         let verdict = diagnose::verdict(&case);
@@ -248,7 +250,10 @@ impl Session<'_> {
             verdict,
             container: worker.container.clone(),
             bind_lines: Vec::new(),
-            attribution: said::attribution(own, number, client_saw),
+            attribution: match said.session {
+                true => said::session(own, number),
+                false => said::attribution(own, number, client_saw),
+            },
             repeats: None,
         }))
     }

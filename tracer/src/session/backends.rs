@@ -62,10 +62,29 @@ pub(super) enum Server {
     Unix(UnixName),
 }
 
+/// A process that closed a far end.
+#[derive(Debug, Clone)]
+struct Closer {
+    death: Death,
+    /// It made the close itself, nobody had told it to end, and it was seen alive for so long after that its end, if one came, was
+    /// another matter.
+    lived: bool,
+}
+
+impl Closer {
+    fn of(death: Death) -> Self {
+        // Interpreters close what they hold as they end, and take some milliseconds for the rest.
+        const LONG_NS: u64 = 20_000_000;
+        let long = || monotonic_ns().saturating_sub(death.time_ns) >= LONG_NS;
+        let lived = !death.ending && !told_to_end(&death) && long() && !is_gone(&death);
+        Self { death, lived }
+    }
+}
+
 /// What is remembered of backends.
 #[derive(Debug, Default)]
 pub(super) struct Backends {
-    deaths: HashMap<Key, Death>,
+    deaths: HashMap<Key, Closer>,
     order: VecDeque<(Key, u64)>,
     idle: HashMap<SocketAddr, VecDeque<u64>>,
     /// Looks at far ends, by nginx's socket and the end of its connection.
@@ -85,12 +104,12 @@ impl Backends {
             self.forget_oldest();
         }
         self.order.push_back((key.clone(), death.time_ns));
-        self.deaths.insert(key, death);
+        self.deaths.insert(key, Closer::of(death));
     }
 
     fn forget_oldest(&mut self) {
         if let Some((key, time_ns)) = self.order.pop_front()
-            && self.deaths.get(&key).is_some_and(|death| death.time_ns == time_ns)
+            && self.deaths.get(&key).is_some_and(|closer| closer.death.time_ns == time_ns)
         {
             self.deaths.remove(&key);
         }
@@ -106,15 +125,20 @@ impl Backends {
 
     /// The process that closed the far end of that attempt's connection.
     fn death_of(&self, attempt: &Attempt) -> Option<&Death> {
+        self.closer_of(attempt).map(|closer| &closer.death)
+    }
+
+    fn closer_of(&self, attempt: &Attempt) -> Option<&Closer> {
         let ends = Key::Ends(attempt.local, attempt.remote);
-        let found = self.deaths.get(&Key::Socket(attempt.socket)).or_else(|| self.deaths.get(&ends))?;
+        let closer = self.deaths.get(&Key::Socket(attempt.socket)).or_else(|| self.deaths.get(&ends))?;
+        let found = &closer.death;
         let other =
             found.socket == 0 && !is_own(&event::addr(attempt.remote.ip()), found.netns, attempt.netns);
         // The record of a server's own 5xx is made as that begins.
         let behind = if may_be_a_last_word(attempt) { LAST_WORD_NS } else { 0 };
         let in_time = attempt.start_ns.is_none_or(|start| found.time_ns >= start)
             && found.time_ns <= attempt.end_ns.saturating_add(behind);
-        (in_time && !other).then_some(found)
+        (in_time && !other).then_some(closer)
     }
 
     /// True while the process that closed that attempt's far end, and had been told to end, is still about to.
@@ -219,7 +243,9 @@ impl Gatherer {
         };
         backend.death = self.backends.death_of(attempt).cloned();
         if let Some(death) = &backend.death {
-            backend.gone = Some(is_gone(death));
+            // Of one that lived on for a while and is gone now it is only known that it did not end by that.
+            let lived = self.backends.closer_of(attempt).is_some_and(|closer| closer.lived);
+            backend.gone = Some(is_gone(death)).filter(|gone| !(*gone && lived));
             if backend.socket.is_none() || !death.ending {
                 backend.looked_us = monotonic_ns().saturating_sub(attempt.end_ns) / 1000;
             }
@@ -343,6 +369,24 @@ mod tests {
             backends.died(death);
             assert_eq!(backends.death_of(&attempt).is_some(), fits, "{name}");
         }
+    }
+
+    #[test]
+    fn who_lives_on_did_not_close_because_it_ended() {
+        let stat = std::fs::read("/proc/self/stat").unwrap();
+        let began = proc::parse_stat(&stat).unwrap().start_ticks * 10_000_000;
+        let own = |change: fn(&mut Death)| {
+            let mut death = death(1, "127.0.0.1:1", "127.0.0.1:2", 0, 5);
+            death.pid = std::process::id();
+            death.start_ns = began.saturating_sub(boottime_ns().saturating_sub(monotonic_ns()));
+            (death.ending, death.status) = (false, None);
+            change(&mut death);
+            Closer::of(death).lived
+        };
+        assert!(own(|_| {}));
+        assert!(!own(|death| death.ending = true), "the kernel closed it");
+        assert!(!own(|death| death.time_ns = monotonic_ns()), "it may still be about to end");
+        assert!(!own(|death| death.start_ns = 0), "another process has its number");
     }
 
     #[test]

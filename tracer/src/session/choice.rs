@@ -15,8 +15,8 @@ use crate::{
     },
     event::said::Said,
     nginx::{
-        Candidate, ConfigLine, InForces, Located, Model, REDIRECT, Role, choice::Destination, tree::NodeId,
-        uri, value,
+        Candidate, ConfigLine, InForces, Layer, Located, Model, REDIRECT, Role, choice::Destination,
+        tree::NodeId, uri, value,
     },
 };
 
@@ -25,25 +25,30 @@ const DEFAULT_MAX_FAILS: u64 = 1;
 const DEFAULT_FAIL_TIMEOUT_S: u64 = 10;
 
 impl Session<'_> {
-    /// What nginx had to choose from for a request; None if that is not told by the configuration.
+    /// What nginx had to choose from for a request, by its head, or for a session of the stream module; None if that is not told by the configuration.
     pub(super) fn choice(
         &self,
         pending: &Pending,
-        head: &Head,
+        head: Option<&Head>,
         worker: &Watched,
     ) -> Option<(NoAttempt, Candidate)> {
         let Pending { said, local, began_ns, .. } = pending;
         let snapshot = &worker.config;
         let model = &snapshot.model;
-        let host = head.host.as_deref().unwrap_or_default();
-        let target = path_of(&head.target);
+        let host = head.and_then(|head| head.host.as_deref()).unwrap_or_default();
+        let target = head.map_or("", |head| path_of(&head.target));
         // nginx's own word for the place counts more than what follows from the request.
-        let place = said::place(said, worker);
-        let located = place.unwrap_or_else(|| model.locate(Some(*local), Some(host), target));
+        let located = match (said::place(said, worker), head) {
+            (Some(place), _) => place,
+            (None, Some(_)) => model.locate(Some(*local), Some(host), target),
+            // A session of the stream module leads nowhere by itself.
+            (None, None) => return None,
+        };
         let variable = |name: &str| variable(name, host, target);
         let word = said.said();
         let of = |pass| model.destination(pass, &variable);
-        let destination = told(model, &word)?;
+        let layer = if said.session { Layer::Stream } else { Layer::Http };
+        let destination = told(model, layer, &word)?;
         let passes = leading(&located, &destination, of);
         let pass = *passes.first()?;
         let line = model.line(Role::Pass, model.passes.get(pass)?.node);
@@ -214,10 +219,10 @@ impl Session<'_> {
 }
 
 /// Where that leads: the group, or the name.
-fn told(model: &Model, said: &Said) -> Option<Destination> {
+fn told(model: &Model, layer: Layer, said: &Said) -> Option<Destination> {
     match said {
         Said::NoLiveUpstreams { upstream } => {
-            match model.upstreams.iter().position(|known| known.name == *upstream) {
+            match model.upstreams.iter().position(|known| known.layer == layer && known.name == *upstream) {
                 Some(index) => Some(Destination::Group(index)),
                 // nginx names the group that it made of a pass by its host and port.
                 None => {

@@ -122,6 +122,10 @@ impl Session<'_> {
                 }
             }
             let case = &mut incident.case;
+            if said.as_ref().is_some_and(|(said, _)| said.session && said.connected) {
+                // nginx ends the session by itself then; where it leaves bytes unread, its RST ends the client's socket on loopback.
+                case.client_gone.take_if(|(_, reset)| *reset);
+            }
             let noted = said.as_ref().filter(|(said, _)| !said.has_header).and_then(|(said, _)| said.noted);
             case.attempt.noted = case.attempt.noted.or(noted.filter(|status| matches!(status, 502 | 504)));
             case.facts.said = match &said {

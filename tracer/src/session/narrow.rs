@@ -3,9 +3,9 @@
 
 use super::{Snapshot, notes, watch::Watched};
 use crate::{
-    correlate::{Case, request::Request},
+    correlate::{Case, ending, request::Request},
     event::Stage,
-    nginx::{Asked, Candidate, ConfigLine, Located, Role, Setting},
+    nginx::{Asked, Candidate, ConfigLine, Located, Module, Role, Setting},
     report::Incident,
 };
 
@@ -17,7 +17,10 @@ pub(super) fn by_request(incident: &mut Incident, worker: &Watched, place: Optio
     };
     let case = &mut incident.case;
     let mut narrowed = false;
-    if is_open(case) && is_certain(case, worker) {
+    // A session of the stream module is where nginx says that it is; it has no request that could lead anywhere.
+    let stream = ending::module(case) == Some(Module::Stream);
+    let leads = place.is_some() || !stream;
+    if leads && is_open(case) && is_certain(case, worker) {
         let located = place.cloned().unwrap_or_else(|| locate(case, request, worker));
         match case.attempt.stage {
             Stage::Bind => {

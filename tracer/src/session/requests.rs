@@ -122,18 +122,22 @@ impl Requests {
         let waited = now.duration_since(since);
         let Some(said) = self.sayings.of(attempt) else {
             // It says something as it closes the connection, or as it writes its log.
-            // A session of the stream module serves no request.
+            // A session of the stream module serves no request: its memory is not asked, but its word may name its client.
             let stream = ending::module(&incident.case) == Some(Module::Stream);
             let (limit, note) = match attempt.asked && !stream {
                 true if attempt.exiting => return Some(Attribution::unknown(UNANSWERED)),
                 true => (WAIT, UNANSWERED),
-                false if heard && !attempt.exiting && !stream => (WAIT_FOR_WORD, UNLINKED),
+                false if heard && !attempt.exiting => (WAIT_FOR_WORD, UNLINKED),
                 false => return Some(Attribution::unknown(UNLINKED)),
             };
             return (waited >= limit).then(|| Attribution::unknown(note));
         };
         let status = self.answers.get(&said.request.place).map(|(status, _)| *status);
-        let limit = if heard { WAIT } else { WAIT_FOR_WORD };
+        let limit = match (said.session, heard) {
+            (true, _) => Duration::ZERO,
+            (false, true) => WAIT,
+            (false, false) => WAIT_FOR_WORD,
+        };
         if status.is_none() && waited < limit && !attempt.exiting {
             return None;
         }
@@ -141,10 +145,12 @@ impl Requests {
             // Its client is not a TCP connection.
             return Some(Attribution::unknown(UNLINKED));
         };
-        let number = said.attempt_number;
-        let identity = said.request;
+        let (number, identity, session) = (said.attempt_number, said.request, said.session);
         let id = self.sayings.id(identity, &mut self.next, now);
         incident.case.attempt.number = number;
+        if session {
+            return Some(said::session(own, id));
+        }
         Some(said::attribution(own, id, status))
     }
 

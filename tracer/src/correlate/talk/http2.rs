@@ -62,6 +62,19 @@ pub fn answer(bytes: &[u8]) -> Answer {
     found
 }
 
+/// The stream that a request opens: that of the first HEADERS among the frames that nginx wrote for it.
+#[must_use]
+pub fn stream(request: &[u8]) -> Option<u32> {
+    let mut rest = request.strip_prefix(PREFACE).unwrap_or(request);
+    while let Some(([a, b, c, kind, _, stream @ ..], body)) = rest.split_first_chunk::<9>() {
+        if *kind == HEADERS {
+            return Some(u32::from_be_bytes(*stream) & 0x7fff_ffff).filter(|stream| *stream != 0);
+        }
+        rest = body.get(u32::from_be_bytes([0, *a, *b, *c]) as usize..)?;
+    }
+    None
+}
+
 /// True if these bytes can begin what an HTTP/2 server sends: its SETTINGS first, or frames of a connection in use.
 #[must_use]
 pub fn is_frame(bytes: &[u8]) -> bool {
@@ -141,10 +154,18 @@ mod tests {
     }
 
     #[test]
+    fn streams_of_requests() {
+        let headers = |stream: u8| [b"\0\0\x01\x01\x05\0\0\0".as_slice(), &[stream], b"\x82"].concat();
+        let first = [PREFACE, NO_SETTINGS, headers(1).as_slice()].concat();
+        assert_eq!((stream(&first), stream(&headers(3)), stream(&headers(0))), (Some(1), Some(3), None));
+        assert_eq!((stream(b""), stream(PREFACE), stream(b"\xff\xff\xff\0\0\0\0\0\0a")), (None, None, None));
+    }
+
+    #[test]
     fn any_bytes_are_read_without_a_panic() {
         let whole = [NO_SETTINGS, b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b"].concat();
         for cut in 0..whole.len() {
-            let _ = answer(whole.get(..cut).unwrap());
+            let _ = (answer(whole.get(..cut).unwrap()), stream(whole.get(..cut).unwrap()));
             let mut damaged = whole.clone();
             damaged[cut] = 0xff;
             let _ = answer(&damaged);

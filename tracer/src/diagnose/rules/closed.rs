@@ -9,7 +9,7 @@ use crate::{
         Case,
         backend::Far,
         ending::{self, End, Head},
-        talk::{self, Answer},
+        talk::{self, Answer, http2},
     },
     diagnose::{Cause, Verdict, words},
     event::Talk,
@@ -45,7 +45,17 @@ pub(super) fn early(case: &Case) -> Option<Verdict> {
         End::Closed if bye => {}
         End::Closed | End::Reset | End::Error(_) | End::WorkerEnded => return None,
     }
+    // Frames of the connection come before any header.
+    let frames = match talk::answer(case) {
+        Answer::Http2(found) if !found.headers && found.too_large.is_none() && !found.frames.is_empty() => {
+            Some(found)
+        }
+        _ => None,
+    };
+    let away = frames.as_ref().and_then(|found| found.goaway);
     let part = match ending::head(case) {
+        Head::Part if away.is_some() => "behind GOAWAY, before a header of the response",
+        Head::Part if frames.is_some() => "behind frames of HTTP/2 alone, before a header of the response",
         Head::Nothing => "without a byte of a response",
         Head::Part => "in the middle of the response's header",
         Head::Whole | Head::Unknown => return None,
@@ -77,6 +87,16 @@ pub(super) fn early(case: &Case) -> Option<Verdict> {
         .because_if("tls", bye.then_some("the last TLS record from it is as long as a close_notify: it had no more to say"))
         .because_if("request", standing::request(talk))
         .because_if("response", (talk.got_bytes > 0).then(|| standing::response(talk)))
+        .because_if(
+            "goaway",
+            away.map(|(last, error)| {
+                format!(
+                    "GOAWAY with error {error} {} for the connection, the last stream that it serves is {last}{}",
+                    http2::error_name(error),
+                    http2::stream(&talk.request).map(|own| format!(": nginx's, {own}, was to be served")).unwrap_or_default()
+                )
+            }),
+        )
         .because_if("process", alive)
         .because_if("listener", standing::listener(case))
         .because_if("dnat", words::translation(case))

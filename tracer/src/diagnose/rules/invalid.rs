@@ -385,16 +385,20 @@ fn frames(talk: &Talk, found: &http2::Answer) -> Option<Wrong> {
             always: true,
         });
     }
-    if let Some((last, error)) = found.goaway.filter(|_| !found.headers) {
+    // nginx goes on where the last stream that is served is its own, or a later one.
+    let stream = http2::stream(&talk.request);
+    let is_left_out = |last: u32| stream.is_none_or(|stream| last < stream);
+    if let Some((last, error)) = found.goaway.filter(|(last, _)| !found.headers && is_left_out(*last)) {
         return Some(Wrong {
             summary: format!("went away before it took the request: GOAWAY {}", http2::error_name(error)),
             text: format!(
-                "GOAWAY with error {error} {}, last stream {last}; {list}",
-                http2::error_name(error)
+                "GOAWAY with error {error} {} for the connection, the last stream that it serves is {last}{}; {list}",
+                http2::error_name(error),
+                stream.map(|stream| format!(", nginx's is {stream}")).unwrap_or_default()
             ),
             fix: fix.to_owned(),
             // Streams up to the last one are still served.
-            always: last == 0,
+            always: last == 0 || stream.is_some(),
         });
     }
     None

@@ -14,7 +14,7 @@ use crate::{
     diagnose::{Cause, Verdict, words},
     event::{
         Talk,
-        said::{During, Fault},
+        said::{During, Fault, Said},
     },
 };
 
@@ -244,6 +244,7 @@ pub(super) fn client(case: &Case) -> Option<Verdict> {
     if !by_nginx
         || case.client_saw.is_some_and(|status| status >= 500)
         || case.attempt.noted.is_some()
+        || matches!(case.facts.said, Some(Said::Certificate { .. }))
         || timer(case).is_some()
         || super::handshake::timeout(case).is_some()
     {

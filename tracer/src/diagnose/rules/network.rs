@@ -1,10 +1,11 @@
 //! `network-unreachable`: routing refused the connection. Each route type has its errno (net/ipv4/fib_semantics.c,
-//! fib_props): no route ENETUNREACH, unreachable EHOSTUNREACH, prohibit EACCES, blackhole EINVAL.
+//! fib_props): no route ENETUNREACH, unreachable EHOSTUNREACH, prohibit EACCES, blackhole EINVAL; a link-local address
+//! without an interface EINVAL as well.
 //!
 //! Look-alikes: EACCES of a security module or of IPv6 administrative prohibition; EHOSTUNREACH of a neighbour;
 //! EADDRNOTAVAIL of exhausted ports. So the errno alone proves nothing: the route must say the same.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::{
     correlate::Case,
@@ -32,6 +33,11 @@ fn at_once(case: &Case) -> Option<Verdict> {
     let call = format!("connect() returned {} before a SYN was sent", words::errno(errno));
     let kind = route.and_then(|r| r.kind.as_deref());
     let agrees = route.is_some_and(|r| r.errno == Some(errno));
+    if errno == libc::EINVAL
+        && let Some(verdict) = no_interface(case, &call, agrees)
+    {
+        return Some(verdict);
+    }
     // What else yields this errno at this point, and whether it could have been seen.
     let (what, rival, excluded) = match errno {
         libc::ENETUNREACH => ("no route leads", "a route that was missing only for a moment", true),
@@ -76,6 +82,31 @@ fn at_once(case: &Case) -> Option<Verdict> {
                 },
                 format!("ip route get {to}"),
             ),
+    )
+}
+
+/// A link-local address means nothing without its interface, and connect() refuses it before it looks for a route (net/ipv6/tcp_ipv6.c,
+/// tcp_v6_connect). nginx's configuration cannot name one: an address that is written there has none; what a name stands for may.
+fn no_interface(case: &Case, call: &str, agrees: bool) -> Option<Verdict> {
+    let to = case.attempt.remote;
+    let IpAddr::V6(ip) = to.ip() else { return None };
+    let written = |server: &str| server.parse().is_ok_and(|known: SocketAddr| known.ip() == to.ip());
+    let literal = !case.config.is_empty() && case.config.iter().all(|c| written(&c.server));
+    // A `blackhole` route says the same where the address has an interface.
+    if !ip.is_unicast_link_local() || (agrees && !literal) {
+        return None;
+    }
+    Some(
+        Verdict::graded(
+            Cause::NetworkUnreachable,
+            literal,
+            format!("{ip} is link-local, and nothing says on which interface"),
+            "an address with an interface that is not the one of proxy_bind",
+        )
+        .because("syscall", call)
+        .because("address", format!("{ip} is of fe80::/10: the kernel takes it with an interface alone, and nginx's configuration cannot name one"))
+        .fix("name an address of the server that is not link-local: a global one, or one of fd00::/8")
+        .fix_with("see which the server has (there)", "ip -6 address show scope global"),
     )
 }
 

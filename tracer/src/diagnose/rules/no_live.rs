@@ -54,21 +54,19 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     } else {
         format!("no server of {} was in service: nginx tried none", group.name)
     };
-    let waited = words::duration(none.waited_us);
     let answer = if none.tried == 0 {
-        format!("nginx answered {waited} after the request and opened no connection")
+        words::untried(case, none)
     } else {
-        format!(
-            "nginx answered {waited} after the request, after {} of its own that failed",
-            attempts(none.tried)
-        )
+        format!("{}, after {} of its own that failed", words::ended_untried(case, none), attempts(none.tried))
     };
     let mut verdict = Verdict::graded(Cause::NoLiveUpstreams, proof, summary, rival)
         .because("answer", answer)
         .because_if("said", said.then_some("nginx itself tells its log: no live upstreams"));
     for (peer, standing) in &standings {
         let text = match standing {
-            Standing::Always if none.tried > 0 => format!("{} was tried for this request", name(peer)),
+            Standing::Always if none.tried > 0 => {
+                format!("{} was tried for this {}", name(peer), words::request(case))
+            }
             _ => told(group, peer, *standing, now),
         };
         verdict = verdict.because("server", text);

@@ -35,10 +35,6 @@ fn place(line: &crate::nginx::ConfigLine) -> String {
     format!("{}:{}", line.file.display(), line.line)
 }
 
-fn answered(none: &NoAttempt) -> String {
-    format!("nginx answered {} after the request and opened no connection", words::duration(none.waited_us))
-}
-
 pub(super) fn none(case: &Case) -> Option<Verdict> {
     let (none, look_up) = look_up(case)?;
     let said = match none.source.word() {
@@ -59,16 +55,17 @@ pub(super) fn none(case: &Case) -> Option<Verdict> {
             format!("nginx has no resolver to look up {}", name(look_up)),
             rival,
         )
-        .because("answer", answered(none))
+        .because("answer", words::untried(case, none))
         .because_if("said", said.then_some("nginx itself tells its log: no resolver defined"))
         .because(
             "no-resolver",
             format!(
-                "{pass} has a variable, so nginx looks the host up while the request waits, and no `resolver` is in \
-                 force there"
+                "{pass} has a variable, so nginx looks the host up while the {} waits, and no `resolver` is in force \
+                 there",
+                words::request(case)
             ),
         )
-        .fix(format!("add `resolver ADDRESS;` with a name server's address to the block of {pass}, or to `http`"))
+        .fix(format!("add `resolver ADDRESS;` with a name server's address to the block of {pass}, or to `{}`", words::layer(case)))
         .fix(format!("or write the host in {pass} without a variable: nginx then resolves it when it starts")),
     )
 }
@@ -132,7 +129,7 @@ pub(super) fn failed(case: &Case) -> Option<Verdict> {
         summary,
         none.doubt().unwrap_or_else(|| rival.to_owned()),
     )
-    .because("answer", answered(none))
+    .because("answer", words::untried(case, none))
     .because_if("said", state.map(|state| format!("nginx itself tells its log: {}", state_text(state))))
     .because("resolver", format!("{} asks by {}: {}", place(&none.pass), place(resolver), resolver.text))
     .because_if("timeout", timed_out.map(|_| format!("the time fits {}", look_up.timeout_text)));

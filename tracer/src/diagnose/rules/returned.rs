@@ -4,7 +4,10 @@
 
 use super::{bytes, died, standing};
 use crate::{
-    correlate::{Case, ending, talk},
+    correlate::{
+        Case, ending,
+        talk::{self, Answer},
+    },
     diagnose::{Cause, Verdict, words},
     event::{Death, Sent, Stage, Talk, said::Said},
     nginx::InForce,
@@ -15,7 +18,11 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     if !talk.said_5xx && !talk.answered_bad {
         return None;
     }
-    let read = talk::answer(case).status();
+    let answer = talk::answer(case);
+    let read = answer.status();
+    // A header that nginx has whole and finds nothing wrong with is the server's, whatever else bears the same status.
+    let whole = matches!(&answer, Answer::Head(head) if head.length.is_some() && head.fault.is_none())
+        && ending::said(case).is_none();
     let hidden = talk.tls && read.is_none() && talk.status.is_none();
     let shown = if hidden { passed_on(case, talk) } else { None };
     let status = read.or(talk.status).or(shown).filter(|status| (500..=599).contains(status))?;
@@ -54,7 +61,7 @@ pub(super) fn check(case: &Case) -> Option<Verdict> {
     let verdict =
         Verdict::graded(
             Cause::UpstreamReturned5xx,
-            both && talk.watched && talk.said_5xx && !hidden,
+            both && talk.watched && (talk.said_5xx || whole) && !hidden,
             match last_word {
                 Some((death, ..)) => format!("{target} itself answered {status}, as {} had been told to end", died::who(death)),
                 None => format!("{target} itself answered {status}{}", meaning(status)),

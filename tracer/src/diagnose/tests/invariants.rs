@@ -220,7 +220,10 @@ fn calls(case: &Case, v: &Verdict, must: &mut Must<'_>) {
             );
             let route = case.facts.route.as_ref().and_then(|r| r.errno) == Some(-a.ret);
             let off = case.facts.ipv6_disabled == Some(true) && -a.ret == libc::EADDRNOTAVAIL;
-            must(!proven || (at_once && (route || off)), "the route does not say so");
+            let link_local = -a.ret == libc::EINVAL
+                && matches!(a.remote.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local())
+                && case.config.iter().all(|c| c.server == a.remote.to_string());
+            must(!proven || (at_once && (route || off || link_local)), "the route does not say so");
             must(
                 !proven || -a.ret != libc::EACCES || case.reach.security,
                 "a security module may have refused",

@@ -405,6 +405,24 @@ fn tls() {
             Proven,
         ),
         (
+            "certificate of a stream's server, by nginx's word, as its client leaves",
+            verify(stood(NEAR).tls(126).got(SENT + MS, server_hello(2))).client_gone(true).edit(|c| {
+                c.config[0].module = Module::Stream;
+                c.facts.said = Some(Said::Certificate { reason: None });
+            }),
+            Certificate,
+            Proven,
+        ),
+        (
+            "a stream's client leaves, and nginx says nothing",
+            verify(stood(NEAR).tls(126).got(SENT + MS, server_hello(2))).client_gone(false).edit(|c| {
+                c.config[0].module = Module::Stream;
+                c.facts.said = Some(Said::Nothing);
+            }),
+            Cause::ClientAborted,
+            Likely,
+        ),
+        (
             "certificate, and the server hangs up on nginx's close_notify",
             verify(stood(NEAR).tls(157).got(SENT + MS, server_hello(2)).talk(|t| {
                 (t.said_bye, t.last_sent_ns, t.fin_ns) = (true, Some(SENT + 2 * MS), Some(SENT + 3 * MS));

@@ -89,6 +89,27 @@ fn routes() {
         ("no route, not asked", call(Stage::Connect, FAR, libc::ENETUNREACH), NetworkUnreachable, Likely),
         ("unreachable", fails(libc::EHOSTUNREACH, "unreachable", true), NetworkUnreachable, Proven),
         ("blackhole", fails(libc::EINVAL, "blackhole", true), NetworkUnreachable, Proven),
+        (
+            "a link-local address that is written in the configuration",
+            call(Stage::Connect, "[fe80::1]:3000", libc::EINVAL).route(None, "unicast").timeout_ms(1000),
+            NetworkUnreachable,
+            Proven,
+        ),
+        (
+            "a link-local address that a name stands for",
+            call(Stage::Connect, "[fe80::1]:3000", libc::EINVAL)
+                .route(None, "unicast")
+                .timeout_ms(1000)
+                .edit(|c| c.config[0].server = "app.test:3000".to_owned()),
+            NetworkUnreachable,
+            Likely,
+        ),
+        (
+            "another address of IPv6",
+            call(Stage::Connect, FAR6, libc::EINVAL).route(None, "unicast").timeout_ms(1000),
+            Unexplained,
+            No,
+        ),
         ("EINVAL with a good route", fails(libc::EINVAL, "unicast", false), Unexplained, No),
         ("prohibit", fails(libc::EACCES, "prohibit", true), NetworkUnreachable, Proven),
         (

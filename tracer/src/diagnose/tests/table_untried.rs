@@ -191,6 +191,21 @@ fn names() {
 }
 
 #[test]
+fn a_session_is_not_answered() {
+    let of = |module| {
+        let case = edit(look_up(false, 95, Vec::new()), |n| n.source = Source::Said(Word::NoResolver));
+        let case = case.timeout_ms(1000).edit(|c| c.config[0].module = module);
+        let verdict = diagnose(&case.0);
+        assert_eq!((verdict.cause, verdict.confidence), (NoResolver, Proven));
+        let texts = verdict.evidence.iter().map(|e| e.text.clone());
+        texts.chain(verdict.fix.iter().map(|fix| fix.text.clone())).collect::<Vec<_>>().join("\n")
+    };
+    let (request, session) = (of(Module::Proxy), of(Module::Stream));
+    assert!(request.contains("after the request and") && request.contains("or to `http`"), "{request}");
+    assert!(session.contains("nginx closed the session") && session.contains("to `stream`"), "{session}");
+}
+
+#[test]
 fn nginx_says_it_itself() {
     let word = |build: Build, word: Word| edit(build, |n| n.source = Source::Said(word));
     let half = || group(vec![peer(1, &[4000]), peer(2, &[])]);

@@ -17,6 +17,10 @@ server {
 server
 { location / { proxy_pass http://127.0.0.1:7; } }
 server { location / { proxy_pass http://127.0.0.1:8; } } server { location / { proxy_pass http://127.0.0.1:9; } }
+}
+stream {
+server { listen 81; proxy_pass 127.0.0.1:1; }
+server { listen 82; return x; }
 }";
 
 #[test]
@@ -40,5 +44,8 @@ fn a_place_is_found_by_what_nginx_keeps() {
     assert_eq!(urls(12, "/"), None, "two servers in a line");
     assert_eq!(urls(2, ""), None);
     assert_eq!(urls(2, "/other"), None);
+    assert_eq!(urls(15, ""), Some(vec!['1']), "a session of the stream module");
+    assert_eq!(urls(15, "/"), None);
+    assert_eq!(urls(16, ""), None, "no pass");
     assert_eq!(model.place(Path::new("/else"), 2, b"/"), None);
 }
