@@ -62,10 +62,14 @@ pub fn answer(bytes: &[u8]) -> Answer {
     found
 }
 
-/// The stream that a request opens: that of the first HEADERS among the frames that nginx wrote for it.
+/// The stream that a request opens: that of the first HEADERS among the frames that nginx wrote for it. Behind the preface it is 1
+/// (ngx_http_grpc_create_request), however little of it was kept.
 #[must_use]
 pub fn stream(request: &[u8]) -> Option<u32> {
-    let mut rest = request.strip_prefix(PREFACE).unwrap_or(request);
+    if request.starts_with(b"PRI * HT") {
+        return Some(1);
+    }
+    let mut rest = request;
     while let Some(([a, b, c, kind, _, stream @ ..], body)) = rest.split_first_chunk::<9>() {
         if *kind == HEADERS {
             return Some(u32::from_be_bytes(*stream) & 0x7fff_ffff).filter(|stream| *stream != 0);
@@ -158,7 +162,10 @@ mod tests {
         let headers = |stream: u8| [b"\0\0\x01\x01\x05\0\0\0".as_slice(), &[stream], b"\x82"].concat();
         let first = [PREFACE, NO_SETTINGS, headers(1).as_slice()].concat();
         assert_eq!((stream(&first), stream(&headers(3)), stream(&headers(0))), (Some(1), Some(3), None));
-        assert_eq!((stream(b""), stream(PREFACE), stream(b"\xff\xff\xff\0\0\0\0\0\0a")), (None, None, None));
+        assert_eq!(
+            (stream(b""), stream(&PREFACE[..8]), stream(b"\xff\xff\xff\0\0\0\0\0\0a")),
+            (None, Some(1), None)
+        );
     }
 
     #[test]
