@@ -120,5 +120,6 @@ fn explain(mut attempt: Attempt, dice: u8) {
         container: None,
         bind_lines: Vec::new(),
         attribution: Attribution::default(),
+        repeats: None,
     });
 }
