@@ -17,7 +17,7 @@ use crate::{
 
 /// How [`place`] answers: the failure is to be sent as ever.
 pub(crate) const ALONE: u32 = 0;
-/// It is to be sent, and stands for those of its kind that are counted after it: [`flag::EXEMPLAR`].
+/// It is to be sent, and stands for those of its kind that are counted after it: `flag::EXEMPLAR`.
 pub(crate) const EXEMPLAR: u32 = 1;
 /// It was counted, and is not sent.
 pub(crate) const COUNTED: u32 = 2;
@@ -89,7 +89,12 @@ pub(crate) fn place(sk: u64, conn: &Conn, end: &End) -> u32 {
                 }
             }
             if (*seen).icmp_ns != 0 && (*seen).icmp_ns >= conn.start_ns {
-                alike = alike.and(pair(u32::from((*seen).icmp_type), u32::from((*seen).icmp_code)));
+                // Who rejects is a part of the verdict.
+                let sender = (&raw const (*seen).icmp_sender).cast::<u64>();
+                alike = alike
+                    .and(pair(u32::from((*seen).icmp_type), u32::from((*seen).icmp_code)))
+                    .and(sender.read_unaligned())
+                    .and(sender.add(1).read_unaligned());
             }
             if (*seen).overflow_ns != 0 && (*seen).overflow_ns >= conn.start_ns {
                 alike = alike.and(1);
@@ -99,7 +104,9 @@ pub(crate) fn place(sk: u64, conn: &Conn, end: &End) -> u32 {
     if seen.queued != 0
         && let Some((kind, code)) = emit::icmp_of(seen.queued)
     {
-        alike = alike.and(pair(u32::from(kind) << 16, u32::from(code)));
+        let sender = kernel::ip_source(kernel::network_header(seen.queued));
+        let [.., a, b, c, d] = sender;
+        alike = alike.and(pair(u32::from(kind) << 16 | u32::from(code), u32::from_ne_bytes([a, b, c, d])));
     }
     let mut place = find(&alike, conn.tgid, sk, conn.start_ns, now_ns);
     kernel::forget(&mut place);
